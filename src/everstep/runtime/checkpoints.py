@@ -1,0 +1,116 @@
+"""Checkpoints as the service knows them: names, look-up, what may be loaded, expiry, deletion."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from everstep.ledger import Checkpoint, Ledger
+from everstep.runtime.errors import OperationFailed, Rejected
+from everstep.runtime.settings import Settings
+from everstep.vault import Vault
+from everstep.wire.errors import WireError
+from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path, validate_name
+
+
+class Checkpoints:
+    """Look-ups over the ledger's index and the vault."""
+
+    def __init__(self, ledger: Ledger, vault: Vault, settings: Settings) -> None:
+        self._ledger = ledger
+        self._vault = vault
+        self._settings = settings
+
+    async def find(self, text: str) -> Checkpoint:
+        """Return the checkpoint of a path.
+
+        Raises:
+            OperationFailed: the path is malformed, or names nothing that can be loaded.
+        """
+        try:
+            path = parse_path(text)
+        except WireError as error:
+            raise OperationFailed(str(error)) from error
+        checkpoint = await self._ledger.checkpoint(str(path))
+        if checkpoint is None:
+            raise OperationFailed(
+                f"Checkpoint {text} does not exist: it was never saved, was deleted, or has "
+                "expired. List the run's checkpoints to see what is there."
+            )
+        return checkpoint
+
+    async def loadable(self, text: str, *, optimizer: bool) -> Checkpoint:
+        """Return a checkpoint that may be loaded, with its optimizer state if that is wanted.
+
+        Raises:
+            OperationFailed: nothing is there, or the optimizer state isn't; then the text names
+                the path that has it, if there is one.
+        """
+        checkpoint = await self.find(text)
+        if optimizer and checkpoint.kind != CheckpointKind.TRAINING:
+            twin = TinkerPath(checkpoint.run_id, CheckpointKind.TRAINING, checkpoint.name)
+            text = f"Checkpoint {checkpoint.path} holds weights only, no optimizer state. "
+            if await self._ledger.checkpoint(str(twin)) is not None:
+                raise OperationFailed(text + f"Load {twin}, which has it.")
+            raise OperationFailed(
+                text + "Load it without the optimizer (load_state), or load a checkpoint "
+                "that save_state made."
+            )
+        return checkpoint
+
+    def source(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Where a worker finds the checkpoint in the vault."""
+        return {"kind": checkpoint.kind, "run": checkpoint.run_id, "name": checkpoint.name}
+
+    async def delete(self, run_id: str, checkpoint_id: str) -> None:
+        """Delete a checkpoint: first from the index, so that what is listed can be loaded.
+
+        Raises:
+            Rejected: the id is malformed (400) or unknown (404).
+        """
+        segment, _, name = checkpoint_id.partition("/")
+        try:
+            path = TinkerPath(run_id, CheckpointKind.from_segment(segment), validate_name(name))
+            parse_path(str(path))
+        except WireError as error:
+            raise Rejected(400, str(error)) from error
+        if not await self._ledger.delete_checkpoint(str(path)):
+            raise Rejected(404, f"Checkpoint {path} does not exist.")
+        self._vault.delete(str(path.kind), path.run_id, path.name)
+
+    def check_ttl(self, ttl_seconds: int | None) -> None:
+        """Raise `OperationFailed` for a ``ttl_seconds`` out of bounds. None: never expires."""
+        low, high = self._settings.min_ttl_seconds, self._settings.max_ttl_seconds
+        if ttl_seconds is not None and not low <= ttl_seconds <= high:
+            raise OperationFailed(
+                f"ttl_seconds must be from {low} to {high}, or absent for a checkpoint that "
+                f"never expires; got {ttl_seconds}."
+            )
+
+
+def expiry(accepted_at: datetime, ttl_seconds: int | None) -> datetime | None:
+    """When a checkpoint expires, counted from when its save was accepted."""
+    return accepted_at + timedelta(seconds=ttl_seconds) if ttl_seconds is not None else None
+
+
+def taken(name: str, run_id: str, kind: CheckpointKind) -> OperationFailed:
+    """The failure of a save whose name is taken, in the hosted service's words."""
+    return OperationFailed(
+        f"Checkpoint '{name}' already exists for model {run_id} in {kind.segment}. "
+        "Please choose a different name to avoid overwriting."
+    )
+
+
+def draft(checkpoint: Checkpoint, **fields: Any) -> dict[str, Any]:
+    """The part of a manifest that the service knows, as JSON."""
+    return {
+        "kind": checkpoint.kind,
+        "run_id": checkpoint.run_id,
+        "name": checkpoint.name,
+        "base_model": checkpoint.base_model,
+        "lora": checkpoint.lora,
+        "optimizer": checkpoint.optimizer,
+        "user_metadata": checkpoint.user_metadata,
+        "expires_at": checkpoint.expires_at.isoformat() if checkpoint.expires_at else None,
+        **fields,
+    }

@@ -1,0 +1,219 @@
+"""What a worker does on each command of the service.
+
+========== =============================================================== =====================
+command    effect                                                          reply
+========== =============================================================== =====================
+create     a new run from its seed                                         done
+restore    a run from a checkpoint or snapshot                             done
+load       a checkpoint into a live run                                    done
+pass       forward or forward_backward of one training pass                done + output
+optim_step one step of the optimizer                                       done + metrics
+save       capture now, write in the background                            captured, then done
+sample     sequences and logprobs                                          done + output
+drop       forget a run                                                    done
+collect    remove unreferenced files of the vault                          done
+========== =============================================================== =====================
+
+Any command may reply ``failed`` with a text and a category instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+
+from everstep.engine import (
+    AdamParams,
+    AdapterConfig,
+    Model,
+    RunState,
+    forward_backward,
+    optim_step,
+)
+from everstep.engine.environment import environment
+from everstep.engine.errors import InputError
+from everstep.runtime.channel import BlockingChannel, Message
+from everstep.runtime.samplers import Samplers
+from everstep.runtime.saving import read_checkpoint, write_checkpoint
+from everstep.runtime.turns import Turns
+from everstep.vault import Vault, VaultError
+from everstep.wire.proto import decode_training_pass, encode_forward_backward_output
+
+_log = structlog.get_logger("everstep.worker")
+_Reply = tuple[dict[str, Any], bytes]
+_Steps = Generator[None, None, _Reply]
+
+
+class Commands:
+    """The worker's state and its commands.
+
+    Args:
+        models: the base models by name.
+        vault: where checkpoints lie.
+        channel: where replies go.
+        turns: where the steps of long commands wait for their turn.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], vault: Vault, channel: BlockingChannel, turns: Turns
+    ) -> None:
+        self._models = models
+        self._vault = vault
+        self._channel = channel
+        self._turns = turns
+        self._runs: dict[str, tuple[Model, RunState]] = {}
+        self._samplers = Samplers(models, vault, self._finish, self._fail)
+        self._sampling: set[str] = set()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
+        self._steps: dict[str, Callable[[Message], _Steps]] = {
+            "create": self._create,
+            "restore": self._restore,
+            "load": self._load,
+            "pass": self._pass,
+            "optim_step": self._optim_step,
+            "drop": self._drop,
+        }
+
+    def handle(self, message: Message) -> None:
+        """Take one command: queue its steps behind the others of its run."""
+        command = message.header["command"]
+        if command == "sample":
+            self._sample(message)
+        elif command == "save":
+            self._turns.add(message.header["run"], self._save(message))
+        elif command == "collect":
+            self._writer.submit(self._collect, message)
+        else:
+            self._turns.add(
+                message.header["run"], self._answered(message, self._steps[command](message))
+            )
+
+    def _answered(self, message: Message, steps: _Steps) -> Generator[None, None, None]:
+        """Run a command's steps and send what comes of it."""
+        seconds = 0.0
+        while True:
+            begin = time.perf_counter()
+            try:
+                next(steps)
+            except StopIteration as end:
+                reply, body = end.value
+                seconds += time.perf_counter() - begin
+                self._finish(message.header["id"], {**reply, "seconds": seconds}, body)
+                return
+            except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
+                self._fail(message.header["id"], error)
+                return
+            seconds += time.perf_counter() - begin
+            yield
+
+    def _finish(self, call_id: int, reply: Mapping[str, Any], body: bytes = b"") -> None:
+        self._channel.send({"id": call_id, "event": "done", **reply}, body)
+
+    def _fail(self, call_id: int, error: BaseException) -> None:
+        by_user = isinstance(error, InputError)
+        if not by_user:
+            _log.error("operation failed", error=repr(error), exc_info=error)
+        text = str(error) if by_user or isinstance(error, VaultError) else repr(error)
+        category = "user" if by_user else "server"
+        self._channel.send(
+            {"id": call_id, "event": "failed", "message": text, "category": category}
+        )
+
+    # Commands of a run, each a generator that yields between its steps.
+
+    def _create(self, message: Message) -> _Steps:
+        yield from ()
+        model = self._models[message.header["model"]]
+        state = model.new_run(AdapterConfig(**message.header["adapter"]))
+        self._runs[message.header["run"]] = (model, state)
+        return {}, b""
+
+    def _restore(self, message: Message) -> _Steps:
+        yield from ()
+        model = self._models[message.header["model"]]
+        state = model.new_run(AdapterConfig(**message.header["adapter"]))
+        self._read_into(state, message)
+        self._runs[message.header["run"]] = (model, state)
+        return {"step": state.step}, b""
+
+    def _load(self, message: Message) -> _Steps:
+        yield from ()
+        _, state = self._runs[message.header["run"]]
+        self._read_into(state, message)
+        return {"step": state.step}, b""
+
+    def _read_into(self, state: RunState, message: Message) -> None:
+        optimizer = bool(message.header["optimizer"])
+        manifest, files = read_checkpoint(self._vault, message.header["source"], optimizer)
+        meta = {"step": manifest.step, "lora": manifest.lora, "optimizer": manifest.optimizer}
+        state.restore(files, meta, optimizer=optimizer)
+
+    def _pass(self, message: Message) -> _Steps:
+        model, state = self._runs[message.header["run"]]
+        training_pass = decode_training_pass(message.body)
+        result = yield from forward_backward(
+            model,
+            state,
+            training_pass.examples,
+            training_pass.loss_fn,
+            training_pass.loss_fn_config,
+            backward=not training_pass.forward_only,
+        )
+        return {}, encode_forward_backward_output(result.outputs, result.metrics)
+
+    def _optim_step(self, message: Message) -> _Steps:
+        yield from ()
+        _, state = self._runs[message.header["run"]]
+        return {"metrics": optim_step(state, AdamParams(**message.header["params"]))}, b""
+
+    def _drop(self, message: Message) -> _Steps:
+        yield from ()
+        self._runs.pop(message.header["run"], None)
+        return {}, b""
+
+    # Saves: captured in turn, written behind.
+
+    def _save(self, message: Message) -> Generator[None, None, None]:
+        yield from ()
+        header = message.header
+        try:
+            _, state = self._runs[header["run"]]
+            capture = state.capture(optimizer=header["manifest"]["kind"] != "sampler")
+        except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
+            self._fail(header["id"], error)
+            return
+        self._channel.send({"id": header["id"], "event": "captured"})
+        job = partial(
+            write_checkpoint, self._vault, capture, header["manifest"], environment()
+        )
+        self._writer.submit(self._write, header["id"], job)
+
+    def _write(self, call_id: int, job: Callable[[], dict[str, Any]]) -> None:
+        try:
+            reply = job()
+        except Exception as error:  # noqa: BLE001  that save fails, the run goes on
+            self._fail(call_id, error)
+        else:
+            self._finish(call_id, reply)
+
+    def _collect(self, message: Message) -> None:
+        self._write(message.header["id"], lambda: {"removed": len(self._vault.collect())})
+
+    # Samples: one batch a model, one decode step a turn.
+
+    def _sample(self, message: Message) -> None:
+        name = message.header["model"]
+        self._samplers.add(message)
+        if name not in self._sampling:
+            self._sampling.add(name)
+            self._turns.add(f"sampling {name}", self._decode(name))
+
+    def _decode(self, name: str) -> Generator[None, None, None]:
+        while self._samplers.step(name):
+            yield
+        self._sampling.discard(name)

@@ -1,0 +1,52 @@
+"""What the runtime raises.
+
+    RuntimeFault
+    ├── Rejected          a request that can't be attributed to a run: an HTTP status and a text
+    ├── UnknownFuture     no operation has this request id
+    ├── WorkerLost        the worker process ended while it held the call
+    └── OperationFailed   an operation ended in a failure: a text and a category
+"""
+
+from __future__ import annotations
+
+from everstep.wire.errors import ErrorCategory
+
+
+class RuntimeFault(Exception):
+    """Base of everything the runtime raises on purpose."""
+
+
+class Rejected(RuntimeFault):
+    """A request was refused before anything was accepted.
+
+    Attributes:
+        status: the HTTP status that fits (4xx).
+        detail: what was wrong, with which input, and what to do.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class UnknownFuture(RuntimeFault):
+    """No operation with this request id was ever accepted here."""
+
+
+class WorkerLost(RuntimeFault):
+    """The worker process ended before it answered; the call may be made again."""
+
+
+class OperationFailed(RuntimeFault):
+    """An operation ends in a failed future.
+
+    Attributes:
+        message: the text the client sees.
+        category: ``user`` when the request was wrong, ``server`` when we were.
+    """
+
+    def __init__(self, message: str, category: ErrorCategory = ErrorCategory.USER) -> None:
+        super().__init__(message)
+        self.message = message
+        self.category = category

@@ -1,0 +1,44 @@
+"""Ids and kinds of operations: what the ledger's rows are called.
+
+A run is ``<session>:train:<n>`` and its training operations carry the sequence ids 1, 2, …; what
+creates it is operation 0. A sampler is ``<session>:sample:<n>`` and numbers its own samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+CREATE_MODEL = "create_model"
+CREATE_FROM_STATE = "create_from_state"
+FORWARD = "forward"
+FORWARD_BACKWARD = "forward_backward"
+OPTIM_STEP = "optim_step"
+SAVE_WEIGHTS = "save_weights"
+SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+LOAD_WEIGHTS = "load_weights"
+UNLOAD_MODEL = "unload_model"
+SAMPLE = "sample"
+
+CHANGES_STATE = frozenset({FORWARD_BACKWARD, OPTIM_STEP, LOAD_WEIGHTS})
+"""Kinds that change a run's state: what recovery applies again."""
+
+
+def run_id(session_id: str, model_seq_id: int) -> str:
+    """The id of a session's n-th run, as the client expects it."""
+    return f"{session_id}:train:{model_seq_id}"
+
+
+def sampler_id(session_id: str, sampling_session_seq_id: int) -> str:
+    """The id of a session's n-th sampler, as the client expects it."""
+    return f"{session_id}:sample:{sampling_session_seq_id}"
+
+
+def unload_scope(run: str) -> str:
+    """The ledger scope of a run's unload operations, which carry no sequence id."""
+    return f"{run}/unload"
+
+
+def seed_for(scope: str, seq_id: int) -> int:
+    """The seed of a request that names none: 31 bits, the same for every retry and replay."""
+    digest = hashlib.sha256(f"{scope}#{seq_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1

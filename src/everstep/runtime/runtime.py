@@ -1,0 +1,283 @@
+"""The runtime: accepts requests into the ledger, has them executed in order, and hands results out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from everstep.engine.info import ModelInfo
+from everstep.ledger import Ledger, Operation, SequenceConflict
+from everstep.runtime import names
+from everstep.runtime.accept import Acceptance, Entry, Request
+from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.errors import Rejected, UnknownFuture
+from everstep.runtime.execution import Execution
+from everstep.runtime.run_actor import RunActor
+from everstep.runtime.sampling import Sampling
+from everstep.runtime.sessions import Sessions
+from everstep.runtime.settings import Settings
+from everstep.runtime.snapshots import Snapshots
+from everstep.runtime.views import Views
+from everstep.runtime.worker_process import WorkerProcess
+from everstep.vault import Vault
+from everstep.wire import types
+
+_log = structlog.get_logger("everstep.runtime")
+_FARTHEST_AHEAD = 10_000
+
+
+@dataclass
+class Parts:
+    """The rooms that a runtime brings together."""
+
+    ledger: Ledger
+    vault: Vault
+    worker: WorkerProcess
+    checkpoints: Checkpoints
+    settings: Settings
+
+
+class Runtime:
+    """One service's runs, samplers and futures over one home directory.
+
+    Attributes:
+        sessions: opening, heartbeats and ends of sessions; creation of samplers.
+        views: what the service tells of models, runs and checkpoints.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._ledger = parts.ledger
+        self._acceptance = Acceptance(
+            parts.ledger, parts.checkpoints, lambda: parts.worker.models, parts.settings
+        )
+        self._snapshots = Snapshots(parts.vault)
+        self._sampling = Sampling(
+            parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
+        )
+        self._actors: dict[str, RunActor] = {}
+        self._futures: dict[str, asyncio.Future[Operation]] = {}
+        self._stopping = False
+        self.sessions = Sessions(parts.ledger, parts.vault, parts.checkpoints, self._acceptance)
+        self.views = Views(
+            parts.ledger, parts.checkpoints, self._acceptance, lambda: parts.worker.models
+        )
+
+    @classmethod
+    async def open(cls, home: Path, models: Mapping[str, str], settings: Settings) -> Runtime:
+        """Open a home directory, start the worker, and go on with what was unfinished.
+
+        Args:
+            home: everything the service keeps; created when it isn't there.
+            models: what is served: name → directory, hub id or ``everstep/pico``.
+            settings: limits and intervals.
+
+        Raises:
+            LedgerLocked: another service has the home.
+            OperationFailed: a model can't be loaded.
+        """
+        home.mkdir(parents=True, exist_ok=True)
+        ledger = await Ledger.open(home / "ledger.sqlite")
+        try:
+            vault = Vault(home / "vault")
+            worker = WorkerProcess(home, models, settings)
+            await worker.start()
+        except BaseException:
+            await ledger.close()
+            raise
+        checkpoints = Checkpoints(ledger, vault, settings)
+        runtime = cls(Parts(ledger, vault, worker, checkpoints, settings))
+        for operation in await ledger.unfinished():
+            runtime._schedule(operation)
+        return runtime
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests will succeed now."""
+        return self._parts.worker.ready and not self._stopping
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """The models that are served."""
+        return list(self._parts.worker.models.values())
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker."""
+        return self._parts.worker.pid
+
+    async def close(self) -> None:
+        """Finish what executes, snapshot the runs, end the worker; bounded by the settings."""
+        self._stopping = True
+        await self._sampling.close()
+        actors = list(self._actors.values())
+        stops = [asyncio.create_task(actor.close()) for actor in actors]
+        if stops:
+            _, late = await asyncio.wait(stops, timeout=self._parts.settings.shutdown_seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                _log.warning("some runs were not parked; their next start replays", runs=len(late))
+        for actor in actors:
+            actor.abandon()
+        await self._parts.worker.close()
+        await self._ledger.close()
+
+    async def submit(self, request: Request | types.UnloadModelRequest) -> types.UntypedAPIFuture:
+        """Accept a request durably and have it executed in its turn.
+
+        Args:
+            request: a typed request of the wire.
+
+        Returns:
+            The future; a retry of the same request gets the same one.
+
+        Raises:
+            Rejected: the request can't be attributed, or reuses a sequence id for another one.
+        """
+        if isinstance(request, types.UnloadModelRequest):
+            return await self._unload(request)
+        return await self._append(await self._acceptance.entry(request))
+
+    async def refuse(
+        self, kind: str, model_id: str, seq_id: int, message: str
+    ) -> types.UntypedAPIFuture:
+        """Accept, as failed, a request whose body can't be read but whose place is known.
+
+        Raises:
+            Rejected: there is no such run.
+        """
+        return await self._append(
+            await self._acceptance.refused(kind, model_id, seq_id, message)
+        )
+
+    async def wait(self, request_id: str, timeout: float) -> Operation | None:
+        """Wait for an operation to finish.
+
+        Args:
+            request_id: what `submit` returned.
+            timeout: seconds to wait at most.
+
+        Returns:
+            The finished operation; None when it is still unfinished.
+
+        Raises:
+            UnknownFuture: there is no such operation.
+        """
+        future = self._futures.get(request_id)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            future = self._futures.setdefault(request_id, future)
+            operation = await self._ledger.operation(request_id)
+            if operation is None:
+                self._futures.pop(request_id, None)
+                raise UnknownFuture(request_id)
+            if operation.status != "pending":
+                self._announce(operation)
+        done, _ = await asyncio.wait([future], timeout=timeout)
+        return future.result() if done else None
+
+    # Acceptance and scheduling
+
+    async def _append(self, entry: Entry) -> types.UntypedAPIFuture:
+        new = entry.operation
+        self._check_not_far_ahead(new.scope, new.seq_id)
+        if self._stopping:
+            raise Rejected(503, "The service is stopping; try again.")
+        try:
+            operation, _ = await self._ledger.accept(
+                new,
+                run=entry.run,
+                replace_failed=new.seq_id == 0 and new.kind != names.SAMPLE,
+                match_payload=entry.match_payload,
+            )
+        except SequenceConflict as error:
+            raise Rejected(400, str(error)) from error
+        self._schedule(operation)
+        if entry.rejected is not None:
+            raise entry.rejected
+        return future_of(operation)
+
+    def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
+        actor = self._actors.get(scope)
+        if actor is not None and seq_id > actor.position + _FARTHEST_AHEAD:
+            raise Rejected(
+                400,
+                f"seq_id {seq_id} is too far ahead of {actor.position}, the last one executed; "
+                "sequence ids count up by one.",
+            )
+
+    def _schedule(self, operation: Operation) -> None:
+        """Have an operation executed; a finished one only takes its place in the order."""
+        if operation.kind == names.SAMPLE:
+            if operation.status == "pending":
+                self._sampling.start(operation)
+            return
+        if operation.seq_id == 0 and operation.status == "failed":
+            return
+        if operation.kind == names.UNLOAD_MODEL:
+            return
+        self._actor(operation.scope).push(operation)
+
+    def _actor(self, run_id: str) -> RunActor:
+        actor = self._actors.get(run_id)
+        if actor is None:
+            parts = self._parts
+            actor = RunActor(
+                run_id,
+                parts.ledger,
+                lambda lost: Execution(
+                    run_id,
+                    parts.ledger,
+                    parts.worker,
+                    parts.checkpoints,
+                    self._snapshots,
+                    parts.settings,
+                    self._announce,
+                    lost,
+                ),
+                parts.settings,
+                self._forget,
+            )
+            self._actors[run_id] = actor
+        return actor
+
+    def _forget(self, run_id: str) -> None:
+        self._actors.pop(run_id, None)
+
+    def _announce(self, operation: Operation) -> None:
+        """Wake whoever waits for an operation."""
+        future = self._futures.pop(operation.request_id, None)
+        if future is not None and not future.done():
+            future.set_result(operation)
+
+    async def _unload(self, request: types.UnloadModelRequest) -> types.UntypedAPIFuture:
+        """Let a run leave memory. It keeps everything, and comes back with its next request."""
+        run = await self._acceptance.run(request.model_id)
+        actor = self._actors.get(run.run_id)
+        if actor is not None:
+            await actor.unload()
+        entry = self._acceptance.unload(run, await self._ledger.operations(
+            names.unload_scope(run.run_id)
+        ))
+        operation, _ = await self._ledger.accept(entry)
+        result = json.dumps({"model_id": run.run_id, "type": "unload_model"}).encode()
+        operation = await self._ledger.succeed(operation.request_id, result, "json")
+        return future_of(operation)
+
+
+def future_of(operation: Operation) -> types.UntypedAPIFuture:
+    """What a client gets for an accepted operation."""
+    sample_ids = None
+    if operation.kind == names.SAMPLE and operation.payload:
+        count = json.loads(operation.payload).get("num_samples", 1)
+        sample_ids = [f"{operation.request_id}:{index}" for index in range(count)]
+    model_id = None if operation.kind == names.SAMPLE else operation.scope
+    return types.UntypedAPIFuture(
+        request_id=operation.request_id, model_id=model_id, sample_sequence_ids=sample_ids
+    )

@@ -1,0 +1,60 @@
+"""From a sample request to what the engine samples by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from everstep.engine.sample_spec import SampleSpec
+from everstep.runtime.errors import OperationFailed
+from everstep.wire import types
+
+
+def sample_spec(payload: Mapping[str, Any], default_seed: int) -> SampleSpec:
+    """Return the engine's form of a sample request.
+
+    Args:
+        payload: the request as JSON, as the ledger keeps it.
+        default_seed: what is used when the request names no seed.
+
+    Raises:
+        OperationFailed: the prompt holds something other than text tokens.
+    """
+    request = types.SampleRequest.model_validate(dict(payload))
+    params = request.sampling_params
+    stop = params.stop
+    if isinstance(stop, str):
+        stop = [stop]
+    targets = request.target_prompt_logprobs
+    return SampleSpec(
+        tokens=_prompt_tokens(request.prompt),
+        num_samples=request.num_samples,
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed if params.seed is not None else default_seed,
+        stop_tokens=tuple(token for token in stop or () if isinstance(token, int)),
+        stop_strings=tuple(text for text in stop or () if isinstance(text, str)),
+        use_eos=stop is None,
+        prompt_logprobs=bool(request.prompt_logprobs),
+        topk_prompt_logprobs=request.topk_prompt_logprobs,
+        topk_sample_logprobs=request.topk_sample_logprobs,
+        target_prompt_logprobs=None if targets is None else np.asarray(targets.to_numpy()),
+        prompt_alt_tokens_k=request.prompt_alt_tokens_k,
+        prompt_logprobs_last_n=request.prompt_logprobs_last_n,
+    )
+
+
+def _prompt_tokens(prompt: types.ModelInput) -> np.ndarray:
+    tokens: list[int] = []
+    for index, chunk in enumerate(prompt.chunks):
+        if not isinstance(chunk, types.EncodedTextChunk):
+            raise OperationFailed(
+                f"prompt chunk {index} is of type {chunk.type!r}: the models served here take "
+                "text only."
+            )
+        tokens.extend(chunk.tokens)
+    return np.asarray(tokens, dtype=np.int64)

@@ -1,0 +1,78 @@
+"""The worker's samplers: adapters that are loaded for sampling, and one batch a model."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from everstep.engine import Adapter, AdapterConfig, Model, SamplingBatch
+from everstep.runtime.channel import Message
+from everstep.runtime.sample_specs import sample_spec
+from everstep.runtime.saving import ADAPTER_FILE
+from everstep.vault import Vault
+from everstep.wire.proto import encode_sample_response
+
+_ADAPTERS_KEPT = 16
+
+
+class Samplers:
+    """Batches samples by model and keeps the adapters that were used last.
+
+    Args:
+        models: the base models by name.
+        vault: where the adapters come from.
+        finish: sends a finished sample: call id, header, body.
+        fail: sends a failed one: call id, error.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        vault: Vault,
+        finish: Callable[[int, Mapping[str, Any], bytes], None],
+        fail: Callable[[int, BaseException], None],
+    ) -> None:
+        self._models = models
+        self._vault = vault
+        self._finish = finish
+        self._fail = fail
+        self._batches = {name: SamplingBatch(model) for name, model in models.items()}
+        self._adapters: OrderedDict[tuple[str, str], Adapter] = OrderedDict()
+
+    def add(self, message: Message) -> None:
+        """Put a sample into its model's batch; a bad one is answered at once."""
+        header = message.header
+        try:
+            spec = sample_spec(json.loads(message.body), header["default_seed"])
+            adapter = self._adapter(header["model"], header["source"])
+            self._batches[header["model"]].add(str(header["id"]), spec, adapter)
+        except Exception as error:  # noqa: BLE001  one sample's failure is reported, not ours
+            self._fail(header["id"], error)
+
+    def step(self, name: str) -> bool:
+        """One decode step of a model's batch; returns whether there is more to do."""
+        batch = self._batches[name]
+        if batch.busy:
+            for key, outcome in batch.step():
+                if isinstance(outcome, Exception):
+                    self._fail(int(key), outcome)
+                else:
+                    self._finish(int(key), {}, encode_sample_response(outcome))
+        return batch.busy
+
+    def _adapter(self, name: str, source: Mapping[str, Any] | None) -> Adapter | None:
+        """The adapter of a checkpoint, verified when it is first read. None: the base model."""
+        if source is None:
+            return None
+        manifest = self._vault.manifest(source["kind"], source["run"], source["name"])
+        key = (name, manifest.files[ADAPTER_FILE].blake3)
+        if key not in self._adapters:
+            config = AdapterConfig(**manifest.lora)
+            adapter_file = self._vault.read(manifest, ADAPTER_FILE)
+            self._adapters[key] = self._models[name].load_adapter(config, adapter_file)
+        self._adapters.move_to_end(key)
+        while len(self._adapters) > _ADAPTERS_KEPT:
+            self._adapters.popitem(last=False)
+        return self._adapters[key]

@@ -1,0 +1,105 @@
+"""Samples: each is its own operation and none waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from everstep.ledger import Ledger, Operation
+from everstep.runtime import names
+from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.errors import OperationFailed, WorkerLost
+from everstep.runtime.settings import Settings
+from everstep.runtime.worker_process import WorkerProcess
+from everstep.wire.errors import ErrorCategory
+
+_log = structlog.get_logger("everstep.sampling")
+
+
+class Sampling:
+    """Sends accepted samples to the worker and records what comes back.
+
+    Args:
+        ledger: where samplers are looked up and results recorded.
+        worker: where models are.
+        checkpoints: where the samplers' paths are resolved.
+        settings: the attempts of an operation.
+        announce: called with each operation that was finished.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        worker: WorkerProcess,
+        checkpoints: Checkpoints,
+        settings: Settings,
+        announce: Callable[[Operation], None],
+    ) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._checkpoints = checkpoints
+        self._settings = settings
+        self._announce = announce
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, operation: Operation) -> None:
+        """Begin an accepted sample; one that was begun before changes nothing."""
+        request_id = operation.request_id
+        if request_id in self._tasks:
+            return
+        task = asyncio.create_task(self._sample(operation), name=f"sample {request_id}")
+        self._tasks[request_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request_id, None))
+
+    async def close(self) -> None:
+        """Stop. What was not finished stays in the ledger."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample(self, operation: Operation) -> None:
+        try:
+            reply, seconds = await self._attempt(operation)
+        except OperationFailed as failure:
+            finished = await self._ledger.fail(
+                operation.request_id, failure.message, str(failure.category)
+            )
+        else:
+            finished = await self._ledger.succeed(
+                operation.request_id, reply, "protobuf", seconds=seconds
+            )
+        self._announce(finished)
+
+    async def _attempt(self, operation: Operation) -> tuple[bytes, float]:
+        for _ in range(self._settings.worker_attempts):
+            generation = await self._worker.wait_ready()
+            header = await self._header(operation)
+            try:
+                call = await self._worker.call(header, operation.payload, generation)
+                message = await call.done
+            except WorkerLost:
+                _log.warning("sample lost with its worker; trying again", id=operation.request_id)
+            else:
+                return message.body, float(message.header.get("seconds", 0.0))
+        raise OperationFailed(
+            f"The worker ended {self._settings.worker_attempts} times while it sampled this.",
+            ErrorCategory.SERVER,
+        )
+
+    async def _header(self, operation: Operation) -> dict[str, object]:
+        sampler = await self._ledger.sampler(operation.scope)
+        if sampler is None:
+            raise OperationFailed(f"Sampling session {operation.scope} does not exist any more.")
+        source = None
+        if sampler.model_path is not None:
+            checkpoint = await self._checkpoints.find(sampler.model_path)
+            source = self._checkpoints.source(checkpoint)
+        return {
+            "command": "sample",
+            "model": sampler.base_model,
+            "source": source,
+            "default_seed": names.seed_for(operation.scope, operation.seq_id),
+        }

@@ -1,0 +1,38 @@
+"""Everything about the runtime that a person may want to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEN_YEARS_SECONDS = 10 * 365 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and intervals of the runtime.
+
+    Attributes:
+        threads: CPU threads of a worker; None takes the number of cores. Part of the numeric
+            environment: another number may change the last bits.
+        device: torch device of the worker (``cpu``, ``cuda``); None takes CUDA when it is there.
+        dtype: dtype of the base weights (``float32``, ``bfloat16``); None chooses by device.
+        gap_seconds: how long an operation waits for a missing lower ``seq_id`` before it fails.
+        replay_seconds: a run is snapshotted when replaying it would cost more than this.
+        min_ttl_seconds: smallest accepted ``ttl_seconds``.
+        max_ttl_seconds: largest accepted ``ttl_seconds``.
+        load_first_only: True gives the hosted service's rule: ``load_weights`` on a live run
+            only as its first request.
+        worker_attempts: how often one operation may end its worker before it is failed.
+        shutdown_seconds: bound on a graceful stop.
+    """
+
+    threads: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    gap_seconds: float = 300.0
+    replay_seconds: float = 30.0
+    min_ttl_seconds: int = 3600
+    max_ttl_seconds: int = TEN_YEARS_SECONDS
+    load_first_only: bool = False
+    worker_attempts: int = 3
+    shutdown_seconds: float = 30.0

@@ -1,0 +1,59 @@
+"""Snapshots: what recovery starts from. A checkpoint of the run's own serves as well as one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from everstep.ledger import Run
+from everstep.vault import Manifest, Vault
+
+KIND = "snapshot"
+_KEPT = 2
+
+
+class Snapshots:
+    """Finds, names and prunes the snapshots of runs."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    async def newest_first(self, run_id: str) -> list[Manifest]:
+        """All states of a run that lie in the vault with their optimizer, newest first."""
+
+        def read() -> list[Manifest]:
+            found = [
+                manifest
+                for kind in (KIND, "training")
+                for manifest in self._vault.manifests(run_id, kind)
+            ]
+            return sorted(found, key=lambda m: (m.position, m.kind == KIND), reverse=True)
+
+        return await asyncio.to_thread(read)
+
+    def draft(self, run: Run, position: int, base_fingerprint: str) -> dict[str, Any]:
+        """The part of a snapshot's manifest that the service knows."""
+        return {
+            "kind": KIND,
+            "run_id": run.run_id,
+            "name": f"{position:020d}",
+            "base_model": run.base_model,
+            "base_fingerprint": base_fingerprint,
+            "lora": run.lora,
+            "optimizer": run.optimizer,
+            "user_metadata": None,
+            "expires_at": None,
+            "position": position,
+            "request_id": None,
+            "parents": [],
+        }
+
+    async def prune(self, run_id: str) -> None:
+        """Delete all but the newest two of a run's snapshots."""
+
+        def delete() -> None:
+            names = sorted(m.name for m in self._vault.manifests(run_id, KIND))
+            for name in names[:-_KEPT]:
+                self._vault.delete(KIND, run_id, name)
+
+        await asyncio.to_thread(delete)

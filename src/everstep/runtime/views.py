@@ -1,0 +1,144 @@
+"""What the service tells of models, runs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from everstep.engine.info import ModelInfo
+from everstep.ledger import Checkpoint, Ledger, Run
+from everstep.runtime.accept import Acceptance
+from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.errors import OperationFailed, Rejected
+from everstep.wire import types
+from everstep.wire.errors import WireError
+from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path
+
+
+class Views:
+    """Read-only answers, in the wire's types."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        checkpoints: Checkpoints,
+        acceptance: Acceptance,
+        models: Callable[[], Mapping[str, ModelInfo]],
+    ) -> None:
+        self._ledger = ledger
+        self._checkpoints = checkpoints
+        self._acceptance = acceptance
+        self._models = models
+
+    def capabilities(self) -> types.GetServerCapabilitiesResponse:
+        """The models that are served."""
+        return types.GetServerCapabilitiesResponse(
+            supported_models=[
+                types.SupportedModel(
+                    model_name=info.name,
+                    max_context_length=info.max_context_length,
+                    trainable=True,
+                    sampleable=True,
+                )
+                for info in self._models().values()
+            ]
+        )
+
+    async def model_info(self, model_id: str) -> types.GetInfoResponse:
+        """A run's model; raises `Rejected` (404) for an unknown run."""
+        run = await self._acceptance.run(model_id)
+        info = self._acceptance.model(run.base_model)
+        return types.GetInfoResponse.model_validate(
+            {
+                "model_id": run.run_id,
+                "model_data": {
+                    "arch": info.architecture,
+                    "model_name": info.name,
+                    "tokenizer_id": info.tokenizer_id,
+                },
+                "is_lora": True,
+                "lora_rank": run.lora["rank"],
+                "model_name": info.name,
+                "optimizer_config": run.optimizer,
+            }
+        )
+
+    async def weights_info(self, tinker_path: str) -> types.WeightsInfoResponse:
+        """What a checkpoint was trained with; raises `Rejected` (400, 404)."""
+        try:
+            parse_path(tinker_path)
+            checkpoint = await self._checkpoints.find(tinker_path)
+        except WireError as error:
+            raise Rejected(400, str(error)) from error
+        except OperationFailed as failure:
+            raise Rejected(404, failure.message) from failure
+        return types.WeightsInfoResponse.model_validate(
+            {
+                "base_model": checkpoint.base_model,
+                "is_lora": True,
+                "lora_rank": checkpoint.lora["rank"],
+                "train_unembed": checkpoint.lora["train_unembed"],
+                "train_mlp": checkpoint.lora["train_mlp"],
+                "train_attn": checkpoint.lora["train_attn"],
+                "optimizer_config": checkpoint.optimizer,
+            }
+        )
+
+    async def training_run(self, run_id: str) -> types.TrainingRun:
+        """One run; raises `Rejected` (404) for an unknown one."""
+        return await self._training_run(await self._acceptance.run(run_id))
+
+    async def training_runs(self, limit: int, offset: int) -> types.TrainingRunsResponse:
+        """A page of runs, the latest used first."""
+        runs, total = await self._ledger.runs(limit, offset)
+        return types.TrainingRunsResponse(
+            training_runs=[await self._training_run(run) for run in runs],
+            cursor=types.Cursor(offset=offset, limit=limit, total_count=total),
+        )
+
+    async def run_checkpoints(self, run_id: str) -> types.CheckpointsListResponse:
+        """All checkpoints of a run, unpaginated; raises `Rejected` (404) for an unknown run."""
+        run = await self._acceptance.run(run_id)
+        found = await self._ledger.checkpoints(run.run_id)
+        return types.CheckpointsListResponse(
+            checkpoints=[_checkpoint(c) for c in found if c.listed], cursor=None
+        )
+
+    async def user_checkpoints(self, limit: int, offset: int) -> types.CheckpointsListResponse:
+        """A page of all checkpoints, newest first."""
+        found, total = await self._ledger.all_checkpoints(limit, offset)
+        return types.CheckpointsListResponse(
+            checkpoints=[_checkpoint(c) for c in found],
+            cursor=types.Cursor(offset=offset, limit=limit, total_count=total),
+        )
+
+    async def _training_run(self, run: Run) -> types.TrainingRun:
+        found = [_checkpoint(c) for c in await self._ledger.checkpoints(run.run_id) if c.listed]
+        found.sort(key=lambda c: c.time)
+        last: dict[str, types.Checkpoint] = {c.checkpoint_type: c for c in found}
+        return types.TrainingRun(
+            training_run_id=run.run_id,
+            base_model=run.base_model,
+            model_owner="local",
+            is_lora=True,
+            corrupted=run.status == "corrupted",
+            lora_rank=run.lora["rank"],
+            last_request_time=run.last_request_at,
+            last_checkpoint=last.get("training"),
+            last_sampler_checkpoint=last.get("sampler"),
+            user_metadata=run.user_metadata,
+        )
+
+
+def _checkpoint(checkpoint: Checkpoint) -> types.Checkpoint:
+    kind = CheckpointKind(checkpoint.kind)
+    path = TinkerPath(checkpoint.run_id, kind, checkpoint.name)
+    return types.Checkpoint(
+        checkpoint_id=path.checkpoint_id,
+        checkpoint_type=str(kind),
+        time=checkpoint.created_at,
+        tinker_path=checkpoint.path,
+        size_bytes=checkpoint.size_bytes,
+        public=checkpoint.public,
+        user_metadata=checkpoint.user_metadata,
+        expires_at=checkpoint.expires_at,
+    )

@@ -1,0 +1,78 @@
+"""The worker: a child process that owns the models, the runs in memory, and all the arithmetic.
+
+One thread reads commands, the main thread computes (see `turns`), one more writes checkpoints.
+Commands and replies are `channel` messages; `commands` says what each one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everstep.engine import Model, load_model
+from everstep.engine.pico import PICO_NAME, write_pico
+from everstep.runtime.channel import BlockingChannel, Message
+from everstep.runtime.commands import Commands
+from everstep.runtime.turns import Turns
+from everstep.vault import Vault
+
+
+def main(argv: list[str]) -> None:
+    """Serve commands on the socket whose descriptor is the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = BlockingChannel(socket.socket(fileno=int(argv[0])))
+    arguments = json.loads(argv[1])
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(channel, inbox), name="reader", daemon=True).start()
+    torch.set_num_threads(arguments["threads"])
+    home = Path(arguments["home"])
+    try:
+        models = _load_models(home, arguments)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        channel.send({"event": "unusable", "message": str(error)})
+        return
+    turns = Turns()
+    commands = Commands(models, Vault(home / "vault"), channel, turns)
+    channel.send({"event": "ready", "models": [m.info.to_dict() for m in models.values()]})
+    while True:
+        while not (turns.busy and inbox.empty()):
+            commands.handle(inbox.get())
+        turns.step()
+
+
+def _read(channel: BlockingChannel, inbox: queue.SimpleQueue[Message]) -> None:
+    """Pass commands on; end the process at once when the service is gone.
+
+    A worker that outlived its service could race the service's successor.
+    """
+    while (message := channel.receive()) is not None:
+        inbox.put(message)
+    os._exit(0)
+
+
+def _load_models(home: Path, arguments: dict[str, Any]) -> dict[str, Model]:
+    models = {}
+    for name, source in arguments["models"].items():
+        if source == PICO_NAME:
+            source = str(home / "models" / PICO_NAME)  # noqa: PLW2901
+            write_pico(Path(source))
+        try:
+            models[name] = load_model(
+                name, source, device=arguments["device"], dtype=arguments["dtype"]
+            )
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            raise ValueError(f"model {name!r} can't be loaded from {source!r}: {error}") from error
+    return models
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,208 @@
+"""The service's handle on its worker: a child process that holds the models and the runs.
+
+The child is started by ``python -m everstep.runtime.worker`` with one end of a socket pair. When
+it ends, for whatever reason, every call it held raises `WorkerLost` and another one is started.
+When the service ends, the child sees the socket close and ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from everstep.engine.info import ModelInfo
+from everstep.runtime.channel import Message, pack, read_message
+from everstep.runtime.errors import OperationFailed, RuntimeFault, WorkerLost
+from everstep.runtime.settings import Settings
+from everstep.wire.errors import ErrorCategory
+
+_log = structlog.get_logger("everstep.worker")
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 30.0
+
+
+class Call:
+    """A call that a worker holds.
+
+    Attributes:
+        captured: done when the run's next operation may start (a save: the state is captured).
+        done: the final reply.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.captured: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[Message] = loop.create_future()
+
+    def fail(self, error: RuntimeFault) -> None:
+        """End the call with an error; whoever waits gets it."""
+        for future in (self.captured, self.done):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+
+    def resolve(self, message: Message) -> None:
+        """Take one reply of the worker."""
+        event = message.header["event"]
+        if event == "failed":
+            category = ErrorCategory(message.header["category"])
+            self.fail(OperationFailed(message.header["message"], category))
+            return
+        if not self.captured.done():
+            self.captured.set_result(None)
+        if event == "done" and not self.done.done():
+            self.done.set_result(message)
+
+
+class WorkerProcess:
+    """Starts the worker, keeps it running, and passes calls to it."""
+
+    def __init__(self, home: Path, models: Mapping[str, str], settings: Settings) -> None:
+        self._arguments = {
+            "home": str(home),
+            "models": dict(models),
+            "threads": settings.threads or os.cpu_count() or 1,
+            "device": settings.device,
+            "dtype": settings.dtype,
+        }
+        self._calls: dict[int, Call] = {}
+        self._next_id = 0
+        self._ready = asyncio.Event()
+        self._closing = False
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.generation = 0
+        self.models: dict[str, ModelInfo] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is up with all models loaded."""
+        return self._ready.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker that runs now."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the worker and wait until its models are loaded.
+
+        Raises:
+            OperationFailed: a model could not be loaded; the text says which and why.
+        """
+        self._supervisor = asyncio.create_task(self._supervise(), name="worker supervisor")
+        await self._first_start
+
+    async def close(self) -> None:
+        """End the worker; calls it still holds raise `WorkerLost`."""
+        self._closing = True
+        if self._writer is not None:
+            self._writer.close()
+        if self._supervisor is not None:
+            await self._supervisor
+
+    async def wait_ready(self) -> int:
+        """Wait for a worker that is being started; returns its generation, 1 for the first."""
+        await self._ready.wait()
+        return self.generation
+
+    async def call(self, header: Mapping[str, Any], body: bytes, generation: int) -> Call:
+        """Send a command to the worker.
+
+        Args:
+            header: the command and its arguments, JSON.
+            body: arrays in the protobuf form of the wire.
+            generation: the worker that the caller means.
+
+        Returns:
+            The call; its futures raise `OperationFailed` or `WorkerLost`.
+
+        Raises:
+            WorkerLost: that worker is gone.
+        """
+        if self._writer is None or not self.ready or generation != self.generation:
+            raise WorkerLost(f"worker {generation} is gone")
+        self._next_id += 1
+        call = Call()
+        self._calls[self._next_id] = call
+        self._writer.write(pack(Message({**header, "id": self._next_id}, body)))
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            call.fail(WorkerLost("the worker ended"))
+        return call
+
+    async def _supervise(self) -> None:
+        delay = _FIRST_DELAY
+        while not self._closing:
+            was_ready = await self._run_once()
+            if self._closing:
+                break
+            delay = _FIRST_DELAY if was_ready else min(delay * 2, _LONGEST_DELAY)
+            code = self._process.returncode if self._process else None
+            _log.error("the worker ended; starting another", exit_code=code, after_seconds=delay)
+            await asyncio.sleep(delay)  # backs off; nothing waits on its length
+
+    async def _run_once(self) -> bool:
+        """Run one worker until it ends; returns whether it became ready."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "everstep.runtime.worker"),
+                *(str(theirs.fileno()), json.dumps(self._arguments)),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is the service's to handle
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        became_ready = False
+        while (message := await read_message(reader)) is not None:
+            if message.header["event"] == "ready":
+                self._become_ready(message)
+                became_ready = True
+            elif message.header["event"] == "unusable":
+                self._give_up(message.header["message"])
+            else:
+                self._reply(message)
+        self._ready.clear()
+        self._writer.close()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.fail(WorkerLost("the worker ended"))
+        await self._process.wait()
+        if not became_ready:
+            self._give_up(f"the worker ended with exit code {self._process.returncode}")
+        return became_ready
+
+    def _become_ready(self, message: Message) -> None:
+        self.models = {m["name"]: ModelInfo.from_dict(m) for m in message.header["models"]}
+        self.generation += 1
+        self._ready.set()
+        _log.info("worker ready", pid=self.pid, models=sorted(self.models))
+        if not self._first_start.done():
+            self._first_start.set_result(None)
+
+    def _give_up(self, text: str) -> None:
+        """A service whose first worker can't start does not start either."""
+        if not self._first_start.done():
+            self._closing = True
+            self._first_start.set_exception(OperationFailed(text, ErrorCategory.SERVER))
+
+    def _reply(self, message: Message) -> None:
+        call_id = message.header["id"]
+        call = self._calls.get(call_id)
+        if call is None:
+            return
+        call.resolve(message)
+        if call.done.done():
+            del self._calls[call_id]

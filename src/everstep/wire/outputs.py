@@ -1,0 +1,152 @@
+"""Results with arrays: of a training pass and of a sample.
+
+`SampleOutput` and its parts are what the engine makes and the codecs take; `SampleResponse` and
+its parts are what a script reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from everstep.wire.tensors import TensorData
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+StopReason = str
+NO_TOPK = -99999.0
+"""The logprob of an empty cell of top-k results."""
+
+
+class Stop(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class ForwardBackwardOutput:
+    """What a training pass gives: per datum named tensors, and metrics ``name:reduction``."""
+
+    loss_fn_output_type: str
+    loss_fn_outputs: list[dict[str, TensorData]]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TopkLogprobs:
+    """The k likeliest tokens a position: two [n, k] arrays, an empty cell is (0, -99999)."""
+
+    token_ids: Array
+    logprobs: Array
+
+
+@dataclass(frozen=True)
+class PromptAltTokens:
+    """Tokens drawn at every prompt position after the first: two [P - 1, k] tensors."""
+
+    tokens: TensorData
+    logprobs: TensorData
+
+
+@dataclass(frozen=True)
+class SampledSequence:
+    """A sampled sequence, as arrays (``…_np``) and as lists."""
+
+    stop_reason: StopReason
+    sequence_id: str = ""
+    tokens_np: Array | None = field(default=None, repr=False)
+    logprobs_np: Array | None = field(default=None, repr=False)
+    topk_logprobs_np: TopkLogprobs | None = field(default=None, repr=False)
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Token ids, with those that stopped it."""
+        return [] if self.tokens_np is None else self.tokens_np.tolist()
+
+    @cached_property
+    def logprobs(self) -> list[float] | None:
+        """A logprob for each token, under the model's own distribution."""
+        return None if self.logprobs_np is None else self.logprobs_np.tolist()
+
+    @cached_property
+    def topk_logprobs(self) -> list[list[tuple[int, float]] | None] | None:
+        """The likeliest tokens at each position."""
+        return None if self.topk_logprobs_np is None else _topk_lists(self.topk_logprobs_np)
+
+
+@dataclass(frozen=True)
+class SampleResponse:
+    """What a sample gives."""
+
+    sequences: list[SampledSequence]
+    prompt_logprobs_np: Array | None = field(default=None, repr=False)
+    topk_prompt_logprobs_np: TopkLogprobs | None = field(default=None, repr=False)
+    target_prompt_logprobs: TensorData | None = None
+    prompt_cache_hit_tokens: int = 0
+    prompt_alt_tokens: PromptAltTokens | None = None
+
+    @cached_property
+    def prompt_logprobs(self) -> list[float | None] | None:
+        """A logprob for each prompt token; None where there is none, as for the first."""
+        if self.prompt_logprobs_np is None:
+            return None
+        values: list[float] = self.prompt_logprobs_np.tolist()
+        return [None if value != value else value for value in values]  # noqa: PLR0124  NaN
+
+    @cached_property
+    def topk_prompt_logprobs(self) -> list[list[tuple[int, float]] | None] | None:
+        """The likeliest tokens at each prompt position; None where there are none."""
+        top = self.topk_prompt_logprobs_np
+        return None if top is None else _topk_lists(top)
+
+
+def _topk_lists(top: TopkLogprobs) -> list[list[tuple[int, float]] | None]:
+    rows: list[list[tuple[int, float]] | None] = []
+    for ids, logprobs in zip(top.token_ids.tolist(), top.logprobs.tolist(), strict=True):
+        row = [pair for pair in zip(ids, logprobs, strict=True) if pair[1] != NO_TOPK]
+        rows.append(row or None)
+    return rows
+
+
+@dataclass(frozen=True)
+class TopkOutput:
+    """The k likeliest tokens a position: int32 [n, k] and float32 [n, k]."""
+
+    token_ids: Array
+    logprobs: Array
+
+
+@dataclass(frozen=True)
+class SequenceOutput:
+    """One sampled sequence: int32 [n] tokens, float32 [n] logprobs."""
+
+    tokens: Array
+    logprobs: Array
+    stop_reason: Stop
+    topk: TopkOutput | None = None
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """What the engine makes of one sample request.
+
+    Attributes:
+        sequences: one for each sample.
+        prompt_logprobs: float32 [P], NaN where none was computed.
+        topk_prompt: over the prompt's P positions.
+        target_prompt_logprobs: float32, in the shape of the request's targets.
+        prompt_alt: drawn tokens over P - 1 positions.
+    """
+
+    sequences: list[SequenceOutput]
+    prompt_logprobs: Array | None = None
+    topk_prompt: TopkOutput | None = None
+    target_prompt_logprobs: Array | None = None
+    prompt_alt: TopkOutput | None = None

@@ -1,0 +1,241 @@
+"""What clients send: one type an endpoint, with the names and defaults of the official SDK."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from everstep.wire.base import Request
+from everstep.wire.inputs import Datum, ModelInput
+from everstep.wire.optimizers import (
+    AdamOptimizerConfig,
+    AdamParams,
+    OptimizerConfig,
+    OptimParamsBase,
+)
+from everstep.wire.tensors import TensorData
+
+LossFnType = Literal[
+    "cross_entropy",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+    "gspo",
+    "stable_reinforce",
+    "custom",
+]
+SamplingClientKind = Literal["snapshot", "inflight"]
+
+
+class ClientConfigRequest(Request):
+    """Asks for the server's flags."""
+
+    sdk_version: str = ""
+
+
+class CreateSessionRequest(Request):
+    """Opens a session."""
+
+    tags: list[str] = Field(default_factory=list)
+    user_metadata: dict[str, Any] | None = None
+    sdk_version: str = ""
+    project_id: str | None = None
+    display_name: str | None = None
+    type: Literal["create_session"] = "create_session"
+
+
+class SessionHeartbeatRequest(Request):
+    """Says that a session's client is alive."""
+
+    session_id: str
+    type: Literal["session_heartbeat"] = "session_heartbeat"
+
+
+class FinishReason(Request):
+    """How a session ended."""
+
+    type: str = "success"
+
+
+class FinishSessionRequest(Request):
+    """Ends a session."""
+
+    reason: FinishReason = Field(default_factory=FinishReason)
+    detail: str | None = None
+
+
+class TelemetrySendRequest(Request):
+    """A batch of a client's events."""
+
+    events: list[dict[str, Any]] = Field(default_factory=list)
+    platform: str = ""
+    sdk_version: str = ""
+    session_id: str = ""
+    process_uuid: str = ""
+
+
+class LoraConfig(Request):
+    """A run's adapter: rank, seed of its initialisation, and what it is put on."""
+
+    rank: int = 32
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class CreateModelRequest(Request):
+    """Creates a run."""
+
+    session_id: str
+    model_seq_id: int
+    base_model: str = ""
+    user_metadata: dict[str, Any] | None = None
+    lora_config: LoraConfig | None = None
+    optimizer_config: OptimizerConfig = AdamOptimizerConfig()
+    type: Literal["create_model"] = "create_model"
+
+
+class GetInfoRequest(Request):
+    """Asks for a run's model."""
+
+    model_id: str
+    type: Literal["get_info"] = "get_info"
+
+
+class UnloadModelRequest(Request):
+    """Lets a run leave memory."""
+
+    model_id: str
+    type: Literal["unload_model"] = "unload_model"
+
+
+class ForwardBackwardInput(Request):
+    """Datums and their loss."""
+
+    data: list[Datum]
+    loss_fn: str
+    loss_fn_config: dict[str, float | str] | None = None
+
+
+class ForwardRequest(Request):
+    """Loss and logprobs without gradients, in JSON."""
+
+    forward_input: ForwardBackwardInput
+    model_id: str
+    seq_id: int | None = None
+
+
+class ForwardBackwardRequest(Request):
+    """Loss, logprobs and gradients, in JSON."""
+
+    forward_backward_input: ForwardBackwardInput
+    model_id: str
+    seq_id: int | None = None
+
+
+class OptimStepRequest(Request):
+    """One step of the optimizer."""
+
+    model_id: str
+    seq_id: int | None = None
+    adam_params: AdamParams | None = None
+    optimizer_params: OptimParamsBase | None = None
+    type: Literal["optim_step"] = "optim_step"
+
+
+class SaveWeightsRequest(Request):
+    """Saves a training checkpoint: weights, optimizer, pending gradients."""
+
+    model_id: str
+    path: str | None = None
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = None
+    type: Literal["save_weights"] = "save_weights"
+
+
+class LoadWeightsRequest(Request):
+    """Loads a checkpoint: into a run (model_id, seq_id) or as a new one (session_id, …)."""
+
+    model_id: str | None = None
+    seq_id: int | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    path: str
+    optimizer: bool = False
+    optimizer_config: OptimizerConfig | None = None
+    weights_access_token: str | None = None
+    type: Literal["load_weights"] = "load_weights"
+
+
+class SaveWeightsForSamplerRequest(Request):
+    """Saves weights to sample from: under a name, or as a new sampler of the session."""
+
+    model_id: str
+    path: str | None = None
+    sampling_session_seq_id: int | None = None
+    kind: SamplingClientKind = "snapshot"
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+    type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
+
+
+class CreateSamplingSessionRequest(Request):
+    """Creates a sampler on a checkpoint or a base model."""
+
+    session_id: str
+    sampling_session_seq_id: int
+    base_model: str | None = None
+    model_path: str | None = None
+    type: Literal["create_sampling_session"] = "create_sampling_session"
+
+
+class SamplingParams(Request):
+    """How to sample. ``stop`` None: the model's end token stops; []: nothing does."""
+
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | list[int] | None = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+
+
+class SampleRequest(Request):
+    """Samples sequences, and logprobs of the prompt."""
+
+    num_samples: int = 1
+    prompt: ModelInput
+    sampling_params: SamplingParams = Field(default_factory=SamplingParams)
+    base_model: str | None = None
+    model_path: str | None = None
+    sampling_session_id: str | None = None
+    seq_id: int | None = None
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: TensorData | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
+    record_stability_info: bool | None = None
+    type: Literal["sample"] = "sample"
+
+
+class FutureRetrieveRequest(Request):
+    """Asks for a future's result."""
+
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class WeightsInfoRequest(Request):
+    """Asks what a checkpoint was trained with."""
+
+    tinker_path: str

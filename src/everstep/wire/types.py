@@ -1,0 +1,97 @@
+"""The types of the protocol under the names of the official SDK."""
+
+from everstep.wire.base import Request, Response, parse
+from everstep.wire.inputs import (
+    Datum,
+    DmelChunk,
+    EncodedTextChunk,
+    ImageAssetPointerChunk,
+    ImageChunk,
+    ModelInput,
+    ModelInputChunk,
+)
+from everstep.wire.optimizers import (
+    AdamOptimizerConfig,
+    AdamParams,
+    DimuonOptimizerConfig,
+    DimuonParams,
+    OptimizerConfig,
+    OptimizerConfigBase,
+    OptimParams,
+    OptimParamsBase,
+)
+from everstep.wire.outputs import (
+    ForwardBackwardOutput,
+    PromptAltTokens,
+    SampledSequence,
+    SampleResponse,
+    StopReason,
+    TopkLogprobs,
+)
+from everstep.wire.requests import (
+    ClientConfigRequest,
+    CreateModelRequest,
+    CreateSamplingSessionRequest,
+    CreateSessionRequest,
+    FinishReason,
+    FinishSessionRequest,
+    ForwardBackwardInput,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    FutureRetrieveRequest,
+    GetInfoRequest,
+    LoadWeightsRequest,
+    LoraConfig,
+    LossFnType,
+    OptimStepRequest,
+    SampleRequest,
+    SamplingClientKind,
+    SamplingParams,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+    SessionHeartbeatRequest,
+    TelemetrySendRequest,
+    UnloadModelRequest,
+    WeightsInfoRequest,
+)
+from everstep.wire.responses import (
+    Checkpoint,
+    CheckpointsListResponse,
+    CheckpointType,
+    ClientConfigResponse,
+    ClientDynamicConfigResponse,
+    CompleteMetadataResponse,
+    CreateModelResponse,
+    CreateSamplingSessionResponse,
+    CreateSessionResponse,
+    Cursor,
+    ErrorResponse,
+    GetInfoResponse,
+    GetSamplerResponse,
+    GetServerCapabilitiesResponse,
+    GetSessionResponse,
+    HealthResponse,
+    ListSessionsResponse,
+    LoadWeightsResponse,
+    ModelData,
+    OptimStepResponse,
+    ParsedCheckpointTinkerPath,
+    RequestFailedResponse,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsForSamplerResponseInternal,
+    SaveWeightsResponse,
+    SessionHeartbeatResponse,
+    SupportedModel,
+    TelemetryResponse,
+    TrainingRun,
+    TrainingRunsResponse,
+    TryAgainResponse,
+    UnloadModelResponse,
+    UntypedAPIFuture,
+    WeightsInfoResponse,
+)
+from everstep.wire.tensors import TensorData, TensorDtype
+
+ModelID = str
+
+__all__ = [name for name in dir() if name[0].isupper()] + ["parse"]
