@@ -1,0 +1,35 @@
+"""The ledger: one transactional database that is the queue and the write-ahead log."""
+
+from everstep.ledger.errors import (
+    LedgerError,
+    LedgerLocked,
+    LedgerTooNew,
+    NotWritten,
+    SequenceConflict,
+)
+from everstep.ledger.ledger import Ledger
+from everstep.ledger.records import (
+    Checkpoint,
+    Failure,
+    NewOperation,
+    Operation,
+    Run,
+    Sampler,
+    Session,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Failure",
+    "Ledger",
+    "LedgerError",
+    "LedgerLocked",
+    "LedgerTooNew",
+    "NewOperation",
+    "NotWritten",
+    "Operation",
+    "Run",
+    "Sampler",
+    "SequenceConflict",
+    "Session",
+]

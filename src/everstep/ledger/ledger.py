@@ -1,0 +1,244 @@
+"""The ledger: operations, futures, runs, sessions, samplers, checkpoints, in one database."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, delete, insert, select, update
+
+from everstep.ledger import queries as q
+from everstep.ledger import tables as t
+from everstep.ledger.database import HomeLock, open_engine
+from everstep.ledger.records import Checkpoint, NewOperation, Operation, Run, Sampler, Session
+from everstep.ledger.writer import Writer
+
+
+class Ledger:
+    """The queue and the write-ahead log. Every method returns when its writes are durable."""
+
+    def __init__(self, lock: HomeLock, engine: Engine) -> None:
+        self._lock = lock
+        self._engine = engine
+        self._writer = Writer(engine)
+
+    @classmethod
+    async def open(cls, path: Path) -> Ledger:
+        """Open the database at a path, creating or migrating it.
+
+        Raises:
+            LedgerLocked: another process has it open.
+            LedgerTooNew: a newer release wrote it.
+        """
+        lock = HomeLock(path.with_name(path.name + ".lock"))
+        try:
+            return cls(lock, await asyncio.to_thread(open_engine, path))
+        except BaseException:
+            lock.release()
+            raise
+
+    async def close(self) -> None:
+        """Write what was queued, then close."""
+        await asyncio.to_thread(self._writer.close)
+        self._engine.dispose()
+        self._lock.release()
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed."""
+        return self._writer.commits
+
+    # Operations
+
+    async def accept(
+        self,
+        new: NewOperation,
+        *,
+        run: Run | None = None,
+        replace_failed: bool = False,
+        match_payload: bool = True,
+    ) -> tuple[Operation, bool]:
+        """Append an operation, once: a retry finds the first one.
+
+        Args:
+            new: the operation; unique by its scope and sequence id.
+            run: the run that it creates, written with it.
+            replace_failed: a failed operation gives up its place (its future still resolves).
+            match_payload: a retry has to have the same payload.
+
+        Returns:
+            The operation, and whether it is new.
+
+        Raises:
+            SequenceConflict: its place is taken by another request.
+        """
+        return await self._writer.run(
+            lambda c: q.accept(c, new, run, replace_failed, match_payload)
+        )
+
+    async def succeed(
+        self,
+        request_id: str,
+        result: bytes,
+        media: str,
+        *,
+        checkpoint: Checkpoint | None = None,
+        sampler: Sampler | None = None,
+        seconds: float = 0.0,
+    ) -> Operation:
+        """Record that an operation succeeded, with what it made, in one transaction.
+
+        Args:
+            request_id: the operation; one that has ended already stays as it is.
+            result: what its future resolves to.
+            media: the form of the result, ``json`` or ``protobuf``.
+            checkpoint: a checkpoint that now exists, replacing one with its path.
+            sampler: a sampler that now exists.
+            seconds: how long it was executed.
+        """
+
+        def work(connection: Any) -> Operation:
+            if checkpoint is not None:
+                q.put(connection, t.checkpoints, checkpoint)
+            if sampler is not None:
+                q.put(connection, t.samplers, sampler)
+            return q.finish(
+                connection, request_id, status="succeeded", result=result, media=media,
+                seconds=seconds,
+            )
+
+        return await self._writer.run(work)
+
+    async def fail(self, request_id: str, message: str, category: str) -> Operation:
+        """Record that an operation failed. A run whose creation fails does not come to exist."""
+
+        def work(connection: Any) -> Operation:
+            failed = q.finish(
+                connection, request_id, status="failed", error=message, category=category
+            )
+            if failed.seq_id == 0 and failed.status == "failed":
+                connection.execute(delete(t.runs).where(t.runs.c.run_id == failed.scope))
+            return failed
+
+        return await self._writer.run(work)
+
+    async def operation(self, request_id: str) -> Operation | None:
+        """The operation of a future."""
+        mine = t.operations.c.request_id == request_id
+        return await self._writer.run(lambda c: q.operation_where(c, mine))
+
+    async def operation_at(self, scope: str, seq_id: int) -> Operation | None:
+        """The operation that has a place."""
+        here = (t.operations.c.scope == scope, t.operations.c.seq_id == seq_id)
+        return await self._writer.run(lambda c: q.operation_where(c, *here))
+
+    async def operations(
+        self, scope: str, *, after: int = -1, status: str | None = None
+    ) -> list[Operation]:
+        """The operations of a scope by sequence id, those above ``after``."""
+        where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
+        if status is not None:
+            where.append(t.operations.c.status == status)
+        return await self._writer.run(lambda c: q.operations_where(c, *where))
+
+    async def unfinished(self) -> list[Operation]:
+        """All operations that were accepted and not ended, by scope and sequence id."""
+        return await self._writer.run(
+            lambda c: q.operations_where(c, t.operations.c.status == "pending")
+        )
+
+    # Runs
+
+    async def run(self, run_id: str) -> Run | None:
+        """A run."""
+        return await self._writer.run(lambda c: q.one(c, Run, t.runs, run_id))
+
+    async def runs(self, limit: int, offset: int) -> tuple[list[Run], int]:
+        """A page of runs, the latest used first, and how many there are."""
+        order = (t.runs.c.last_request_at.desc(), t.runs.c.run_id)
+        rows, total = await self._writer.run(lambda c: q.page(c, t.runs, order, limit, offset))
+        return [q.record(Run, row) for row in rows], total
+
+    # Sessions and samplers
+
+    async def create_session(self, session: Session, idempotency_key: str | None) -> Session:
+        """Open a session; the same key finds the same one."""
+
+        def work(connection: Any) -> Session:
+            if idempotency_key is not None:
+                mine = t.sessions.c.idempotency_key == idempotency_key
+                row = connection.execute(select(t.sessions).where(mine)).one_or_none()
+                if row is not None:
+                    return q.record(Session, row)
+            values = {**vars(session), "idempotency_key": idempotency_key}
+            connection.execute(insert(t.sessions).values(**values))
+            return session
+
+        return await self._writer.run(work)
+
+    async def session(self, session_id: str) -> Session | None:
+        """A session."""
+        return await self._writer.run(lambda c: q.one(c, Session, t.sessions, session_id))
+
+    async def touch_session(self, session_id: str) -> None:
+        """Note that a session's client is alive."""
+        mine = t.sessions.c.session_id == session_id
+        statement = update(t.sessions).where(mine).values(last_seen_at=q.now())
+        await self._writer.run(lambda c: c.execute(statement))
+
+    async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
+        """End a session; its first end counts."""
+        mine = (t.sessions.c.session_id == session_id, t.sessions.c.finished.is_(None))
+        statement = update(t.sessions).where(*mine).values(finished=reason, detail=detail)
+        await self._writer.run(lambda c: c.execute(statement))
+
+    async def create_sampler(self, sampler: Sampler) -> Sampler:
+        """Create a sampler; one that exists stays as it is."""
+
+        def work(connection: Any) -> Sampler:
+            known = q.one(connection, Sampler, t.samplers, sampler.sampler_id)
+            if known is None:
+                q.put(connection, t.samplers, sampler)
+            return known or sampler
+
+        return await self._writer.run(work)
+
+    async def sampler(self, sampler_id: str) -> Sampler | None:
+        """A sampler."""
+        return await self._writer.run(lambda c: q.one(c, Sampler, t.samplers, sampler_id))
+
+    # Checkpoints
+
+    async def checkpoint(self, path: str) -> Checkpoint | None:
+        """A checkpoint that has not expired."""
+        mine = t.checkpoints.c.path == path
+        found = await self._writer.run(lambda c: q.checkpoints_where(c, mine))
+        return found[0] if found else None
+
+    async def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """A run's checkpoints that are listed and have not expired, oldest first."""
+        where = (t.checkpoints.c.run_id == run_id, t.checkpoints.c.listed)
+        return await self._writer.run(lambda c: q.checkpoints_where(c, *where))
+
+    async def ephemeral_checkpoints(self, session_id: str) -> list[Checkpoint]:
+        """The unlisted checkpoints of a session's runs."""
+        runs = select(t.runs.c.run_id).where(t.runs.c.session_id == session_id)
+        where = (t.checkpoints.c.run_id.in_(runs), ~t.checkpoints.c.listed)
+        return await self._writer.run(lambda c: q.checkpoints_where(c, *where))
+
+    async def all_checkpoints(self, limit: int, offset: int) -> tuple[list[Checkpoint], int]:
+        """A page of all listed, unexpired checkpoints, newest first, and how many there are."""
+        order = (t.checkpoints.c.created_at.desc(), t.checkpoints.c.path)
+
+        def work(connection: Any) -> tuple[list[Any], int]:
+            where = (q.unexpired(), t.checkpoints.c.listed)
+            return q.page(connection, t.checkpoints, order, limit, offset, *where)
+
+        rows, total = await self._writer.run(work)
+        return [q.record(Checkpoint, row) for row in rows], total
+
+    async def delete_checkpoint(self, path: str) -> bool:
+        """Remove a checkpoint from the index; returns whether it was there."""
+        statement = delete(t.checkpoints).where(t.checkpoints.c.path == path)
+        return await self._writer.run(lambda c: bool(c.execute(statement).rowcount))

@@ -1,0 +1,159 @@
+"""The statements: plain functions of a connection, each one unit of a transaction."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, insert, or_, select, update
+
+from everstep.ledger import tables as t
+from everstep.ledger.errors import LedgerError, SequenceConflict
+from everstep.ledger.records import (
+    Checkpoint,
+    Failure,
+    NewOperation,
+    Operation,
+    Run,
+    Sampler,
+    Session,
+)
+
+Record = TypeVar("Record", Run, Session, Sampler, Checkpoint)
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def record(kind: type[Record], row: Row[Any]) -> Record:
+    """A row as its record."""
+    return kind(**{field.name: row._mapping[field.name] for field in fields(kind)})
+
+
+def operation(row: Row[Any]) -> Operation:
+    """A row of operations as its record."""
+    failure = Failure(row.error, row.category) if row.status == "failed" else None
+    return Operation(
+        request_id=row.request_id,
+        scope=row.scope,
+        seq_id=row.place,
+        kind=row.kind,
+        payload=row.payload,
+        status=row.status,
+        result=row.result,
+        media=row.media,
+        failure=failure,
+        accepted_at=row.accepted_at,
+        finished_at=row.finished_at,
+    )
+
+
+def operation_where(connection: Connection, *where: ColumnElement[bool]) -> Operation | None:
+    """The one operation that fits, if any."""
+    row = connection.execute(select(t.operations).where(*where)).one_or_none()
+    return operation(row) if row is not None else None
+
+
+def operations_where(connection: Connection, *where: ColumnElement[bool]) -> list[Operation]:
+    """The operations that fit, by scope and sequence id."""
+    query = select(t.operations).where(t.operations.c.seq_id.is_not(None), *where)
+    ordered = query.order_by(t.operations.c.scope, t.operations.c.seq_id)
+    return [operation(row) for row in connection.execute(ordered)]
+
+
+def one(connection: Connection, kind: type[Record], table: Table, key: str) -> Record | None:
+    """The record with this primary key, if any."""
+    column = next(iter(table.primary_key.columns))
+    row = connection.execute(select(table).where(column == key)).one_or_none()
+    return record(kind, row) if row is not None else None
+
+
+def accept(
+    connection: Connection, new: NewOperation, run: Run | None, replace_failed: bool, match: bool
+) -> tuple[Operation, bool]:
+    """Append an operation, or find the one that has its place."""
+    here = (t.operations.c.scope == new.scope, t.operations.c.seq_id == new.seq_id)
+    known = operation_where(connection, *here)
+    if known is not None and not (replace_failed and known.status == "failed"):
+        if known.kind != new.kind or (match and known.payload != new.payload):
+            raise SequenceConflict(
+                f"seq_id {new.seq_id} of {new.scope} was used before, for a {known.kind} with "
+                f"another content; a {new.kind} needs a sequence id of its own."
+            )
+        return known, False
+    if known is not None:
+        mine = t.operations.c.request_id == known.request_id
+        connection.execute(update(t.operations).where(mine).values(seq_id=None))
+    moment = now()
+    request_id = uuid.uuid4().hex
+    failed = new.failure is not None
+    connection.execute(
+        insert(t.operations).values(
+            request_id=request_id,
+            scope=new.scope,
+            seq_id=new.seq_id,
+            place=new.seq_id,
+            kind=new.kind,
+            payload=new.payload,
+            session_id=new.session_id,
+            status="failed" if failed else "pending",
+            error=new.failure.message if new.failure else None,
+            category=new.failure.category if new.failure else None,
+            accepted_at=moment,
+            finished_at=moment if failed else None,
+        )
+    )
+    if run is not None and not failed:
+        connection.execute(insert(t.runs).values(**asdict(run)))
+    else:
+        connection.execute(
+            update(t.runs).where(t.runs.c.run_id == new.scope).values(last_request_at=moment)
+        )
+    accepted = operation_where(connection, t.operations.c.request_id == request_id)
+    if accepted is None:
+        raise LedgerError(f"operation {request_id} was not written")
+    return accepted, True
+
+
+def finish(connection: Connection, request_id: str, **values: Any) -> Operation:
+    """Record an operation's end; the first one counts."""
+    mine = t.operations.c.request_id == request_id
+    pending = t.operations.c.status == "pending"
+    connection.execute(update(t.operations).where(mine, pending).values(finished_at=now(), **values))
+    finished = operation_where(connection, mine)
+    if finished is None:
+        raise LedgerError(f"there is no operation {request_id}")
+    return finished
+
+
+def put(connection: Connection, table: Table, row: Any) -> None:
+    """Insert a record, replacing the one with its primary key."""
+    values = asdict(row)
+    column = next(iter(table.primary_key.columns))
+    connection.execute(delete(table).where(column == values[column.name]))
+    connection.execute(insert(table).values(**values))
+
+
+def unexpired() -> ColumnElement[bool]:
+    """Checkpoints that exist for clients."""
+    expires = t.checkpoints.c.expires_at
+    return or_(expires.is_(None), expires > now())
+
+
+def checkpoints_where(connection: Connection, *where: ColumnElement[bool]) -> list[Checkpoint]:
+    """Unexpired checkpoints that fit, oldest first."""
+    query = select(t.checkpoints).where(unexpired(), *where).order_by(t.checkpoints.c.created_at)
+    return [record(Checkpoint, row) for row in connection.execute(query)]
+
+
+def page(
+    connection: Connection, table: Table, order: Any, limit: int, offset: int, *where: Any
+) -> tuple[list[Row[Any]], int]:
+    """A page of a table and how many rows there are."""
+    total = connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one()
+    query = select(table).where(*where).order_by(*order).limit(limit).offset(offset)
+    return list(connection.execute(query)), total

@@ -1,0 +1,115 @@
+"""The ledger's records. Times are aware datetimes in UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Status = Literal["pending", "succeeded", "failed"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an operation failed, and whose fault it is (``user``, ``server``)."""
+
+    message: str
+    category: str
+
+
+@dataclass(frozen=True)
+class NewOperation:
+    """An operation to accept.
+
+    Attributes:
+        scope: what orders it: a run's id, or a sampler's.
+        seq_id: its place in the scope.
+        kind: what it does.
+        payload: what it does it with, in a canonical form.
+        failure: set when it is born failed: it takes its place and is never executed.
+        session_id: the session it belongs to.
+    """
+
+    scope: str
+    seq_id: int
+    kind: str
+    payload: bytes = field(repr=False)
+    failure: Failure | None = None
+    session_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An accepted operation."""
+
+    request_id: str
+    scope: str
+    seq_id: int
+    kind: str
+    payload: bytes = field(repr=False)
+    status: Status
+    result: bytes | None = field(repr=False)
+    media: str | None
+    failure: Failure | None
+    accepted_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run."""
+
+    run_id: str
+    session_id: str
+    base_model: str
+    lora: dict[str, Any]
+    optimizer: dict[str, Any]
+    user_metadata: dict[str, str]
+    created_at: datetime
+    last_request_at: datetime
+    status: str = "live"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A client's session; ``finished`` is how it ended."""
+
+    session_id: str
+    user_metadata: dict[str, Any]
+    tags: list[str]
+    sdk_version: str
+    project_id: str | None
+    display_name: str | None
+    created_at: datetime
+    last_seen_at: datetime
+    finished: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a sampling session samples from: a checkpoint, or a base model."""
+
+    sampler_id: str
+    session_id: str
+    base_model: str
+    model_path: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in the index; ``listed`` is False for an unnamed sampler save."""
+
+    path: str
+    run_id: str
+    kind: str
+    name: str
+    created_at: datetime
+    size_bytes: int
+    base_model: str
+    lora: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    user_metadata: dict[str, str] | None
+    expires_at: datetime | None
+    public: bool = False
+    listed: bool = True

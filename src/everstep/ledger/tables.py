@@ -1,0 +1,123 @@
+"""The tables, as SQLAlchemy Core; the migrations in ``migrations/versions`` create them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time that is written and read in UTC, on databases without time zones as well."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Refuse naive times; store UTC without its zone."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a naive time: {value}")
+        return value.astimezone(UTC).replace(tzinfo=None) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Give times their zone back."""
+        return value.replace(tzinfo=UTC) if value is not None else None
+
+
+metadata = MetaData()
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("request_id", String, primary_key=True),
+    Column("scope", String, nullable=False),
+    Column("seq_id", BigInteger),  # null once a failed creation has given up its place
+    Column("place", BigInteger, nullable=False),  # the sequence id it was accepted with
+    Column("kind", String, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("session_id", String),
+    Column("status", String, nullable=False),
+    Column("result", LargeBinary),
+    Column("media", String),
+    Column("error", Text),
+    Column("category", String),
+    Column("seconds", Float),
+    Column("accepted_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    UniqueConstraint("scope", "seq_id"),
+)
+Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String, primary_key=True),
+    Column("session_id", String, nullable=False, index=True),
+    Column("base_model", String, nullable=False),
+    Column("lora", JSON, nullable=False),
+    Column("optimizer", JSON, nullable=False),
+    Column("user_metadata", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_request_at", UtcTime, nullable=False),
+    Column("status", String, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("user_metadata", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("sdk_version", String, nullable=False),
+    Column("project_id", String),
+    Column("display_name", String),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_seen_at", UtcTime, nullable=False),
+    Column("finished", String),
+    Column("detail", Text),
+    Column("idempotency_key", String, unique=True),
+)
+
+samplers = Table(
+    "samplers",
+    metadata,
+    Column("sampler_id", String, primary_key=True),
+    Column("session_id", String, nullable=False, index=True),
+    Column("base_model", String, nullable=False),
+    Column("model_path", String),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("path", String, primary_key=True),
+    Column("run_id", String, nullable=False, index=True),
+    Column("kind", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("lora", JSON, nullable=False),
+    Column("optimizer", JSON),
+    Column("user_metadata", JSON),
+    Column("expires_at", UtcTime),
+    Column("public", Boolean, nullable=False),
+    Column("listed", Boolean, nullable=False),
+)

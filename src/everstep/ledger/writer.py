@@ -1,0 +1,115 @@
+"""One thread, one connection: every read, write and checkpoint of the database goes through it.
+
+SQLite 3.7.0 to 3.51.2 can lose commits when a WAL checkpoint of one connection races a commit of
+another (the WAL-reset bug). There is only one connection here, so there is no race, whichever
+build Python carries. It also gives group commit for nothing: what arrives while one commit is
+being fsynced is written by the next one, together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from everstep.ledger.errors import LedgerError, NotWritten
+
+Result = TypeVar("Result")
+_LARGEST_GROUP = 256
+
+
+@dataclass(frozen=True)
+class _Job:
+    work: Callable[[Connection], Any]
+    future: Future[Any]
+
+
+class Writer:
+    """Runs functions on the connection, several in one transaction.
+
+    Attributes:
+        commits: how many transactions were committed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.commits = 0
+        self._engine = engine
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._live, name="ledger", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[Connection], Result]) -> Result:
+        """Run a function in a transaction; returns when that is durable.
+
+        Args:
+            work: gets the connection; what it raises undoes its own writes and no one else's.
+
+        Raises:
+            NotWritten: the commit failed; nothing was written.
+        """
+        if self._closed:
+            raise LedgerError("the ledger is closed")
+        job = _Job(work, Future())
+        self._jobs.put(job)
+        result: Result = await asyncio.wrap_future(job.future)
+        return result
+
+    def close(self) -> None:
+        """Finish what was queued, then end the thread."""
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _live(self) -> None:
+        with self._engine.connect() as connection:
+            while (group := self._next_group()) is not None:
+                self._commit(connection, group)
+
+    def _next_group(self) -> list[_Job] | None:
+        job = self._jobs.get()
+        group: list[_Job] = []
+        while job is not None:
+            if job.future.set_running_or_notify_cancel():
+                group.append(job)
+            if len(group) >= _LARGEST_GROUP:
+                return group
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return group
+        self._jobs.put(None)  # the end was seen; what came before it is written first
+        return group or None
+
+    def _commit(self, connection: Connection, group: list[_Job]) -> None:
+        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        try:
+            with connection.begin():
+                for job in group:
+                    outcomes.append(_outcome(connection, job))
+            self.commits += 1
+        except SQLAlchemyError as error:
+            for job in group:
+                job.future.set_exception(NotWritten(f"the ledger could not be written: {error}"))
+            return
+        for job, result, failure in outcomes:
+            if failure is not None:
+                job.future.set_exception(failure)
+            else:
+                job.future.set_result(result)
+
+
+def _outcome(connection: Connection, job: _Job) -> tuple[_Job, Any, BaseException | None]:
+    """Run one job in a savepoint of its own."""
+    try:
+        with connection.begin_nested():
+            return job, job.work(connection), None
+    except Exception as error:  # noqa: BLE001  handed to whoever queued the job
+        return job, None, error
