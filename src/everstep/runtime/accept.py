@@ -369,7 +369,6 @@ def _new_run(
         created_at=now,
         last_request_at=now,
         status="live",
-        position=0,
     )
 
 

@@ -1,0 +1,116 @@
+"""Manifests: what a checkpoint is, and the hashes of its files.
+
+A manifest is one JSON object. Its last member, ``self``, is the BLAKE3 of the rest in canonical
+form (sorted keys, no spaces), so that a flipped bit in it is found as surely as one in a file.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from everstep.vault.errors import CheckpointDamaged
+
+FORMAT_VERSION = 1
+
+
+class FileRef(BaseModel):
+    """A file by its content: BLAKE3 in hex, and size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    blake3: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What a checkpoint is.
+
+    Attributes:
+        format_version: of this layout.
+        kind: ``training``, ``sampler`` or ``snapshot``.
+        run_id: whose it is.
+        name: unique among the run's checkpoints of that kind.
+        created_at: when.
+        base_model: the base model's name.
+        base_fingerprint: a hash of the base model's weights and configuration.
+        lora: rank, alpha, seed and what the adapter is put on.
+        optimizer: the optimizer's family; None without optimizer state.
+        step: how many optimizer steps the state has seen.
+        position: the sequence id of the last operation that the state includes.
+        request_id: the operation that made it.
+        rng: state of random generators, if any.
+        parents: paths of the checkpoints it descends from.
+        user_metadata: the user's.
+        expires_at: when it may be collected; None: never.
+        public: whether others may read it.
+        environment: the numeric environment that made it.
+        files: by name, what they hold.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: int = FORMAT_VERSION
+    kind: str
+    run_id: str
+    name: str
+    created_at: datetime
+    base_model: str
+    base_fingerprint: str
+    lora: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    step: int
+    position: int
+    request_id: str | None = None
+    rng: dict[str, Any] = Field(default_factory=dict)
+    parents: list[str] = Field(default_factory=list)
+    user_metadata: dict[str, str] | None = None
+    expires_at: datetime | None = None
+    public: bool = False
+    environment: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileRef]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(ref.size for ref in self.files.values())
+
+    def encode(self) -> bytes:
+        """The manifest as it is written."""
+        content = self.model_dump(mode="json")
+        content["self"] = _digest(content)
+        return json.dumps(content, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Manifest:
+        """Read a manifest.
+
+        Args:
+            data: the file's bytes.
+            where: what to call it in an error.
+
+        Raises:
+            CheckpointDamaged: it is not what was written, or of a newer release.
+        """
+        try:
+            content = json.loads(data)
+            own = content.pop("self")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointDamaged(f"{where}: the manifest can't be read: {error!r}") from error
+        if own != _digest(content):
+            raise CheckpointDamaged(f"{where}: the manifest's bytes don't hash to what it says")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointDamaged(
+                f"{where}: format {version}; this release reads {FORMAT_VERSION}. Upgrade everstep."
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise CheckpointDamaged(f"{where}: the manifest is not valid: {error}") from error
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return blake3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

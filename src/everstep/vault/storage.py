@@ -1,0 +1,155 @@
+"""Where blobs and manifests lie: a small seam, and the local file system behind it.
+
+Every write is whole or absent, and durable when the call returns:
+
+    1. write a temporary file, fsync it
+    2. fsync the directory that will hold its name, once it has it: rename, then fsync
+
+A failed fsync is never tried again on the same file: the kernel may have marked its pages clean.
+The temporary file is removed and the error raised.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+_CHUNK = 8 << 20
+
+
+class Storage(Protocol):
+    """Keys are relative paths with ``/``; the vault has checked their parts."""
+
+    def write(self, chunks: Iterable[Buffer], key_of: Callable[[], str], *, replace: bool) -> str:
+        """Write chunks durably under the key that is known after the last one.
+
+        Returns the key. Raises FileExistsError when it is taken and ``replace`` is False; what was
+        there is then untouched.
+        """
+
+    def read(self, key: str) -> memoryview:
+        """The bytes of a key; raises FileNotFoundError."""
+
+    def size(self, key: str) -> int | None:
+        """The size of a key in bytes; None when there is none."""
+
+    def modified(self, key: str) -> float:
+        """When a key was written, in seconds since the epoch; raises FileNotFoundError."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All keys under a prefix that ends in ``/``."""
+
+    def delete(self, key: str) -> bool:
+        """Remove a key durably; returns whether it was there."""
+
+
+class LocalStorage:
+    """A directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._temporary = root / "tmp"
+        self._known: set[Path] = set()
+        self._lock = threading.Lock()
+        self._make(self._temporary)
+
+    def clean(self) -> None:
+        """Remove the temporary files that a crash left. For the one process that writes."""
+        for leftover in self._temporary.iterdir():
+            leftover.unlink(missing_ok=True)
+
+    def write(self, chunks: Iterable[Buffer], key_of: Callable[[], str], *, replace: bool) -> str:
+        """Write a temporary file, fsync, rename, fsync the directory."""
+        temporary = self._temporary / uuid.uuid4().hex
+        try:
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                for chunk in chunks:
+                    _write_all(file, chunk)
+                self._sync_file(file)
+            finally:
+                os.close(file)
+            key = key_of()
+            target = self._root / key
+            self._make(target.parent)
+            if replace:
+                os.replace(temporary, target)
+            else:
+                os.link(temporary, target)
+                temporary.unlink()
+            self._sync_directory(target.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return key
+
+    def read(self, key: str) -> memoryview:
+        """Map a file."""
+        with (self._root / key).open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def size(self, key: str) -> int | None:
+        """The size of a file."""
+        try:
+            return (self._root / key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def modified(self, key: str) -> float:
+        """When a file was written."""
+        return (self._root / key).stat().st_mtime
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All files under a directory."""
+        for path in sorted((self._root / prefix).rglob("*")):
+            if path.is_file():
+                yield path.relative_to(self._root).as_posix()
+
+    def delete(self, key: str) -> bool:
+        """Unlink a file, fsync its directory."""
+        target = self._root / key
+        try:
+            target.unlink()
+        except FileNotFoundError:
+            return False
+        self._sync_directory(target.parent)
+        return True
+
+    def _make(self, directory: Path) -> None:
+        """Create a directory so that it survives a power cut."""
+        with self._lock:
+            if directory in self._known:
+                return
+            missing = []
+            parent = directory
+            while not parent.exists():
+                missing.append(parent)
+                parent = parent.parent
+            directory.mkdir(parents=True, exist_ok=True)
+            for made in reversed(missing):
+                self._sync_directory(made.parent)
+            self._known.add(directory)
+
+    def _sync_file(self, file: int) -> None:
+        os.fsync(file)
+
+    def _sync_directory(self, directory: Path) -> None:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_all(file: int, chunk: Buffer) -> None:
+    view = memoryview(chunk).cast("B")
+    while len(view):
+        view = view[os.write(file, view[:_CHUNK]) :]

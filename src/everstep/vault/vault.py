@@ -1,0 +1,236 @@
+"""The vault: content-addressed files and the manifests that make checkpoints of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blake3 import blake3
+
+from everstep.vault.errors import (
+    CheckpointDamaged,
+    CheckpointExists,
+    CheckpointNotFound,
+    UnsafeName,
+)
+from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.storage import Buffer, LocalStorage
+
+KINDS = ("training", "sampler", "snapshot")
+_PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=:-]{0,127}", re.ASCII)
+_PARALLEL_FROM = 1 << 20
+
+
+class Vault:
+    """Checkpoints in a directory; safe to use from several threads.
+
+        <root>/blobs/ab/<blake3>                        files, once each
+        <root>/manifests/<kind>/<run>/<name>.json       checkpoints
+        <root>/tmp/                                     what is being written
+
+    Args:
+        root: the directory.
+        writer: whether this process writes: it removes what a crash left in ``tmp``.
+    """
+
+    def __init__(self, root: Path, *, writer: bool = True) -> None:
+        self._storage = LocalStorage(root)
+        self._pins: dict[str, int] = {}
+        self._lock = threading.Lock()
+        if writer:
+            self._storage.clean()
+
+    def put(self, chunks: Iterable[Buffer]) -> FileRef:
+        """Store a file by its content; durable on return.
+
+        What is there already under that hash is replaced by the same bytes, so that a damaged
+        copy is healed and never trusted. Until `commit` names the file, keep it with `pinned`.
+
+        Args:
+            chunks: the content.
+        """
+        hasher = blake3()
+        size = 0
+
+        def hashed() -> Iterator[Buffer]:
+            nonlocal size
+            for chunk in chunks:
+                view = memoryview(chunk).cast("B")
+                hasher.update(view, max_threads=1)
+                size += len(view)
+                yield view
+
+        def key() -> str:
+            self._pin(hasher.hexdigest())
+            return _blob_key(hasher.hexdigest())
+
+        self._storage.write(hashed(), key, replace=True)
+        return FileRef(blake3=hasher.hexdigest(), size=size)
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep every file that is put inside from being collected before it is committed."""
+        with self._lock:
+            self._pins[""] = self._pins.get("", 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pins[""] -= 1
+                if not self._pins[""]:
+                    self._pins.clear()
+
+    def commit(self, manifest: Manifest, *, overwrite: bool = False) -> None:
+        """Make a checkpoint appear: whole, durable, at once.
+
+        Args:
+            manifest: names files that were put.
+            overwrite: replace one with the same name; until then that one stays as it is.
+
+        Raises:
+            CheckpointExists: the name is taken.
+            CheckpointDamaged: a file that it names is not there in its size.
+        """
+        key = _manifest_key(manifest.kind, manifest.run_id, manifest.name)
+        for name, ref in manifest.files.items():
+            if self._storage.size(_blob_key(ref.blake3)) != ref.size:
+                raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
+        try:
+            self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
+        except FileExistsError as error:
+            raise CheckpointExists(f"{_label(manifest)} exists already") from error
+
+    def manifest(self, kind: str, run_id: str, name: str) -> Manifest:
+        """Read a checkpoint's manifest.
+
+        Raises:
+            CheckpointNotFound: there is none.
+            CheckpointDamaged: it is not what was written.
+        """
+        key = _manifest_key(kind, run_id, name)
+        label = f"checkpoint {run_id}/{kind}/{name}"
+        try:
+            data = bytes(self._storage.read(key))
+        except FileNotFoundError as error:
+            raise CheckpointNotFound(f"{label} does not exist") from error
+        manifest = Manifest.decode(data, label)
+        if (manifest.kind, manifest.run_id, manifest.name) != (kind, run_id, name):
+            raise CheckpointDamaged(f"{label}: the manifest there is that of {_label(manifest)}")
+        return manifest
+
+    def read(self, manifest: Manifest, filename: str) -> memoryview:
+        """Map one of a checkpoint's files, verified.
+
+        Raises:
+            CheckpointNotFound: the checkpoint has no file of that name.
+            CheckpointDamaged: its bytes are not those that were written.
+        """
+        ref = manifest.files.get(filename)
+        if ref is None:
+            raise CheckpointNotFound(f"{_label(manifest)} has no file {filename}")
+        try:
+            data = self._storage.read(_blob_key(ref.blake3))
+        except FileNotFoundError as error:
+            raise CheckpointDamaged(f"{_label(manifest)}: {filename} is missing") from error
+        if len(data) != ref.size:
+            raise CheckpointDamaged(
+                f"{_label(manifest)}: {filename} has {len(data)} bytes instead of {ref.size}"
+            )
+        threads = blake3.AUTO if len(data) >= _PARALLEL_FROM else 1
+        found = blake3(data, max_threads=threads).hexdigest()
+        if found != ref.blake3:
+            raise CheckpointDamaged(
+                f"{_label(manifest)}: {filename} hashes to {found[:16]}… instead of "
+                f"{ref.blake3[:16]}…"
+            )
+        return data
+
+    def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
+        """All checkpoints, or those of a run or kind. Raises `CheckpointDamaged` on a bad one."""
+        for each in KINDS if kind is None else (kind,):
+            prefix = f"manifests/{_part(each)}/" + (f"{_part(run_id)}/" if run_id else "")
+            for key in self._storage.keys(prefix):
+                *_, run, name = key.split("/")
+                try:
+                    yield self.manifest(each, run, name.removesuffix(".json"))
+                except CheckpointNotFound:
+                    continue  # deleted since it was listed
+
+    def delete(self, kind: str, run_id: str, name: str) -> bool:
+        """Remove a checkpoint; returns whether it was there. Its files stay until `collect`."""
+        return self._storage.delete(_manifest_key(kind, run_id, name))
+
+    def collect(self, grace_seconds: float = 3600.0) -> list[FileRef]:
+        """Remove files that no checkpoint names.
+
+        A file that is pinned or younger than the grace period stays: its checkpoint may be about
+        to be committed.
+
+        Returns:
+            What was removed.
+        """
+        with self._lock:
+            if self._pins.get(""):
+                return []
+        reachable = {ref.blake3 for m in self.manifests() for ref in m.files.values()}
+        removed = []
+        for key in list(self._storage.keys("blobs/")):
+            digest = key.rsplit("/", 1)[-1]
+            with self._lock:
+                kept = digest in reachable or digest in self._pins or self._pins.get("")
+            size = self._storage.size(key)
+            if kept or size is None:
+                continue
+            if time.time() - self._storage.modified(key) < grace_seconds:
+                continue
+            if self._storage.delete(key):
+                removed.append(FileRef(blake3=digest, size=size))
+        return removed
+
+    def export(self, manifest: Manifest, directory: Path) -> list[Path]:
+        """Copy a checkpoint's files, verified, under their own names.
+
+        Args:
+            manifest: the checkpoint.
+            directory: created when it isn't there; files of the same names are replaced.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for name in manifest.files:
+            target = directory / _part(name)
+            temporary = directory / f".{_part(name)}.{os.getpid()}"
+            temporary.write_bytes(self.read(manifest, name))
+            temporary.replace(target)
+            paths.append(target)
+        return paths
+
+    def _pin(self, digest: str) -> None:
+        with self._lock:
+            if self._pins.get(""):
+                self._pins[digest] = 1
+
+
+def _part(text: str) -> str:
+    """A part of a key, checked: nothing else becomes a file name."""
+    if not _PART.fullmatch(text):
+        raise UnsafeName(f"{text[:200]!r} can't be part of a checkpoint's name")
+    return text
+
+
+def _manifest_key(kind: str, run_id: str, name: str) -> str:
+    if kind not in KINDS:
+        raise UnsafeName(f"{kind!r} is not a kind of checkpoint; it is one of {', '.join(KINDS)}")
+    return f"manifests/{kind}/{_part(run_id)}/{_part(name)}.json"
+
+
+def _blob_key(digest: str) -> str:
+    return f"blobs/{digest[:2]}/{digest}"
+
+
+def _label(manifest: Manifest) -> str:
+    return f"checkpoint {manifest.run_id}/{manifest.kind}/{manifest.name}"
