@@ -61,7 +61,7 @@ class Vault:
             nonlocal size
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")
-                hasher.update(view, max_threads=1)
+                hasher.update(view)
                 size += len(view)
                 yield view
 
