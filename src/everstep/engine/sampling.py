@@ -1,0 +1,164 @@
+"""Sampling: many requests, lengths and adapters in one decoding pass.
+
+A request's numbers don't depend on what it shares a pass with. The projections are matrix
+products whose rows have the same bits for every row count that is a multiple of 16, so each
+adapter's rows are padded to one; attention is a request's own (see `attention`); the choice of a
+token looks at one row. A prompt is computed once for all its samples, and by itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from everstep.engine.attention import Group, decoding
+from everstep.engine.errors import EngineError
+from everstep.engine.lora import Bound
+from everstep.engine.model import Model
+from everstep.engine.prompt_scores import prompt_scores
+from everstep.engine.sample_spec import SampleSpec
+from everstep.engine.sequences import Sampled
+from everstep.engine.state import Adapter
+from everstep.wire.proto import SampleOutput
+
+_ROWS = 16
+_MOST_ROWS = 256
+Finished = tuple[str, SampleOutput | Exception]
+
+
+class SamplingBatch:
+    """The requests that one model samples for at the same time.
+
+    Args:
+        model: the base model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._waiting: deque[Sampled] = deque()
+        self._active: OrderedDict[str, Sampled] = OrderedDict()
+        self._prefilled_last = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._waiting or self._active)
+
+    def add(self, key: str, spec: SampleSpec, adapter: Adapter | None) -> None:
+        """Take a request.
+
+        Args:
+            key: names it in what `step` returns.
+            spec: what is asked; `sample_validation.check_sample` has accepted it.
+            adapter: what it samples with; None: the base model.
+        """
+        info = self._model.info
+        room = info.max_context_length - len(spec.tokens)
+        limit = room if spec.max_tokens is None else min(spec.max_tokens, room)
+        self._waiting.append(
+            Sampled(key, spec, adapter, limit, info.eos_token_ids, self._model.tokenizer)
+        )
+
+    def cancel(self, key: str) -> None:
+        """Forget a request; an unknown one is no error."""
+        self._active.pop(key, None)
+        self._waiting = deque(request for request in self._waiting if request.key != key)
+
+    @torch.no_grad()
+    def step(self) -> list[Finished]:
+        """Compute one prompt, or one token of everything that is active, by turns.
+
+        Returns:
+            The requests that are finished, or failed.
+        """
+        room = sum(len(r.alive) for r in self._active.values()) < _MOST_ROWS
+        if self._waiting and (not self._active or (room and not self._prefilled_last)):
+            self._prefilled_last = True
+            return self._prefill(self._waiting.popleft())
+        self._prefilled_last = False
+        return self._decode()
+
+    def _prefill(self, request: Sampled) -> list[Finished]:
+        try:
+            tokens = torch.from_numpy(request.spec.tokens).to(self._model.device).unsqueeze(0)
+            with self._bound([(request.adapter, slice(None))]), decoding(
+                [Group(slice(0, 1), request.cache)]
+            ):
+                positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+                hidden = self._model.hidden(tokens, position_ids=positions)[0]
+                request.prompt = prompt_scores(self._model, hidden, request.spec)
+                logits = self._model.logits(hidden[-1:])
+            if request.alive:
+                going = request.draw(logits.cpu().numpy())
+                request.cache.select(torch.zeros(len(going), dtype=torch.long))
+        except (EngineError, RuntimeError, ValueError) as error:
+            return [(request.key, error)]
+        if not request.alive:
+            return [(request.key, request.output())]
+        self._active[request.key] = request
+        return []
+
+    def _decode(self) -> list[Finished]:
+        requests = sorted(self._active.values(), key=lambda r: id(r.adapter))
+        tokens, positions, groups, adapters = _layout(requests)
+        device = self._model.device
+        try:
+            with self._bound(adapters), decoding(groups):
+                hidden = self._model.hidden(
+                    torch.from_numpy(tokens).to(device).unsqueeze(1),
+                    position_ids=torch.from_numpy(positions).to(device).unsqueeze(1),
+                )
+                logits = self._model.logits(hidden[:, 0]).cpu().numpy()
+        except (EngineError, RuntimeError) as error:
+            self._active.clear()  # the caches are part-written: none of them can go on
+            return [(request.key, error) for request in requests]
+        finished: list[Finished] = []
+        for request, group in zip(requests, groups, strict=True):
+            before = len(request.alive)
+            going = request.draw(logits[group.rows])
+            if not going:
+                del self._active[request.key]
+                finished.append((request.key, request.output()))
+            elif len(going) < before:
+                request.cache.select(torch.tensor(going))
+        return finished
+
+    def _bound(self, adapters: Sequence[tuple[Adapter | None, slice]]):  # type: ignore[no-untyped-def]
+        bounds: list[Bound] = [
+            adapter.bound(None if rows == slice(None) else rows)
+            for adapter, rows in adapters
+            if adapter is not None
+        ]
+        return self._model.binding.to(*bounds)
+
+
+def _layout(
+    requests: Sequence[Sampled],
+) -> tuple[np.ndarray, np.ndarray, list[Group], list[tuple[Adapter | None, slice]]]:  # type: ignore[type-arg]
+    """Rows of a pass: one an alive sequence, each adapter's rows padded to a multiple of 16."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    groups: list[Group] = []
+    adapters: list[tuple[Adapter | None, slice]] = []
+    begin = 0
+    for index, request in enumerate(requests):
+        first = len(tokens)
+        tokens += [sequence.tokens[-1] for sequence in request.alive]
+        positions += [request.position] * len(request.alive)
+        groups.append(Group(slice(first, len(tokens)), request.cache))
+        last = index + 1 == len(requests) or requests[index + 1].adapter is not request.adapter
+        if last:
+            padding = -(len(tokens) - begin) % _ROWS
+            tokens += [0] * padding
+            positions += [0] * padding
+            adapters.append((request.adapter, slice(begin, len(tokens))))
+            begin = len(tokens)
+    return (
+        np.array(tokens, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
+        groups,
+        adapters,
+    )
