@@ -1,0 +1,47 @@
+"""The ``everstep`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="everstep",
+    help="Fine-tuning over the Tinker protocol that never loses a step.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+Home = Annotated[
+    Path, typer.Option(envvar="EVERSTEP_HOME", help="Where everything is kept.", file_okay=False)
+]
+_HOME = Path("~/.everstep")
+
+
+@app.callback()
+def _everstep() -> None:
+    """Fine-tuning over the Tinker protocol that never loses a step."""
+
+
+@app.command()
+def serve(
+    home: Home = _HOME,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8055,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH_OR_HUB_ID", help="A model to serve; may be repeated."),
+    ] = None,
+    until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Run the service in the foreground. A second start on the same home goes on with it."""
+    from everstep.cli.serve import serve as command
+
+    command(home, host, port, model or [], until_stdin_closes)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -48,6 +48,7 @@ class Runtime:
     Attributes:
         sessions: opening, heartbeats and ends of sessions; creation of samplers.
         views: what the service tells of models, runs and checkpoints.
+        checkpoints: look-up and deletion of checkpoints.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -63,6 +64,7 @@ class Runtime:
         self._actors: dict[str, RunActor] = {}
         self._futures: dict[str, asyncio.Future[Operation]] = {}
         self._stopping = False
+        self.checkpoints = parts.checkpoints
         self.sessions = Sessions(parts.ledger, parts.vault, parts.checkpoints, self._acceptance)
         self.views = Views(
             parts.ledger, parts.checkpoints, self._acceptance, lambda: parts.worker.models
@@ -84,7 +86,7 @@ class Runtime:
         home.mkdir(parents=True, exist_ok=True)
         ledger = await Ledger.open(home / "ledger.sqlite")
         try:
-            vault = Vault(home / "vault")
+            vault = Vault(home / "vault", writer=False)
             worker = WorkerProcess(home, models, settings)
             await worker.start()
         except BaseException:

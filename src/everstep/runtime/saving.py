@@ -29,15 +29,21 @@ def write_checkpoint(
     Returns:
         ``size_bytes`` of all files and the ``step`` of the state.
     """
-    try:
-        files: dict[str, FileRef] = {
-            name: vault.put(chunks) for name, chunks in capture.files().items()
-        }
-    finally:
-        capture.release()
-    step = int(capture.meta["step"])
+    with vault.pinned():
+        try:
+            files = {name: vault.put(chunks) for name, chunks in capture.files().items()}
+        finally:
+            capture.release()
+        manifest = _manifest(draft, int(capture.meta["step"]), environment, files)
+        vault.commit(manifest, overwrite=True)  # the service has settled whether the name is free
+    return {"size_bytes": manifest.size, "step": manifest.step}
+
+
+def _manifest(
+    draft: Mapping[str, Any], step: int, environment: Mapping[str, Any], files: dict[str, FileRef]
+) -> Manifest:
     expires_at = draft["expires_at"]
-    manifest = Manifest(
+    return Manifest(
         **{
             **draft,
             "expires_at": datetime.fromisoformat(expires_at) if expires_at else None,
@@ -48,8 +54,6 @@ def write_checkpoint(
             "files": files,
         }
     )
-    vault.commit(manifest, overwrite=True)  # the service has settled whether the name is free
-    return {"size_bytes": sum(ref.size for ref in files.values()), "step": step}
 
 
 def read_checkpoint(

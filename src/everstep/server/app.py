@@ -1,0 +1,72 @@
+"""The application: routes under /api/v1, the runtime for its lifetime."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
+
+from everstep.runtime import Rejected, Runtime
+from everstep.server import (
+    routes_checkpoints,
+    routes_futures,
+    routes_sampling,
+    routes_sessions,
+    routes_training,
+)
+from everstep.server.common import add_error_handlers, runtime_of
+from everstep.wire import types
+
+_ERRORS = {
+    400: {"model": types.ErrorResponse, "description": "The request is wrong; the text says how"},
+    404: {"model": types.ErrorResponse, "description": "What it names does not exist"},
+    413: {"model": types.ErrorResponse, "description": "The body is over the limit"},
+    503: {"model": types.ErrorResponse, "description": "Not ready; try again"},
+}
+
+
+def create_app(
+    open_runtime: Callable[[], Awaitable[Runtime]], on_ready: Callable[[], None] | None = None
+) -> FastAPI:
+    """Return the application.
+
+    Args:
+        open_runtime: opens the runtime when the application starts.
+        on_ready: called once requests will succeed.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runtime = await open_runtime()
+        app.state.runtime = runtime
+        if on_ready is not None:
+            on_ready()
+        yield
+        app.state.stopping.set()
+        await runtime.close()
+
+    app = FastAPI(title="Everstep", description=__doc__ or "", lifespan=lifespan)
+    app.state.stopping = asyncio.Event()
+    add_error_handlers(app)
+    health = APIRouter(tags=["health"])
+
+    @health.get("/healthz", responses={503: _ERRORS[503]})
+    async def healthz(request: Request) -> types.HealthResponse:
+        """Well only when requests will succeed."""
+        if not runtime_of(request).ready:
+            raise Rejected(503, "The worker is not ready; try again.")
+        return types.HealthResponse()
+
+    app.include_router(health)
+    for router in (
+        health,
+        routes_sessions.router,
+        routes_training.router,
+        routes_sampling.router,
+        routes_futures.router,
+        routes_checkpoints.router,
+    ):
+        app.include_router(router, prefix="/api/v1", responses=_ERRORS)
+    return app

@@ -1,0 +1,88 @@
+"""What routes share: the runtime, the body within its bound, and errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from everstep.ledger import NotWritten
+from everstep.runtime import Rejected, Runtime
+from everstep.wire.body import decompress
+from everstep.wire.errors import BodyTooLarge, WireError
+
+_log = structlog.get_logger("everstep.server")
+MAX_BODY_BYTES = 64 << 20
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The runtime; raises `Rejected` (503) while there is none."""
+    runtime: Runtime | None = getattr(request.app.state, "runtime", None)
+    if runtime is None:
+        raise Rejected(503, "The service is starting; try again.")
+    return runtime
+
+
+def stopping_of(request: Request) -> asyncio.Event:
+    """Set when the service begins to stop."""
+    event: asyncio.Event = request.app.state.stopping
+    return event
+
+
+async def body_of(request: Request) -> bytes:
+    """Read a body, decompressed, and never more of it than the bound.
+
+    Raises:
+        BodyTooLarge: there is more.
+        InvalidRequest: its encoding is unknown, or it is damaged.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLarge(
+                f"The request body is larger than {MAX_BODY_BYTES} bytes. Send fewer or shorter "
+                "datums."
+            )
+        parts.append(part)
+    return decompress(b"".join(parts), request.headers.get("content-encoding"), MAX_BODY_BYTES)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error as ``{"detail": …}`` with the status that fits."""
+
+    @app.exception_handler(Rejected)
+    async def rejected(request: Request, error: Rejected) -> JSONResponse:
+        return _error(error.status, error.detail)
+
+    @app.exception_handler(WireError)
+    async def wire_error(request: Request, error: WireError) -> JSONResponse:
+        return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        return _error(400, problems)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail))
+
+    @app.exception_handler(NotWritten)
+    async def not_written(request: Request, error: NotWritten) -> JSONResponse:
+        _log.error("not accepted", reason=str(error))
+        return _error(503, "The service could not write to its disk; nothing was accepted.")
+
+
+def _error(status: int, detail: Any) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return JSONResponse({"detail": detail}, status_code=status, headers=headers)

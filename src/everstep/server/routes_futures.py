@@ -1,0 +1,75 @@
+"""Futures: a long poll that ends with the result, or says to try again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from everstep.ledger import Operation
+from everstep.runtime import Rejected, UnknownFuture
+from everstep.server.common import body_of, runtime_of, stopping_of
+from everstep.server.results import json_result
+from everstep.wire import types
+from everstep.wire.base import parse
+from everstep.wire.proto import PROTOBUF
+
+router = APIRouter(tags=["futures"])
+HOLD_SECONDS = 30.0
+"""How long a poll is held: below the 45 s after which clients give up."""
+INLINE_BYTES = 4 << 20
+"""Larger results are announced by their size first, to clients that allow it."""
+
+
+@router.post(
+    "/retrieve_future",
+    responses={
+        200: {"description": "The result, its size, or the failure"},
+        408: {"model": types.TryAgainResponse, "description": "Not finished yet; ask again"},
+    },
+    response_model=None,
+)
+async def retrieve_future(request: Request) -> Response:
+    """The result of an operation; protobuf where that is accepted."""
+    message = parse(types.FutureRetrieveRequest, await body_of(request))
+    try:
+        operation = await _wait(request, message.request_id)
+    except UnknownFuture as error:
+        raise Rejected(404, f"There is no future {message.request_id} here.") from error
+    if operation is None:
+        answer = types.TryAgainResponse(request_id=message.request_id)
+        return JSONResponse(answer.model_dump(exclude_none=True), status_code=408)
+    return _answer(operation, request, message.allow_metadata_only)
+
+
+async def _wait(request: Request, request_id: str) -> Operation | None:
+    """Wait for the operation, the end of the hold, or the service's stop."""
+    stopping = stopping_of(request)
+    result = asyncio.ensure_future(runtime_of(request).wait(request_id, HOLD_SECONDS))
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([result, stop], return_when=asyncio.FIRST_COMPLETED)
+        return await result if result.done() else None
+    finally:
+        result.cancel()
+        stop.cancel()
+
+
+def _answer(operation: Operation, request: Request, allow_metadata_only: bool) -> Response:
+    if operation.failure is not None:
+        failure = operation.failure
+        return _json(types.RequestFailedResponse(error=failure.message, category=failure.category))
+    body = operation.result or b""
+    if allow_metadata_only and len(body) > INLINE_BYTES:
+        return _json(types.CompleteMetadataResponse(response_payload_size=len(body)))
+    if operation.media != "protobuf":
+        return Response(body, media_type="application/json")
+    if PROTOBUF in request.headers.get("accept", ""):
+        return Response(body, media_type=PROTOBUF)
+    return JSONResponse(json_result(operation.kind, body))
+
+
+def _json(model: Any) -> JSONResponse:
+    return JSONResponse(model.model_dump(mode="json", exclude_none=True))

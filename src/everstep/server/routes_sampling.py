@@ -1,0 +1,31 @@
+"""Samplers and samples."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from everstep.server.common import body_of, runtime_of
+from everstep.wire import types
+from everstep.wire.base import parse
+
+router = APIRouter(tags=["sampling"])
+
+
+@router.post("/create_sampling_session")
+async def create_sampling_session(request: Request) -> types.CreateSamplingSessionResponse:
+    """Create a sampler on a checkpoint or a base model."""
+    message = parse(types.CreateSamplingSessionRequest, await body_of(request))
+    return await runtime_of(request).sessions.create_sampler(message)
+
+
+@router.get("/samplers/{sampler_id}")
+async def get_sampler(request: Request, sampler_id: str) -> types.GetSamplerResponse:
+    """What a sampler samples from."""
+    return await runtime_of(request).sessions.sampler(sampler_id)
+
+
+@router.post("/asample")
+async def asample(request: Request) -> types.UntypedAPIFuture:
+    """Sample sequences, and logprobs of the prompt."""
+    message = parse(types.SampleRequest, await body_of(request))
+    return await runtime_of(request).submit(message)
