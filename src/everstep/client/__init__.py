@@ -1,0 +1,17 @@
+"""The client: the official SDK's surface, for this service and any other that speaks the protocol."""
+
+from everstep.client._futures import APIFuture
+from everstep.client._hooks import RequestEvent
+from everstep.client.rest_client import RestClient
+from everstep.client.sampling_client import SamplingClient
+from everstep.client.service_client import ServiceClient
+from everstep.client.training_client import TrainingClient
+
+__all__ = [
+    "APIFuture",
+    "RequestEvent",
+    "RestClient",
+    "SamplingClient",
+    "ServiceClient",
+    "TrainingClient",
+]

@@ -69,6 +69,5 @@ def split(buffer: torch.Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     parts = torch.split(buffer, sizes)
     return {
-        name: part.view(shape)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }

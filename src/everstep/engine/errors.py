@@ -1,9 +1,9 @@
 """What the engine raises.
 
-    EngineError
-    ├── InputError         the request was wrong; the text says where and what to do
-    │   └── ConfigMismatch a checkpoint that doesn't fit the run; names each field
-    └── ModelUnsupported   a base model that can't be served; says why
+EngineError
+├── InputError         the request was wrong; the text says where and what to do
+│   └── ConfigMismatch a checkpoint that doesn't fit the run; names each field
+└── ModelUnsupported   a base model that can't be served; says why
 """
 
 

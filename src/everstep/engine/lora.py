@@ -86,7 +86,9 @@ class LoraProjection(nn.Module):
             if pair is None:
                 continue
             part = x if bound.rows is None else x[bound.rows]
-            delta = nn.functional.linear(nn.functional.linear(part.to(pair[0].dtype), pair[0]), pair[1])
+            delta = nn.functional.linear(
+                nn.functional.linear(part.to(pair[0].dtype), pair[0]), pair[1]
+            )
             delta = (delta * bound.scale).to(y.dtype)
             if bound.rows is None:
                 y = y + delta

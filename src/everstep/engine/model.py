@@ -166,8 +166,10 @@ def load_model(
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = getattr(torch, dtype) if dtype else (
-        torch.bfloat16 if device.startswith("cuda") else torch.float32
+    kind = (
+        getattr(torch, dtype)
+        if dtype
+        else (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     )
     attention.register()
     module = AutoModelForCausalLM.from_pretrained(

@@ -23,8 +23,13 @@ _LAYERS = 2
 _HEADS = 4
 _MLP = 384
 _CONTEXT = 2048
-_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-          "tokenizer_config.json")
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
@@ -45,8 +50,10 @@ def write_pico(directory: Path) -> None:
     temporary.mkdir()
     try:
         _write_json(temporary / "config.json", _config())
-        _write_json(temporary / "generation_config.json", {
-            "bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _PAD})
+        _write_json(
+            temporary / "generation_config.json",
+            {"bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _PAD},
+        )
         _write_json(temporary / "tokenizer.json", _tokenizer())
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config())
         (temporary / "model.safetensors").write_bytes(_weights())
@@ -114,8 +121,15 @@ def _tokenizer() -> dict[str, Any]:
     alphabet = _byte_alphabet()
     vocabulary = {alphabet[byte]: byte for byte in range(256)}
     special = [
-        {"id": token, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
+        {
+            "id": token,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for token, text in ((_BOS, "<|begin|>"), (_EOS, "<|end|>"), (_PAD, "<|pad|>"))
     ]
     return {
@@ -125,17 +139,28 @@ def _tokenizer() -> dict[str, Any]:
         "added_tokens": special,
         "normalizer": None,
         "pre_tokenizer": {
-            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
             "use_regex": False,
         },
         "post_processor": None,
         "decoder": {
-            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True,
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
         },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "vocab": vocabulary, "merges": [],
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": [],
         },
     }
 

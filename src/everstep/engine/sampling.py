@@ -84,8 +84,9 @@ class SamplingBatch:
     def _prefill(self, request: Sampled) -> list[Finished]:
         try:
             tokens = torch.from_numpy(request.spec.tokens).to(self._model.device).unsqueeze(0)
-            with self._bound([(request.adapter, slice(None))]), decoding(
-                [Group(slice(0, 1), request.cache)]
+            with (
+                self._bound([(request.adapter, slice(None))]),
+                decoding([Group(slice(0, 1), request.cache)]),
             ):
                 positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
                 hidden = self._model.hidden(tokens, position_ids=positions)[0]

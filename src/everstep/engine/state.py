@@ -144,8 +144,11 @@ class RunState:
                 raise ConfigMismatch("The checkpoint holds no optimizer state.")
             moments = files.read_safetensors(contents[files.OPTIMIZER], files.OPTIMIZER)
             for moment in _MOMENTS:
-                own = {k.removeprefix(f"{moment}."): v for k, v in moments.items()
-                       if k.startswith(f"{moment}.")}
+                own = {
+                    k.removeprefix(f"{moment}."): v
+                    for k, v in moments.items()
+                    if k.startswith(f"{moment}.")
+                }
                 loaded[moment] = _checked(own, shapes, f"{files.OPTIMIZER} ({moment})")
             if files.GRADIENTS in contents:
                 loaded["grads"] = _flat(contents, files.GRADIENTS, shapes)

@@ -68,9 +68,7 @@ def check_pass(
         max_context_length: most tokens of a datum.
     """
     if loss_fn not in INPUTS:
-        raise InputError(
-            f"Loss {loss_fn!r} is not supported here; use one of {', '.join(INPUTS)}."
-        )
+        raise InputError(f"Loss {loss_fn!r} is not supported here; use one of {', '.join(INPUTS)}.")
     _check_config(loss_fn, config)
     if not examples:
         raise InputError("data is empty; give at least one datum.")
@@ -105,7 +103,9 @@ def _check_config(loss_fn: str, config: Mapping[str, float | str]) -> None:
     for key, value in config.items():
         if key not in known:
             allowed = ", ".join(known) or "nothing"
-            raise InputError(f"loss_fn_config[{key!r}] is unknown to {loss_fn}; it takes {allowed}.")
+            raise InputError(
+                f"loss_fn_config[{key!r}] is unknown to {loss_fn}; it takes {allowed}."
+            )
         if isinstance(value, str) or not np.isfinite(value):
             raise InputError(f"loss_fn_config[{key!r}] must be a finite number; got {value!r}.")
 
@@ -140,9 +140,7 @@ def _check_inputs(example: Example, loss_fn: str, where: str, vocab_size: int) -
             )
 
 
-def _check_targets(
-    targets: Array, length: int, loss_fn: str, where: str, vocab_size: int
-) -> None:
+def _check_targets(targets: Array, length: int, loss_fn: str, where: str, vocab_size: int) -> None:
     if targets.dtype.kind != "i":
         raise InputError(f"{where}: target_tokens must be int64; got {targets.dtype}.")
     shapes = "[T] or [T, K]" if loss_fn == "cross_entropy" else "[T]"

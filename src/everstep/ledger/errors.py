@@ -1,10 +1,10 @@
 """What the ledger raises.
 
-    LedgerError
-    ├── LedgerLocked       another service has the home
-    ├── LedgerTooNew       a newer release wrote the database
-    ├── SequenceConflict   a sequence id was reused for another request
-    └── NotWritten         the database could not commit; nothing was acknowledged
+LedgerError
+├── LedgerLocked       another service has the home
+├── LedgerTooNew       a newer release wrote the database
+├── SequenceConflict   a sequence id was reused for another request
+└── NotWritten         the database could not commit; nothing was acknowledged
 """
 
 

@@ -104,7 +104,11 @@ class Ledger:
             if sampler is not None:
                 q.put(connection, t.samplers, sampler)
             return q.finish(
-                connection, request_id, status="succeeded", result=result, media=media,
+                connection,
+                request_id,
+                status="succeeded",
+                result=result,
+                media=media,
                 seconds=seconds,
             )
 

@@ -7,7 +7,18 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerError, SequenceConflict
@@ -123,7 +134,9 @@ def finish(connection: Connection, request_id: str, **values: Any) -> Operation:
     """Record an operation's end; the first one counts."""
     mine = t.operations.c.request_id == request_id
     pending = t.operations.c.status == "pending"
-    connection.execute(update(t.operations).where(mine, pending).values(finished_at=now(), **values))
+    connection.execute(
+        update(t.operations).where(mine, pending).values(finished_at=now(), **values)
+    )
     finished = operation_where(connection, mine)
     if finished is None:
         raise LedgerError(f"there is no operation {request_id}")

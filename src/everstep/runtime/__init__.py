@@ -1,11 +1,11 @@
 """The runtime: brings ledger, vault and engine together.
 
-    server ──▶ Runtime ──▶ accept ──▶ ledger            accepted durably, then answered
-                  │
-                  └─▶ run_actor ──▶ execution ──▶ worker_process ═══ socket ═══▶ worker
-                     (order, gaps,   (a handler     (supervision)                 │ turns
-                      recovery)       a kind)                                     │ commands
-                                                                                  ▼ engine, vault
+server ──▶ Runtime ──▶ accept ──▶ ledger            accepted durably, then answered
+              │
+              └─▶ run_actor ──▶ execution ──▶ worker_process ═══ socket ═══▶ worker
+                 (order, gaps,   (a handler     (supervision)                 │ turns
+                  recovery)       a kind)                                     │ commands
+                                                                              ▼ engine, vault
 """
 
 from everstep.runtime.errors import OperationFailed, Rejected, RuntimeFault, UnknownFuture

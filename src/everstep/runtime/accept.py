@@ -126,8 +126,9 @@ class Acceptance:
         run = await self._ledger.run(model_id) if model_id else None
         if run is None:
             raise Rejected(
-                404, f"Model {model_id} does not exist. Create it first (create_model), or check "
-                "that its creation did not fail."
+                404,
+                f"Model {model_id} does not exist. Create it first (create_model), or check "
+                "that its creation did not fail.",
             )
         return run
 
@@ -170,9 +171,7 @@ class Acceptance:
             run_id, 0, names.CREATE_FROM_STATE, _json(payload), None, session_id
         )
         try:
-            checkpoint = await self._checkpoints.loadable(
-                request.path, optimizer=request.optimizer
-            )
+            checkpoint = await self._checkpoints.loadable(request.path, optimizer=request.optimizer)
             self.model(checkpoint.base_model)
             if request.base_model not in (None, checkpoint.base_model):
                 raise OperationFailed(
@@ -264,9 +263,7 @@ class Acceptance:
         except _USER_ERRORS as error:
             failure = _failure(error)
         kind = names.SAVE_WEIGHTS_FOR_SAMPLER
-        operation = NewOperation(
-            run.run_id, seq_id, kind, _json(payload), failure, run.session_id
-        )
+        operation = NewOperation(run.run_id, seq_id, kind, _json(payload), failure, run.session_id)
         return Entry(operation, match_payload=request.path is not None)
 
     async def _load(self, request: types.LoadWeightsRequest) -> Entry:
@@ -289,22 +286,16 @@ class Acceptance:
     def unload(self, run: Run, earlier: Sequence[Operation]) -> NewOperation:
         """The operation that unloads a run; they carry no sequence id and are counted here."""
         scope = names.unload_scope(run.run_id)
-        return NewOperation(
-            scope, len(earlier), names.UNLOAD_MODEL, b"", None, run.session_id
-        )
+        return NewOperation(scope, len(earlier), names.UNLOAD_MODEL, b"", None, run.session_id)
 
     # Sampling
 
     async def _sample(self, request: types.SampleRequest) -> Entry:
         if request.sampling_session_id is None:
-            raise Rejected(
-                400, "sampling_session_id is required: create a sampling session first."
-            )
+            raise Rejected(400, "sampling_session_id is required: create a sampling session first.")
         sampler = await self._ledger.sampler(request.sampling_session_id)
         if sampler is None:
-            raise Rejected(
-                404, f"Sampling session {request.sampling_session_id} does not exist."
-            )
+            raise Rejected(404, f"Sampling session {request.sampling_session_id} does not exist.")
         seq_id = _required(request.seq_id, "seq_id")
         payload = request.model_dump(mode="json", exclude_none=True)
         failure = None
@@ -318,7 +309,11 @@ class Acceptance:
             failure = _failure(error)
         return Entry(
             NewOperation(
-                sampler.sampler_id, seq_id, names.SAMPLE, _json(payload), failure,
+                sampler.sampler_id,
+                seq_id,
+                names.SAMPLE,
+                _json(payload),
+                failure,
                 sampler.session_id,
             )
         )

@@ -188,9 +188,7 @@ class Commands:
             self._fail(header["id"], error)
             return
         self._channel.send({"id": header["id"], "event": "captured"})
-        job = partial(
-            write_checkpoint, self._vault, capture, header["manifest"], environment()
-        )
+        job = partial(write_checkpoint, self._vault, capture, header["manifest"], environment())
         self._writer.submit(self._write, header["id"], job)
 
     def _write(self, call_id: int, job: Callable[[], dict[str, Any]]) -> None:

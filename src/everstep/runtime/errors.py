@@ -1,10 +1,10 @@
 """What the runtime raises.
 
-    RuntimeFault
-    ├── Rejected          a request that can't be attributed to a run: an HTTP status and a text
-    ├── UnknownFuture     no operation has this request id
-    ├── WorkerLost        the worker process ended while it held the call
-    └── OperationFailed   an operation ended in a failure: a text and a category
+RuntimeFault
+├── Rejected          a request that can't be attributed to a run: an HTTP status and a text
+├── UnknownFuture     no operation has this request id
+├── WorkerLost        the worker process ended while it held the call
+└── OperationFailed   an operation ended in a failure: a text and a category
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from everstep.ledger import Checkpoint, Failure, Ledger, Operation, Run, Sampler
+from everstep.ledger import Checkpoint, Ledger, Operation, Run, Sampler
 from everstep.runtime import names
 from everstep.runtime.checkpoints import Checkpoints, draft, expiry, taken
 from everstep.runtime.errors import OperationFailed, RuntimeFault, WorkerLost
@@ -112,7 +112,10 @@ class Execution:
             operation.request_id, failure.message, str(failure.category)
         )
         _log.info(
-            "operation failed", run=self.run_id, seq_id=operation.seq_id, kind=operation.kind,
+            "operation failed",
+            run=self.run_id,
+            seq_id=operation.seq_id,
+            kind=operation.kind,
             reason=failure.message,
         )
         self._announce(finished)
@@ -171,9 +174,7 @@ class Execution:
             payload["path"], optimizer=payload["optimizer"]
         )
         source = self._checkpoints.source(checkpoint)
-        command = self._restore_command(
-            await self._run(), source, optimizer=payload["optimizer"]
-        )
+        command = self._restore_command(await self._run(), source, optimizer=payload["optimizer"])
         await self._done(command)
         await self._snapshot(operation.seq_id)  # the run no longer needs that checkpoint
         result = {"path": payload["path"], "model_id": self.run_id, "type": "load_weights"}
@@ -190,9 +191,7 @@ class Execution:
     async def _optim_step(self, operation: Operation) -> None:
         reply = await self._done({"command": "optim_step", **json.loads(operation.payload)})
         self._spend(reply.header)
-        await self._succeed(
-            operation, {"metrics": reply.header["metrics"], "type": "optim_step"}
-        )
+        await self._succeed(operation, {"metrics": reply.header["metrics"], "type": "optim_step"})
 
     async def _load_weights(self, operation: Operation) -> None:
         payload = json.loads(operation.payload)
@@ -342,9 +341,7 @@ class Execution:
                 payload["path"], optimizer=payload["optimizer"]
             )
             source = self._checkpoints.source(checkpoint)
-            await self._done(
-                self._restore_command(run, source, optimizer=payload["optimizer"])
-            )
+            await self._done(self._restore_command(run, source, optimizer=payload["optimizer"]))
         return 0
 
     async def _settle(self) -> None:
@@ -377,9 +374,7 @@ class Execution:
     async def _done(self, header: Mapping[str, Any], body: bytes = b"") -> Any:
         return await (await self._call(header, body)).done
 
-    async def _succeed(
-        self, operation: Operation, result: Mapping[str, Any], **also: Any
-    ) -> None:
+    async def _succeed(self, operation: Operation, result: Mapping[str, Any], **also: Any) -> None:
         finished = await self._ledger.succeed(
             operation.request_id, json.dumps(result).encode(), "json", **also
         )

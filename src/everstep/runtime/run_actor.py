@@ -156,7 +156,9 @@ class RunActor:
             operation = self._waiting.pop(seq_id, None)
             if operation is None:
                 failure = Failure(text, ErrorCategory.USER)
-                await self._ledger.accept(NewOperation(self.run_id, seq_id, "missing", b"", failure))
+                await self._ledger.accept(
+                    NewOperation(self.run_id, seq_id, "missing", b"", failure)
+                )
             elif operation.status == "pending":
                 await self._execution.fail(operation, OperationFailed(text))
         self._next = last + 1

@@ -154,9 +154,7 @@ class Runtime:
         Raises:
             Rejected: there is no such run.
         """
-        return await self._append(
-            await self._acceptance.refused(kind, model_id, seq_id, message)
-        )
+        return await self._append(await self._acceptance.refused(kind, model_id, seq_id, message))
 
     async def wait(self, request_id: str, timeout: float) -> Operation | None:
         """Wait for an operation to finish.
@@ -264,9 +262,9 @@ class Runtime:
         actor = self._actors.get(run.run_id)
         if actor is not None:
             await actor.unload()
-        entry = self._acceptance.unload(run, await self._ledger.operations(
-            names.unload_scope(run.run_id)
-        ))
+        entry = self._acceptance.unload(
+            run, await self._ledger.operations(names.unload_scope(run.run_id))
+        )
         operation, _ = await self._ledger.accept(entry)
         result = json.dumps({"model_id": run.run_id, "type": "unload_model"}).encode()
         operation = await self._ledger.succeed(operation.request_id, result, "json")

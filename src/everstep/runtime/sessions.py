@@ -88,9 +88,7 @@ class Sessions:
             )
         return types.CreateSamplingSessionResponse(sampling_session_id=known.sampler_id)
 
-    async def _subject(
-        self, request: types.CreateSamplingSessionRequest
-    ) -> tuple[str, str | None]:
+    async def _subject(self, request: types.CreateSamplingSessionRequest) -> tuple[str, str | None]:
         """What is sampled from: the base model's name and the checkpoint's path, if any."""
         try:
             if request.model_path is None:

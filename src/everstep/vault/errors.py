@@ -1,10 +1,10 @@
 """What the vault raises.
 
-    VaultError
-    ├── CheckpointNotFound   nothing lies under that name
-    ├── CheckpointExists     the name is taken
-    ├── CheckpointDamaged    what lies there is not what was written; names the file
-    └── UnsafeName           a kind, run or name that may not become a file name
+VaultError
+├── CheckpointNotFound   nothing lies under that name
+├── CheckpointExists     the name is taken
+├── CheckpointDamaged    what lies there is not what was written; names the file
+└── UnsafeName           a kind, run or name that may not become a file name
 """
 
 

@@ -1,10 +1,10 @@
 """What is wrong on the wire.
 
-    WireError (ValueError)
-    ├── InvalidRequest    a body that can't be read; names the field
-    ├── InvalidPath       not a tinker:// path
-    ├── InvalidName       a checkpoint name or run id that breaks the rule
-    └── BodyTooLarge      more bytes than the limit, before or after decompression
+WireError (ValueError)
+├── InvalidRequest    a body that can't be read; names the field
+├── InvalidPath       not a tinker:// path
+├── InvalidName       a checkpoint name or run id that breaks the rule
+└── BodyTooLarge      more bytes than the limit, before or after decompression
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ class CheckpointKind(StrEnum):
             if own == segment:
                 return kind
         raise InvalidPath(
-            f"{segment!r} is not a kind of checkpoint; use one of "
-            f"{', '.join(_SEGMENTS.values())}."
+            f"{segment!r} is not a kind of checkpoint; use one of {', '.join(_SEGMENTS.values())}."
         )
 
 

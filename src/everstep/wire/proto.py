@@ -91,8 +91,10 @@ class TrainingPass:
             InvalidRequest: no sequence id, or a tensor whose parts don't fit one another.
         """
         forward_only = isinstance(request, ForwardRequest)
-        body = request.forward_input if isinstance(request, ForwardRequest) else (
-            request.forward_backward_input
+        body = (
+            request.forward_input
+            if isinstance(request, ForwardRequest)
+            else (request.forward_backward_input)
         )
         if request.seq_id is None:
             raise InvalidRequest("seq_id is required")
@@ -111,8 +113,10 @@ def encode_forward_backward_request(
 ) -> bytes:
     """Encode a request as clients send it, sparse tensors kept sparse."""
     is_forward = isinstance(request, ForwardRequest)
-    body = request.forward_input if isinstance(request, ForwardRequest) else (
-        request.forward_backward_input
+    body = (
+        request.forward_input
+        if isinstance(request, ForwardRequest)
+        else (request.forward_backward_input)
     )
     message = pb.ForwardBackwardRequest(
         model_id=request.model_id,
@@ -300,7 +304,9 @@ def _example(datum: Datum, index: int) -> Example:
         else:
             media.append(chunk.type)
     try:
-        inputs = {name: datum.loss_fn_inputs[name].to_numpy() for name in sorted(datum.loss_fn_inputs)}
+        inputs = {
+            name: datum.loss_fn_inputs[name].to_numpy() for name in sorted(datum.loss_fn_inputs)
+        }
     except ValueError as error:
         raise InvalidRequest(f"datum {index}: {error}") from error
     return Example(np.asarray(tokens, dtype=np.int64), inputs, tuple(media))

@@ -81,7 +81,10 @@ class TensorData:
             return dense
         pointers = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(array)))])
         return cls(
-            array[rows, columns], dense.dtype, list(array.shape), pointers.tolist(),
+            array[rows, columns],
+            dense.dtype,
+            list(array.shape),
+            pointers.tolist(),
             columns.tolist(),
         )
 

@@ -1,0 +1,143 @@
+"""What the quickstart saw: the comparison of its three continuations, as a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+_HASH_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Some steps of training from one checkpoint on.
+
+    Attributes:
+        losses: mean loss per learnt token of each step, before its update.
+        adapter: hash of the adapter's file after the last step.
+        optimizer: hash of the optimizer's file after the last step.
+    """
+
+    losses: tuple[float, ...]
+    adapter: str
+    optimizer: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same steps three times from one checkpoint.
+
+    Attributes:
+        a: on the client that saved it, never interrupted.
+        b: on a new client, restored with the optimizer.
+        c: on a new client, restored without it.
+    """
+
+    a: Continuation
+    b: Continuation
+    c: Continuation
+
+    @property
+    def exact(self) -> bool:
+        """Whether B is A: every loss, the adapter and the optimizer, bit for bit."""
+        return self.a == self.b
+
+    @property
+    def cold_differs(self) -> bool:
+        """Whether C is another run than A: its losses and its adapter differ."""
+        return self.a.losses != self.c.losses and self.a.adapter != self.c.adapter
+
+    def problems(self) -> list[str]:
+        """What is not as promised, in plain words; nothing when all is well."""
+        found = []
+        if not self.exact:
+            what = ", ".join(name for name, a, b in _parts(self.a, self.b) if a != b)
+            found.append(f"B is not A: {what} differ. The restored run is not the same run.")
+        if not self.cold_differs:
+            found.append(
+                "C is A: the optimizer's state made no difference, so this proves nothing."
+            )
+        return found
+
+
+def _parts(a: Continuation, b: Continuation) -> list[tuple[str, object, object]]:
+    return [
+        ("losses", a.losses, b.losses),
+        ("adapters", a.adapter, b.adapter),
+        ("optimizer states", a.optimizer, b.optimizer),
+    ]
+
+
+def comparison_table(comparison: Comparison, first_step: int) -> Table:
+    """The comparison, a row for each step and each hash.
+
+    Args:
+        comparison: the three continuations.
+        first_step: number of their first step.
+    """
+    table = Table(title="The same steps three times, from one checkpoint", title_justify="left")
+    table.add_column("step", justify="right")
+    for header in ("A\nuninterrupted", "B\nwith optimizer", "C\nwithout optimizer"):
+        table.add_column(header, justify="right", no_wrap=True)
+    runs = (comparison.a, comparison.b, comparison.c)
+    for offset, losses in enumerate(zip(*(run.losses for run in runs), strict=True)):
+        _add(table, f"{first_step + offset}", [repr(loss) for loss in losses])
+    table.add_section()
+    _add(table, "adapter", [run.adapter[:_HASH_DIGITS] for run in runs])
+    _add(table, "optimizer", [run.optimizer[:_HASH_DIGITS] for run in runs])
+    return table
+
+
+def _add(table: Table, name: str, values: Sequence[str]) -> None:
+    """A row: A as it is, the others green where they are A's, yellow where not."""
+    first = values[0]
+    rest = [Text(value, style="green" if value == first else "yellow") for value in values[1:]]
+    table.add_row(name, first, *rest)
+
+
+def plot(path: Path, training: Sequence[float], comparison: Comparison, title: str) -> None:
+    """Draw the loss: all of it on the left, the three continuations on the right.
+
+    Args:
+        path: the PNG to write.
+        training: loss of each step up to the checkpoint.
+        comparison: the steps after it.
+        title: what was trained on what.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, zoom = figure.subplots(1, 2, width_ratios=(3, 2))
+    saved = len(training)
+    whole.plot(range(1, saved + 1), training, color="0.35", lw=1.5, label="training")
+    for axes in (whole, zoom):
+        for run, style in _styles(comparison):
+            axes.plot(range(saved + 1, saved + 1 + len(run.losses)), run.losses, **style)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+    whole.axvline(saved + 0.5, color="0.6", lw=1, ls=":")
+    whole.annotate("save_state ", (saved + 0.5, max(training)), ha="right", va="top", color="0.4")
+    whole.set_ylabel("loss per token (nats)")
+    whole.set_title(title, fontsize=10, loc="left")
+    zoom.set_title("after the checkpoint", fontsize=10, loc="left")
+    zoom.xaxis.get_major_locator().set_params(integer=True)
+    zoom.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _styles(comparison: Comparison) -> list[tuple[Continuation, dict[str, object]]]:
+    return [
+        (comparison.a, {"color": "#9ecae1", "lw": 6, "label": "A: never interrupted"}),
+        (
+            comparison.b,
+            {"color": "#08519c", "lw": 1.5, "ls": "--", "label": "B: restored with optimizer"},
+        ),
+        (comparison.c, {"color": "#d94801", "lw": 1.5, "label": "C: restored without optimizer"}),
+    ]

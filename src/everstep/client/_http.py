@@ -1,0 +1,168 @@
+"""HTTP: retries, idempotency keys, errors by status."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from everstep.client._errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    status_error,
+)
+from everstep.client._version import VERSION
+
+Answer = TypeVar("Answer", bound=BaseModel)
+RETRIED = frozenset({408, 409, 429})
+_RETRY_SECONDS = 300.0
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 10.0
+_LONGEST_ASKED = 60.0
+_POLLS = 4096
+
+
+class Http:
+    """Requests to one service.
+
+    Args:
+        base_url: of the service; a path prefix is kept.
+        api_key: sent as X-API-Key; None: none is sent.
+        headers: sent with every request.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        own = {
+            "User-Agent": f"everstep/{VERSION}",
+            "X-Stainless-Package-Version": VERSION,
+            **({"X-API-Key": api_key} if api_key else {}),
+            **(headers or {}),
+        }
+        self.base_url = base_url.rstrip("/")
+        self._client = httpx.AsyncClient(
+            headers=own,
+            timeout=httpx.Timeout(60.0, connect=10.0),
+            limits=httpx.Limits(max_connections=_POLLS, max_keepalive_connections=64),
+            follow_redirects=True,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        timeout: float = 60.0,
+    ) -> httpx.Response:
+        """Send one request, once; whatever the answer's status.
+
+        Raises:
+            APIConnectionError: there was no answer.
+        """
+        try:
+            return await self._client.request(
+                method,
+                f"{self.base_url}/api/v1{path}",
+                json=json,
+                content=content,
+                headers=headers,
+                params=params,
+                timeout=timeout,
+            )
+        except httpx.TimeoutException as error:
+            raise APITimeoutError(f"{method} {path}: no answer in {timeout:g} s") from error
+        except httpx.TransportError as error:
+            raise APIConnectionError(
+                f"{method} {path}: {self.base_url} can't be reached: {error!r}"
+            ) from error
+
+    async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send a request, again and again for up to five minutes where that may help.
+
+        Raises:
+            APIStatusError: it was refused.
+            APIConnectionError: there was no answer in all that time.
+        """
+        headers = dict(arguments.pop("headers", None) or {})
+        if method != "GET":
+            headers.setdefault("X-Idempotency-Key", f"everstep-{uuid.uuid4()}")
+        begin = time.monotonic()
+        attempt = 0
+        while True:
+            headers["x-stainless-retry-count"] = str(attempt)
+            delay = min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.0)
+            late = time.monotonic() - begin > _RETRY_SECONDS
+            try:
+                response = await self.send(method, path, headers=headers, **arguments)
+            except APIConnectionError:
+                if late:
+                    raise
+            else:
+                if response.status_code < 400:
+                    return response
+                if late or not _may_retry(response):
+                    raise status_error(response.status_code, body_of(response))
+                delay = _asked_delay(response) or delay
+            attempt += 1
+            await asyncio.sleep(delay)
+
+    async def call(self, method: str, path: str, answer: type[Answer], **arguments: Any) -> Answer:
+        """Send a request and read its answer.
+
+        Raises:
+            APIResponseValidationError: the answer is not of that type.
+        """
+        return read(answer, body_of(await self.request(method, path, **arguments)))
+
+
+def read(answer: type[Answer], body: Any) -> Answer:
+    """Read an answer's JSON as a type; raises `APIResponseValidationError`."""
+    try:
+        return answer.model_validate(body)
+    except ValidationError as error:
+        raise APIResponseValidationError(
+            f"The service's answer is not a {answer.__name__}: {error}"
+        ) from error
+
+
+def body_of(response: httpx.Response) -> Any:
+    """An answer's JSON, or its text."""
+    try:
+        return response.json()
+    except ValueError:
+        return response.text
+
+
+def _may_retry(response: httpx.Response) -> bool:
+    said = response.headers.get("x-should-retry")
+    if said in ("true", "false"):
+        return bool(said == "true")
+    return response.status_code in RETRIED or response.status_code >= 500
+
+
+def _asked_delay(response: httpx.Response) -> float | None:
+    """Seconds that the service asks to wait for, if it asks sensibly."""
+    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(response.headers[header]) * unit
+        except (KeyError, ValueError):
+            continue
+        if 0 < seconds <= _LONGEST_ASKED:
+            return seconds
+    return None

@@ -1,0 +1,5 @@
+"""The client's version."""
+
+from importlib.metadata import version
+
+VERSION = version("everstep")
