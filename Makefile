@@ -57,7 +57,7 @@ format: $(VENV)/.test ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff format .
 
 proto: $(VENV)/.test ## Generate the protobuf code from everstep.proto
-	@$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src src/everstep/wire/everstep.proto
+	@$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/everstep/wire/everstep.proto
 
 hooks: $(VENV)/.test ## Have git run the checks of .pre-commit-config.yaml before each commit
 	@$(PIP) --quiet -c constraints.txt pre-commit

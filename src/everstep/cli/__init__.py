@@ -42,6 +42,28 @@ def serve(
     command(home, host, port, model or [], until_stdin_closes)
 
 
+@app.command()
+def quickstart(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .txt, or a .jsonl of prompt and completion or of messages; "
+            "none: docstrings of Python's standard library.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME_OR_PATH", help="A model of the hub, or a directory.")
+    ] = "everstep/pico",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps before the checkpoint.")] = 150,
+    home: Home = _HOME,
+) -> None:
+    """Train on real text, save, restore into new clients, and compare bit for bit."""
+    from everstep.cli.quickstart import quickstart as command
+
+    command(data, model, steps, home)
+
+
 def main() -> None:
     """Entry point of the command."""
     app()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from everstep.wire.types import Datum, ModelInput
+from everstep import Datum, ModelInput
 
 STANDARD_LIBRARY = "docstrings of Python's standard library"
 _MODULES = (

@@ -1,5 +1,6 @@
-"""The client: the official SDK's surface, for this service and any other that speaks the protocol."""
+"""The client: the official SDK's surface, for any service that speaks the protocol."""
 
+from everstep.client._errors import RequestFailedError, TinkerError
 from everstep.client._futures import APIFuture
 from everstep.client._hooks import RequestEvent
 from everstep.client.rest_client import RestClient
@@ -10,8 +11,10 @@ from everstep.client.training_client import TrainingClient
 __all__ = [
     "APIFuture",
     "RequestEvent",
+    "RequestFailedError",
     "RestClient",
     "SamplingClient",
     "ServiceClient",
+    "TinkerError",
     "TrainingClient",
 ]

@@ -66,7 +66,7 @@ class APIFuture(Generic[T]):
         """
         return self._future.result(timeout)
 
-    async def result_async(self, timeout: float | None = None) -> T:
+    async def result_async(self, timeout: float | None = None) -> T:  # noqa: ASYNC109  theirs
         """Wait for the result in a coroutine; raises as `result` does."""
         async with asyncio.timeout(timeout):
             return await asyncio.shield(asyncio.wrap_future(self._future))

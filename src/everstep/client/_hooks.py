@@ -40,5 +40,5 @@ def tell(hooks: Sequence[Hook], event: RequestEvent) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except Exception:
+        except Exception:  # noqa: BLE001  a hook is not our code
             _log.exception("a hook raised; the request is not affected")

@@ -68,7 +68,7 @@ class Http:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
-        timeout: float = 60.0,
+        timeout: float = 60.0,  # noqa: ASYNC109  httpx enforces it
     ) -> httpx.Response:
         """Send one request, once; whatever the answer's status.
 

@@ -55,9 +55,10 @@ async def retrieve(
             continue
         status = response.status_code
         if status == 200:
-            answer = _answer(response, request_id, decode)
+            answer: Any = _answer(response, request_id, decode)
             if not isinstance(answer, dict):
-                return answer
+                result: T = answer
+                return result
             if answer.get("status") == "complete_metadata":
                 allow_metadata_only = False
                 continue
@@ -84,7 +85,7 @@ def _answer(response: httpx.Response, request_id: str, decode: Callable[[bytes],
     answer = response.json()
     if isinstance(answer, dict) and "error" in answer:
         try:
-            category = ErrorCategory(answer.get("category"))
+            category = ErrorCategory(str(answer.get("category")))
         except ValueError:
             category = ErrorCategory.UNKNOWN
         raise RequestFailedError(str(answer["error"]), request_id, category)

@@ -50,7 +50,7 @@ def safetensors_file(sections: Sequence[Section]) -> list[Buffer]:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     chunks: list[Buffer] = [len(encoded).to_bytes(8, "little") + encoded]
-    chunks += [memoryview(section.buffer).cast("B") for section in sections]
+    chunks += [section.buffer.data.cast("B") for section in sections]
     return chunks
 
 

@@ -101,5 +101,5 @@ def features(projection: nn.Module) -> tuple[int, int]:
     """Width of a projection's input and output."""
     if isinstance(projection, LoraProjection):
         return features(projection.base)
-    shape: torch.Size = projection.weight.shape  # type: ignore[union-attr,assignment]
+    shape: torch.Size = projection.weight.shape  # type: ignore[assignment]
     return (shape[0], shape[1]) if isinstance(projection, Conv1D) else (shape[1], shape[0])

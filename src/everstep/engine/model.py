@@ -121,7 +121,7 @@ class Model:
         """
         rows = max(1, _HEAD_CELLS // self.info.vocab_size)
         pieces = []
-        for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for states, ids in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             if torch.is_grad_enabled() and len(hidden) > rows:
                 pieces.append(checkpoint(self._piece, states, ids, use_reentrant=False))
             else:

@@ -7,7 +7,6 @@ same bytes on every machine. Its weights are not trained: what it learns, an ada
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -59,7 +58,7 @@ def write_pico(directory: Path) -> None:
         (temporary / "model.safetensors").write_bytes(_weights())
         if directory.exists():
             shutil.rmtree(directory)
-        os.replace(temporary, directory)
+        temporary.replace(directory)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -103,7 +102,10 @@ def _weights() -> bytes:
         shapes[f"{base}.post_attention_layernorm.weight"] = (_HIDDEN,)
     shapes["model.norm.weight"] = (_HIDDEN,)
     shapes["lm_head.weight"] = (_VOCABULARY, _HIDDEN)
-    return save({name: _tensor(index, shape) for index, (name, shape) in enumerate(shapes.items())})
+    content: bytes = save(
+        {name: _tensor(index, shape) for index, (name, shape) in enumerate(shapes.items())}
+    )
+    return content
 
 
 def _tensor(index: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

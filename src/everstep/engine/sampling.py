@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from everstep.wire.proto import SampleOutput
 
 _ROWS = 16
 _MOST_ROWS = 256
+Array = np.ndarray[Any, Any]
 Finished = tuple[str, SampleOutput | Exception]
 
 
@@ -127,7 +130,9 @@ class SamplingBatch:
                 request.cache.select(torch.tensor(going))
         return finished
 
-    def _bound(self, adapters: Sequence[tuple[Adapter | None, slice]]):  # type: ignore[no-untyped-def]
+    def _bound(
+        self, adapters: Sequence[tuple[Adapter | None, slice]]
+    ) -> AbstractContextManager[None]:
         bounds: list[Bound] = [
             adapter.bound(None if rows == slice(None) else rows)
             for adapter, rows in adapters
@@ -138,7 +143,7 @@ class SamplingBatch:
 
 def _layout(
     requests: Sequence[Sampled],
-) -> tuple[np.ndarray, np.ndarray, list[Group], list[tuple[Adapter | None, slice]]]:  # type: ignore[type-arg]
+) -> tuple[Array, Array, list[Group], list[tuple[Adapter | None, slice]]]:
     """Rows of a pass: one an alive sequence, each adapter's rows padded to a multiple of 16."""
     tokens: list[int] = []
     positions: list[int] = []

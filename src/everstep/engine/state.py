@@ -1,4 +1,4 @@
-"""The state of a run: adapter, moments, pending gradients, step. Captured, restored, never shared."""
+"""The state of a run: adapter, moments, pending gradients, step. Captured and restored exactly."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Capture:
         """The files' chunks by name, without a copy of what lies on the CPU."""
         shapes = self._arena.shapes
         host = {name: _host(buffer) for name, buffer in self._buffers.items()}
-        made = {
+        made: dict[str, list[files.Buffer]] = {
             files.ADAPTER: files.safetensors_file([files.Section(shapes, host["params"])]),
             files.ADAPTER_CONFIG: [self._layout.peft_config],
         }

@@ -1,4 +1,4 @@
-"""Opening the database: one connection, WAL, synchronous=FULL, migrated to this release's schema."""
+"""Opening the database: one connection, WAL, synchronous=FULL, migrated to our schema."""
 
 from __future__ import annotations
 

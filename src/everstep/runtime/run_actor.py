@@ -103,7 +103,7 @@ class RunActor:
                             return
             except WorkerLost:
                 _log.info("the run is not in memory; bringing it back", run=self.run_id)
-            except Exception:  # the outcome could not be recorded: what is in memory is ahead
+            except Exception:  # noqa: BLE001  the outcome could not be recorded: what is in memory is ahead
                 _log.exception("the run is brought back from the ledger", run=self.run_id)
                 await asyncio.sleep(_BACK_OFF)  # spares a full disk; nothing waits on its length
                 self._execution.forget()

@@ -1,4 +1,4 @@
-"""The runtime: accepts requests into the ledger, has them executed in order, and hands results out."""
+"""The runtime: accepts requests durably, has them executed in order, hands results out."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Runtime:
             LedgerLocked: another service has the home.
             OperationFailed: a model can't be loaded.
         """
-        home.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
         ledger = await Ledger.open(home / "ledger.sqlite")
         try:
             vault = Vault(home / "vault", writer=False)
@@ -156,12 +156,12 @@ class Runtime:
         """
         return await self._append(await self._acceptance.refused(kind, model_id, seq_id, message))
 
-    async def wait(self, request_id: str, timeout: float) -> Operation | None:
+    async def wait(self, request_id: str, seconds: float) -> Operation | None:
         """Wait for an operation to finish.
 
         Args:
             request_id: what `submit` returned.
-            timeout: seconds to wait at most.
+            seconds: how long to wait at most.
 
         Returns:
             The finished operation; None when it is still unfinished.
@@ -179,7 +179,7 @@ class Runtime:
                 raise UnknownFuture(request_id)
             if operation.status != "pending":
                 self._announce(operation)
-        done, _ = await asyncio.wait([future], timeout=timeout)
+        done, _ = await asyncio.wait([future], timeout=seconds)
         return future.result() if done else None
 
     # Acceptance and scheduling

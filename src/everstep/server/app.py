@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 
@@ -19,7 +20,7 @@ from everstep.server import (
 from everstep.server.common import add_error_handlers, runtime_of
 from everstep.wire import types
 
-_ERRORS = {
+_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": types.ErrorResponse, "description": "The request is wrong; the text says how"},
     404: {"model": types.ErrorResponse, "description": "What it names does not exist"},
     413: {"model": types.ErrorResponse, "description": "The body is over the limit"},

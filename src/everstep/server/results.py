@@ -49,7 +49,8 @@ def _sample(response: SampleResponse) -> dict[str, Any]:
             "tokens": response.prompt_alt_tokens.tokens.to_dict(),
             "logprobs": response.prompt_alt_tokens.logprobs.to_dict(),
         }
-    return _finite(content)
+    finite: dict[str, Any] = _finite(content)
+    return finite
 
 
 def _finite(value: Any) -> Any:

@@ -98,8 +98,8 @@ def _when_serving(server: uvicorn.Server, call: Callable[[], None]) -> None:
     """Call once the server has taken up its socket: the application is ready before that."""
 
     async def watch() -> None:
-        while not (server.started or server.should_exit):
-            await asyncio.sleep(0.005)  # uvicorn has no event for it; it takes up next
+        while not (server.started or server.should_exit):  # noqa: ASYNC110  uvicorn has no event
+            await asyncio.sleep(0.005)
         if server.started:
             call()
 

@@ -79,7 +79,7 @@ class LocalStorage:
             target = self._root / key
             self._make(target.parent)
             if replace:
-                os.replace(temporary, target)
+                temporary.replace(target)
             else:
                 os.link(temporary, target)
                 temporary.unlink()

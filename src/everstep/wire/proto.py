@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from everstep.wire import everstep_pb2 as pb
+from everstep.wire import everstep_pb2
 from everstep.wire.errors import InvalidRequest
 from everstep.wire.inputs import Datum, EncodedTextChunk, ImageChunk, ModelInput
 from everstep.wire.outputs import (
@@ -47,8 +47,9 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+pb: Any = everstep_pb2  # generated without types
 PROTOBUF = "application/x-protobuf"
-_NUMPY = {
+_NUMPY: dict[int, np.dtype[Any]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
@@ -130,7 +131,8 @@ def encode_forward_backward_request(
         _add_chunks(item, datum.model_input)
         for name, tensor in datum.loss_fn_inputs.items():
             _set_tensor(item.loss_fn_inputs[name], tensor)
-    return message.SerializeToString()
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 def encode_training_pass(training_pass: TrainingPass) -> bytes:
@@ -150,7 +152,8 @@ def encode_training_pass(training_pass: TrainingPass) -> bytes:
             item.model_input.add().image.format = kind
         for name, array in example.inputs.items():
             _set_tensor(item.loss_fn_inputs[name], TensorData.from_numpy(array))
-    return message.SerializeToString(deterministic=True)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
 
 
 def decode_training_pass(body: bytes) -> TrainingPass:
@@ -199,7 +202,8 @@ def encode_forward_backward_output(
             end += 1
         _add_record(message, outputs[start:end], loss_fn_output_type)
         start = end
-    return message.SerializeToString(deterministic=True)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
 
 
 def decode_forward_backward_output(body: bytes) -> ForwardBackwardOutput:
@@ -250,7 +254,8 @@ def encode_sample_response(output: SampleOutput) -> bytes:
         alt.tokens.dense = _bytes(tokens, "<i4")
         alt.tokens.shape.extend(tokens.shape)
         _set_tensor(alt.logprobs, TensorData.from_numpy(output.prompt_alt.logprobs))
-    return message.SerializeToString(deterministic=True)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
 
 
 def decode_sample_response(body: bytes) -> SampleResponse:

@@ -1,0 +1,114 @@
+"""The loop of supervised fine-tuning, as a script would write it, and its progress bar."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from everstep import AdamParams, Datum, TrainingClient
+
+_LINES_WITHOUT_TERMINAL = 10
+
+
+class Batches:
+    """What each step trains on: the datums in a shuffled order, again and again.
+
+    The batch of a step depends on its number alone, so that a restored run goes on with the data
+    that the interrupted one would have seen.
+
+    Args:
+        datums: all of them; at least one.
+        size: datums of a batch; all of them where there are fewer.
+        seed: of the order.
+    """
+
+    def __init__(self, datums: Sequence[Datum], size: int, seed: int) -> None:
+        self._datums = list(datums)
+        random.Random(seed).shuffle(self._datums)
+        self.size = min(size, len(self._datums))
+
+    def __getitem__(self, step: int) -> list[Datum]:
+        """The batch of a step, counted from 0."""
+        start = step * self.size
+        return [self._datums[(start + i) % len(self._datums)] for i in range(self.size)]
+
+
+def train(
+    client: TrainingClient,
+    batches: Batches,
+    steps: range,
+    learning_rate: float,
+    seen: Callable[[float], None],
+) -> list[float]:
+    """Make some steps of supervised fine-tuning.
+
+    Args:
+        client: the run.
+        batches: what each step trains on.
+        steps: their numbers, counted from 0.
+        learning_rate: of Adam.
+        seen: is told each step's loss.
+
+    Returns:
+        Mean loss per learnt token of each step, in nats, before its update.
+    """
+    losses = []
+    for step in steps:
+        batch = batches[step]
+        learnt = sum(sum(datum.loss_fn_inputs["weights"].tolist()) for datum in batch)
+        passed = client.forward_backward(batch, "cross_entropy")
+        stepped = client.optim_step(AdamParams(learning_rate=learning_rate))
+        losses.append(passed.result().metrics["loss:sum"] / learnt)
+        stepped.result()
+        seen(losses[-1])
+    return losses
+
+
+class Meter:
+    """A progress bar with the loss; some lines instead where there is no terminal.
+
+    Args:
+        console: where it is shown.
+        label: what is done.
+        steps: how many.
+    """
+
+    def __init__(self, console: Console, label: str, steps: int) -> None:
+        self._console = console
+        self._label = label
+        self._steps = steps
+        self._done = 0
+        self._progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(label, total=steps, loss="")
+
+    def __enter__(self) -> Meter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, loss: float) -> None:
+        """One more step is done."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, loss=f"{loss:.4f}")
+        every = max(1, self._steps // _LINES_WITHOUT_TERMINAL)
+        if not self._console.is_terminal and (self._done % every == 0 or self._done == 1):
+            self._console.print(f"{self._label}: step {self._done}/{self._steps}, loss {loss:.4f}")
