@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -72,6 +74,8 @@ def run(
     _end_polls_first(server, app.state.stopping)
     if until_stdin_closes:
         threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _already_handled)
     with listener:
         server.run(sockets=[listener])
     if failure:
@@ -116,6 +120,10 @@ def _end_polls_first(server: uvicorn.Server, stopping: asyncio.Event) -> None:
         await shutdown(sockets)
 
     server.shutdown = stop  # type: ignore[method-assign]
+
+
+def _already_handled(number: int, frame: FrameType | None) -> None:
+    """Uvicorn stops on the signal, then raises it again for whoever was there before it."""
 
 
 def _stop_at_eof(server: uvicorn.Server) -> None:

@@ -1,0 +1,195 @@
+"""Bad input: a clear error, nothing accepted is lost, the run stays usable. Real HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+
+import everstep
+from tests.conftest import Service
+from tests.scenario import MODEL, connect, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def http(service: Service) -> Any:
+    with httpx.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Any:
+    return connect(everstep, service.url)
+
+
+@pytest.fixture(scope="module")
+def run(client: Any) -> Any:
+    return client.create_lora_training_client(MODEL, rank=4, seed=1).result()
+
+
+def datum(tokens: list[int], **inputs: Any) -> everstep.Datum:
+    tensors = {
+        name: everstep.TensorData(values, "int64" if name == "target_tokens" else "float32")
+        if not isinstance(values, everstep.TensorData)
+        else values
+        for name, values in inputs.items()
+    }
+    return everstep.Datum(model_input=everstep.ModelInput.from_ints(tokens), loss_fn_inputs=tensors)
+
+
+CASES: list[tuple[str, list[everstep.Datum], str, dict[str, Any] | None, str]] = [
+    ("empty data", [], "cross_entropy", None, "data is empty"),
+    ("no tokens", [datum([], target_tokens=[])], "cross_entropy", None, "no tokens"),
+    ("token", [datum([1, 999], target_tokens=[1, 2])], "cross_entropy", None, "token id 999"),
+    ("target", [datum([1, 2], target_tokens=[1, -3])], "cross_entropy", None, "token id -3"),
+    ("shape", [datum([1, 2], target_tokens=[1])], "cross_entropy", None, "T = 2"),
+    (
+        "weights",
+        [datum([1, 2], target_tokens=[1, 2], weights=[1.0])],
+        "cross_entropy",
+        None,
+        "has shape",
+    ),
+    ("loss", [datum([1], target_tokens=[1])], "hinge", None, "not supported here"),
+    ("stable", [datum([1], target_tokens=[1])], "stable_reinforce", None, "not supported here"),
+    ("missing", [datum([1], target_tokens=[1])], "ppo", None, "'logprobs'] is missing"),
+    (
+        "nan",
+        [datum([1], target_tokens=[1], logprobs=[0.0], advantages=[float("nan")])],
+        "importance_sampling",
+        None,
+        "has to be finite",
+    ),
+    (
+        "unknown input",
+        [datum([1], target_tokens=[1], extra=[0.0])],
+        "cross_entropy",
+        None,
+        "unknown to cross_entropy",
+    ),
+    (
+        "config",
+        [datum([1], target_tokens=[1])],
+        "cross_entropy",
+        {"beta": 1.0},
+        "it takes nothing",
+    ),
+    ("long", [datum([1] * 3000, target_tokens=[1] * 3000)], "cross_entropy", None, "context"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "loss", "config", "text"), CASES, ids=lambda v: None)
+def test_a_wrong_training_pass_fails_its_future_and_leaves_the_run_usable(
+    run: Any, name: str, data: Any, loss: str, config: Any, text: str
+) -> None:
+    before = run.forward([datum([1, 2], target_tokens=[2, 3])], "cross_entropy").result()
+    with pytest.raises(everstep.RequestFailedError, match=text.replace("[", r"\[")) as caught:
+        run.forward_backward(data, loss, config).result()
+    assert caught.value.category == "user"
+    run.optim_step(everstep.AdamParams(learning_rate=1.0)).result()  # no gradient was left
+    after = run.forward([datum([1, 2], target_tokens=[2, 3])], "cross_entropy").result()
+    assert before.metrics == after.metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"base_model": "no/such"}, "not served here"),
+        ({"base_model": MODEL, "rank": 0}, "must be positive"),
+        ({"base_model": MODEL, "rank": 5000}, "at most"),
+    ],
+)
+def test_a_run_that_cant_be_created_fails_its_future(
+    client: Any, arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(everstep.RequestFailedError, match=text):
+        client.create_lora_training_client(**arguments).result()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tinker://x/weights/../../etc",
+        "tinker://x/weights/%2e%2e",
+        "/etc/passwd",
+        "tinker://x/nothing/y",
+        "tinker://x/weights/absent",
+        "",
+    ],
+)
+def test_a_wrong_path_fails_the_load_and_leaves_the_run_as_it_was(run: Any, path: str) -> None:
+    for load in (run.load_state, run.load_state_with_optimizer):
+        with pytest.raises(everstep.RequestFailedError):
+            load(path).result()
+    train(everstep, run, 1)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".hidden", "", "x" * 200, "a b", "%2e"])
+def test_a_wrong_name_fails_the_save_saying_the_rule(run: Any, name: str) -> None:
+    with pytest.raises(everstep.RequestFailedError, match="a name is one path segment"):
+        run.save_state(name).result()
+
+
+def test_a_checkpoint_of_another_shape_is_refused_naming_each_field(client: Any, run: Any) -> None:
+    other = client.create_lora_training_client(MODEL, rank=16, seed=1, train_unembed=False).result()
+    path = other.save_state("other").result().path
+    with pytest.raises(everstep.RequestFailedError) as caught:
+        run.load_state(path).result()
+    assert "rank is 16 but target model rank is 4" in str(caught.value)
+    assert "train_unembed is False but target model train_unembed is True" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("/optim_step", {"model_id": "nobody", "seq_id": 1}, 404),
+        ("/optim_step", {"seq_id": 1}, 400),
+        ("/get_info", {"model_id": "nobody"}, 404),
+        ("/create_model", {"session_id": "none", "model_seq_id": 0, "base_model": MODEL}, 404),
+        ("/asample", {"prompt": {"chunks": []}, "sampling_session_id": "x", "seq_id": 0}, 404),
+        ("/retrieve_future", {"request_id": "none"}, 404),
+        ("/weights_info", {"tinker_path": "tinker://x/weights/y"}, 404),
+        ("/weights_info", {"tinker_path": "nonsense"}, 400),
+    ],
+)
+def test_what_cant_be_attributed_is_refused_with_a_json_body(
+    http: Any, route: str, body: dict[str, Any], status: int
+) -> None:
+    answer = http.post(route, json=body)
+    assert answer.status_code == status
+    assert answer.json()["detail"]
+
+
+def test_a_body_over_the_limit_is_refused_while_it_streams(http: Any) -> None:
+    def body() -> Any:
+        for _ in range(100):
+            yield b"x" * (1 << 20)
+
+    answer = http.post(
+        "/forward_backward", content=body(), headers={"content-type": "application/x-protobuf"}
+    )
+    assert answer.status_code == 413
+    assert "larger than" in answer.json()["detail"]
+
+
+def test_the_same_submit_twice_is_one_operation(http: Any, run: Any) -> None:
+    key = {"X-Idempotency-Key": uuid.uuid4().hex}
+    sessions = {
+        http.post("/create_session", json={}, headers=key).json()["session_id"] for _ in range(3)
+    }
+    assert len(sessions) == 1
+    body = {"session_id": sessions.pop(), "model_seq_id": 0, "base_model": MODEL}
+    answers = {http.post("/create_model", json=body).json()["request_id"] for _ in range(3)}
+    assert len(answers) == 1
+    other = {**body, "lora_config": {"rank": 2}}
+    assert http.post("/create_model", json=other).status_code == 400
+
+
+def test_openapi_describes_every_route(http: Any, service: Service) -> None:
+    paths = httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    for route in ("forward_backward", "optim_step", "retrieve_future", "asample", "save_weights"):
+        assert f"/api/v1/{route}" in paths
