@@ -84,8 +84,9 @@ CASES: list[tuple[str, list[everstep.Datum], str, dict[str, Any] | None, str]] =
 
 @pytest.mark.parametrize(("name", "data", "loss", "config", "text"), CASES, ids=lambda v: None)
 def test_a_wrong_training_pass_fails_its_future_and_leaves_the_run_usable(
-    run: Any, name: str, data: Any, loss: str, config: Any, text: str
+    client: Any, name: str, data: Any, loss: str, config: Any, text: str
 ) -> None:
+    run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()  # no moments yet
     before = run.forward([datum([1, 2], target_tokens=[2, 3])], "cross_entropy").result()
     with pytest.raises(everstep.RequestFailedError, match=text.replace("[", r"\[")) as caught:
         run.forward_backward(data, loss, config).result()

@@ -93,7 +93,9 @@ def quickstart(data: Path | None, model: str, steps: int, home: Path) -> None:
     try:
         problems = _run(console, data, model, steps, home.expanduser().resolve())
     except (DataError, QuickstartError, TinkerError, VaultError) as error:
-        Console(stderr=True, highlight=False).print(Text(f"everstep: {error}", style="red"))
+        Console(stderr=True, highlight=False).print(
+            Text(f"everstep: {error}", style="red"), soft_wrap=True
+        )
         raise typer.Exit(1) from error
     if problems:
         raise typer.Exit(1)

@@ -1,0 +1,106 @@
+"""``everstep quickstart``, as it is typed."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from everstep.cli import app
+from everstep.cli.quickstart import QuickstartError, served_model
+from everstep.engine.pico import write_pico
+from everstep.vault import Vault
+
+
+def run(home, *arguments):
+    """The command in a process of its own; its exit code and all it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "everstep.cli", "quickstart", "--home", str(home), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        env={**os.environ, "COLUMNS": "100", "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.slow
+def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
+    code, said = run(tmp_path, "--steps", "12")
+
+    assert code == 0, said
+    assert "A = B" in said
+    assert "C ≠ A" in said
+    losses = [float(loss) for loss in re.findall(r"training: step \d+/12, loss (\S+)", said)]
+    assert losses[-1] < losses[0] - 1
+    adapter = tmp_path / "quickstart" / "adapter"
+    assert str(adapter) in said
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert str(tmp_path / "quickstart" / "loss.png") in said
+    assert (tmp_path / "quickstart" / "loss.png").stat().st_size > 10_000
+    vault = Vault(tmp_path / "vault", writer=False)
+    saved = sorted(vault.manifests(kind="training"), key=lambda manifest: manifest.created_at)
+    assert [(each.name, each.step) for each in saved] == [
+        ("quickstart", 12),
+        ("quickstart-continued", 20),
+        ("quickstart-continued", 20),
+        ("quickstart-continued", 8),
+    ]
+    a, b, c = (each.files["adapter_model.safetensors"] for each in saved[1:])
+    assert a == b != c
+
+
+@pytest.mark.slow
+def test_trains_a_model_of_a_directory_on_conversations(tmp_path):
+    write_pico(tmp_path / "mine")
+    data = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
+    data.write_text(json.dumps({"messages": turns}) + "\n")
+
+    code, said = run(
+        tmp_path / "home", "--steps", "2", "--model", str(tmp_path / "mine"), "--data", str(data)
+    )
+
+    assert code == 0, said
+    assert "mine learns from chat.jsonl" in said
+    assert "A = B" in said
+
+
+def test_bad_data_ends_it_before_anything_starts(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "p"}\n')
+    home = tmp_path / "home"
+
+    done = CliRunner().invoke(app, ["quickstart", "--data", str(data), "--home", str(home)])
+
+    assert done.exit_code == 1
+    assert "data.jsonl:1: a line is" in done.stderr
+    assert not home.exists()
+
+
+def test_a_broken_promise_is_exit_code_1(tmp_path, monkeypatch):
+    quickstart = importlib.import_module("everstep.cli.quickstart")
+    monkeypatch.setattr(quickstart, "_run", lambda *args: ["B is not A: losses differ."])
+
+    assert CliRunner().invoke(app, ["quickstart", "--home", str(tmp_path)]).exit_code == 1
+
+    monkeypatch.setattr(quickstart, "_run", lambda *args: [])
+    assert CliRunner().invoke(app, ["quickstart", "--home", str(tmp_path)]).exit_code == 0
+
+
+def test_a_model_is_a_name_or_a_directory(tmp_path):
+    (tmp_path / "mine").mkdir()
+
+    assert served_model("everstep/pico") == ("everstep/pico", "everstep/pico")
+    assert served_model(f"{tmp_path}/mine/") == ("mine", f"mine={tmp_path}/mine")
+    with pytest.raises(QuickstartError, match="there is no such directory"):
+        served_model(f"{tmp_path}/yours")
