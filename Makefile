@@ -21,7 +21,8 @@ else
 TORCH ?= torch==2.13.0
 endif
 
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# Threads that share cores with other processes must sleep while they wait, not spin.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test fast slow lint format proto hooks clean
