@@ -61,7 +61,7 @@ proto: $(VENV)/.test ## Generate the protobuf code from everstep.proto
 	@$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/everstep/wire/everstep.proto
 
 hooks: $(VENV)/.test ## Have git run the checks of .pre-commit-config.yaml before each commit
-	@$(PIP) --quiet -c constraints.txt pre-commit
+	@$(PIP) -qq -c constraints.txt pre-commit
 	@$(BIN)/pre-commit install
 
 clean: ## Remove .venv and all caches
@@ -77,15 +77,15 @@ $(BIN)/pip:
 
 $(VENV)/.torch: | $(BIN)/pip
 	@echo "==> installing torch"
-	@$(PIP) --quiet -c constraints.txt $(TORCH)
+	@$(PIP) -qq -c constraints.txt $(TORCH)
 	@touch $@
 
 $(VENV)/.server: pyproject.toml constraints.txt | $(VENV)/.torch
 	@echo "==> installing everstep and what it needs (a few minutes the first time)"
-	@$(PIP) --quiet -c constraints.txt -e ".[server]"
+	@$(PIP) -qq -c constraints.txt -e ".[server]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.torch
 	@echo "==> installing everstep, what it needs, and the tools for tests"
-	@$(PIP) --quiet -c constraints.txt -e ".[test]"
+	@$(PIP) -qq -c constraints.txt -e ".[test]"
 	@touch $(VENV)/.server $@
