@@ -1,0 +1,184 @@
+"""Codecs: round trips, and the official SDK's own codec on the other side."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tinker import types as sdk
+from tinker.proto import request_conv, response_conv
+
+from everstep.wire import everstep_pb2, proto, types
+from everstep.wire.body import decompress
+from everstep.wire.errors import BodyTooLarge, InvalidRequest
+from everstep.wire.outputs import Stop
+
+floats = st.floats(width=32, allow_nan=False)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8)
+arrays = st.one_of(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, min_side=1, max_side=5), elements=floats),
+    hnp.arrays(np.int64, hnp.array_shapes(max_dims=2, min_side=1, max_side=5)),
+)
+examples = st.builds(
+    proto.Example,
+    hnp.arrays(np.int64, st.integers(0, 9), elements=st.integers(-(2**31), 2**31 - 1)),
+    st.dictionaries(names, arrays, max_size=3),
+)
+passes = st.builds(
+    proto.TrainingPass,
+    names,
+    st.integers(1, 2**60),
+    st.lists(examples, max_size=4),
+    names,
+    st.dictionaries(names, st.one_of(st.floats(allow_nan=False), names), max_size=3),
+    st.booleans(),
+)
+
+
+@given(passes)
+def test_a_training_pass_survives_its_round_trip(original: proto.TrainingPass) -> None:
+    encoded = proto.encode_training_pass(original)
+    decoded = proto.decode_training_pass(encoded)
+    assert proto.encode_training_pass(decoded) == encoded
+    assert (decoded.model_id, decoded.seq_id) == (original.model_id, original.seq_id)
+    assert decoded.loss_fn_config == original.loss_fn_config
+    for one, other in zip(original.examples, decoded.examples, strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        assert one.inputs.keys() == other.inputs.keys()
+        for name, array in one.inputs.items():
+            assert other.inputs[name].dtype == array.dtype
+            assert np.array_equal(other.inputs[name], array)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
+    for decode in (
+        proto.decode_training_pass,
+        proto.decode_forward_backward_output,
+        proto.decode_sample_response,
+    ):
+        with contextlib.suppress(InvalidRequest):
+            decode(body)
+
+
+def test_the_sdks_requests_are_read() -> None:
+    targets = torch.zeros(6, 8, dtype=torch.int64)
+    targets[2, 3] = 9
+    datum = sdk.Datum(
+        model_input=sdk.ModelInput.from_ints([1, 2, 3, 4, 5, 6]),
+        loss_fn_inputs={"target_tokens": targets, "weights": (targets > 0).float()},
+    )
+    body = sdk.ForwardBackwardRequest(
+        forward_backward_input=sdk.ForwardBackwardInput(
+            data=[datum], loss_fn="ppo", loss_fn_config={"clip_low_threshold": 0.5}
+        ),
+        model_id="m",
+        seq_id=7,
+    )
+    message = request_conv.forward_backward_request_to_proto(body)
+    decoded = proto.decode_training_pass(message.SerializeToString())
+    assert (decoded.model_id, decoded.seq_id, decoded.loss_fn) == ("m", 7, "ppo")
+    assert decoded.loss_fn_config == {"clip_low_threshold": 0.5}
+    assert decoded.examples[0].tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.array_equal(decoded.examples[0].inputs["target_tokens"], targets.numpy())
+    assert decoded.examples[0].inputs["weights"].dtype == np.float32
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.booleans())
+def test_the_sdk_reads_our_results(lengths: list[int], wide: bool) -> None:
+    outputs = [
+        {"logprobs": np.arange(n * (i % 2 + 1 if wide else 1), dtype=np.float32).reshape(n, -1)}
+        if wide
+        else {"logprobs": np.arange(n, dtype=np.float32)}
+        for i, n in enumerate(lengths)
+        if n or not wide
+    ]
+    encoded = proto.encode_forward_backward_output(outputs, {"loss:sum": 1.5})
+    theirs = response_conv.deserialize_forward_backward_output(encoded)
+    ours = proto.decode_forward_backward_output(encoded)
+    assert theirs.metrics == ours.metrics == {"loss:sum": 1.5}
+    for expected, one, other in zip(
+        outputs, theirs.loss_fn_outputs, ours.loss_fn_outputs, strict=True
+    ):
+        assert np.array_equal(one["logprobs"].to_numpy(), expected["logprobs"])
+        assert np.array_equal(other["logprobs"].to_numpy(), expected["logprobs"])
+
+
+def test_the_sdk_reads_our_samples() -> None:
+    top = proto.TopkOutput(np.array([[1, 2]], np.int32), np.array([[-0.5, -1.0]], np.float32))
+    encoded = proto.encode_sample_response(
+        proto.SampleOutput(
+            [
+                proto.SequenceOutput(
+                    np.array([5], np.int32), np.array([-0.25], np.float32), Stop.STOP, top
+                )
+            ],
+            prompt_logprobs=np.array([np.nan, -1.0], np.float32),
+            topk_prompt=top,
+            target_prompt_logprobs=np.array([[-2.0]], np.float32),
+            prompt_alt=top,
+        )
+    )
+    for response in (
+        response_conv.deserialize_sample_response(encoded),
+        proto.decode_sample_response(encoded),
+    ):
+        assert response.sequences[0].stop_reason == "stop"
+        assert list(response.sequences[0].tokens) == [5]
+        assert response.sequences[0].topk_logprobs == [[(1, -0.5), (2, -1.0)]]
+        assert response.prompt_logprobs == [None, -1.0]
+        assert response.topk_prompt_logprobs == [[(1, -0.5), (2, -1.0)]]
+        assert response.target_prompt_logprobs.tolist() == [[-2.0]]
+        assert response.prompt_alt_tokens.tokens.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("encoding", ["zstd", "gzip"])
+def test_a_small_body_that_unfolds_past_the_bound_is_refused(encoding: str) -> None:
+    import gzip
+
+    import zstandard
+
+    compress: Any = zstandard.ZstdCompressor().compress if encoding == "zstd" else gzip.compress
+    assert decompress(compress(b"x" * 100), encoding, 100) == b"x" * 100
+    with pytest.raises(BodyTooLarge):
+        decompress(compress(b"x" * 10_000_000), encoding, 1000)
+    with pytest.raises(InvalidRequest):
+        decompress(b"not compressed", encoding, 1000)
+
+
+def test_the_generated_code_is_what_protoc_makes(tmp_path: Path) -> None:
+    from grpc_tools import protoc
+
+    source = Path(everstep_pb2.__file__).parents[2]
+    code = protoc.main(
+        ["", f"-I{source}", f"--python_out={tmp_path}", "everstep/wire/everstep.proto"]
+    )
+    assert code == 0
+    made = (tmp_path / "everstep/wire/everstep_pb2.py").read_bytes()
+    assert made == Path(everstep_pb2.__file__).read_bytes()
+
+
+def test_older_json_is_read_leniently() -> None:
+    request = types.parse(
+        types.SampleRequest,
+        {
+            "prompt": {"chunks": [{"tokens": [1, 2]}]},
+            "sampling_params": {"max_tokens": 2, "seed": None},
+            "seq_id": 0,
+            "sampling_session_id": "s",
+            "from_a_newer_sdk": 1,
+        },
+    )
+    assert request.prompt.to_ints() == [1, 2]
+    assert request.sampling_params.temperature == 1.0
+    step = types.parse(types.OptimStepRequest, {"model_id": "m", "seq_id": 1, "adam_params": {}})
+    assert step.adam_params == types.AdamParams()
+    with pytest.raises(InvalidRequest, match="model_id"):
+        types.parse(types.OptimStepRequest, b"{}")
