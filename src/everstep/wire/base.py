@@ -7,11 +7,11 @@ be absent.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from everstep.wire.errors import InvalidRequest
 
@@ -41,8 +41,8 @@ def parse(model: type[Model], body: bytes | Mapping[str, Any]) -> Model:
         InvalidRequest: it can't be read; the text names each field that is wrong.
     """
     try:
-        content = json.loads(body) if isinstance(body, bytes | bytearray) else dict(body)
-    except (ValueError, UnicodeDecodeError) as error:
+        content = from_json(body) if isinstance(body, bytes | bytearray) else dict(body)
+    except ValueError as error:  # also of text that is not UTF-8, and of nesting without end
         raise InvalidRequest(f"The body is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidRequest(f"The body has to be a JSON object, not {type(content).__name__}.")
@@ -50,7 +50,8 @@ def parse(model: type[Model], body: bytes | Mapping[str, Any]) -> Model:
         return model.model_validate(_without_nulls(content), extra="ignore")
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+            f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_input=False)[:5]
         )
         raise InvalidRequest(f"{model.__name__}: {problems}") from error

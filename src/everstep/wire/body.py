@@ -1,4 +1,8 @@
-"""Request bodies: decompression with a bound."""
+"""Request bodies: decompression with a bound.
+
+A body that ends early is refused, never taken for what there is of it: a protobuf message that is
+cut between two fields is a valid message with fewer datums.
+"""
 
 from __future__ import annotations
 
@@ -18,35 +22,61 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
         limit: most bytes that may come out.
 
     Raises:
-        BodyTooLarge: more would come out; nothing beyond the limit is produced.
-        InvalidRequest: the encoding is unknown, or the bytes are damaged.
+        BodyTooLarge: more would come out; not much beyond the limit is ever held.
+        InvalidRequest: the encoding is unknown, or the bytes are damaged, cut or followed by more.
     """
-    if encoding in (None, "", "identity"):
-        out = body
-    elif encoding == "zstd":
-        out = _zstd(body, limit)
-    elif encoding == "gzip":
-        out = _gzip(body, limit)
-    else:
-        raise InvalidRequest(f"Content-Encoding {encoding!r} is not known; use zstd or gzip.")
-    if len(out) > limit:
-        raise BodyTooLarge(
-            f"The request body is larger than {limit} bytes. Send fewer or shorter datums."
-        )
-    return out
+    name = (encoding or "identity").strip().lower()
+    if name == "identity":
+        return _bounded(body, limit)
+    if name == "zstd":
+        return _zstd(body, limit)
+    if name in ("gzip", "x-gzip"):
+        return _gzip(body, limit)
+    raise InvalidRequest(f"Content-Encoding {encoding!r} is not known; use zstd or gzip.")
 
 
 def _zstd(body: bytes, limit: int) -> bytes:
+    decompressor = zstandard.ZstdDecompressor()
     try:
-        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-            return reader.read(limit + 1)
+        size = zstandard.get_frame_parameters(body).content_size
+        if size != zstandard.CONTENTSIZE_UNKNOWN:
+            if size > limit:
+                raise _too_large(limit)
+            return decompressor.decompress(body, allow_extra_data=False)
+        with decompressor.stream_reader(body) as reader:
+            out = _bounded(reader.read(limit + 1), limit)
+        # The reader gives what there is of a frame that is cut; only this tells that it ended.
+        frame = decompressor.decompressobj()
+        frame.decompress(body)
     except zstandard.ZstdError as error:
         raise InvalidRequest(f"The body is not valid zstd: {error}") from error
+    return _whole(out, "zstd", ended=frame.eof, rest=frame.unused_data)
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
-        return stream.decompress(body, limit + 1)
+        out = _bounded(stream.decompress(body, limit + 1), limit)
     except zlib.error as error:
         raise InvalidRequest(f"The body is not valid gzip: {error}") from error
+    return _whole(out, "gzip", ended=stream.eof, rest=stream.unused_data)
+
+
+def _whole(out: bytes, encoding: str, *, ended: bool, rest: bytes) -> bytes:
+    if not ended:
+        raise InvalidRequest(f"The body is not valid {encoding}: it ends early. Send it again.")
+    if rest:
+        raise InvalidRequest(f"The body is not valid {encoding}: {len(rest)} bytes follow its end.")
+    return out
+
+
+def _bounded(out: bytes, limit: int) -> bytes:
+    if len(out) > limit:
+        raise _too_large(limit)
+    return out
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The request body is larger than {limit} bytes. Send fewer or shorter datums."
+    )

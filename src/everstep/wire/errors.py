@@ -13,11 +13,14 @@ from enum import StrEnum
 
 
 class ErrorCategory(StrEnum):
-    """Whose fault a failed operation is."""
+    """Whose fault a failed operation is; also under the official SDK's names."""
 
     USER = "user"
     SERVER = "server"
     UNKNOWN = "unknown"
+    User = "user"
+    Server = "server"
+    Unknown = "unknown"
 
 
 class WireError(ValueError):
@@ -25,7 +28,19 @@ class WireError(ValueError):
 
 
 class InvalidRequest(WireError):
-    """A request body that can't be read."""
+    """A request body that can't be read.
+
+    Attributes:
+        model_id: the run that the request is for, where that much could be read.
+        seq_id: the request's place in that run; so the failure can be put there.
+    """
+
+    def __init__(
+        self, message: str, *, model_id: str | None = None, seq_id: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.model_id = model_id
+        self.seq_id = seq_id
 
 
 class InvalidPath(WireError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,23 @@ from pydantic import Discriminator, Field, Tag, field_serializer, field_validato
 from everstep.wire.base import Request
 from everstep.wire.tensors import TensorData, TensorDtype
 
+TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A token id travels as int32."""
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from error
+
 
 class EncodedTextChunk(Request):
     """Text as token ids."""
 
-    tokens: Sequence[int]
+    tokens: Sequence[TokenId]
     type: Literal["encoded_text"] = "encoded_text"
 
     @property
@@ -32,10 +45,7 @@ class ImageChunk(Request):
     expected_tokens: int | None = None
     type: Literal["image"] = "image"
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _decode(cls, value: bytes | str) -> bytes:
-        return base64.b64decode(value) if isinstance(value, str) else value
+    _decode = field_validator("data", mode="before")(_from_base64)
 
     @field_serializer("data")
     def _encode(self, value: bytes) -> str:
@@ -66,10 +76,21 @@ class ImageAssetPointerChunk(Request):
 
 
 class DmelChunk(Request):
-    """Audio."""
+    """Audio: a serialized tensor of its tokens; ``dmel`` is base64 in JSON."""
 
-    dmel: Any
+    dmel: bytes
     type: Literal["dmel"] = "dmel"
+
+    _decode = field_validator("dmel", mode="before")(_from_base64)
+
+    @field_serializer("dmel")
+    def _encode(self, value: bytes) -> str:
+        return base64.b64encode(value).decode()
+
+    @property
+    def length(self) -> int:
+        """Raises ValueError: the serialized form is the service's own."""
+        raise ValueError("the length of an audio chunk is not known here")
 
 
 def _chunk_type(value: Any) -> str:
@@ -78,10 +99,10 @@ def _chunk_type(value: Any) -> str:
         return str(getattr(value, "type", "encoded_text"))
     if value.get("type"):
         return str(value["type"])
-    for field, name in (("tokens", "encoded_text"), ("location", "image_asset_pointer")):
+    for field, name in (("location", "image_asset_pointer"), ("data", "image"), ("dmel", "dmel")):
         if field in value:
             return name
-    return "image" if "data" in value else "encoded_text"
+    return "encoded_text"
 
 
 ModelInputChunk = Annotated[
@@ -119,8 +140,8 @@ class ModelInput(Request):
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
-        return sum(chunk.length for chunk in self.chunks if not isinstance(chunk, DmelChunk))
+        """Number of tokens; raises ValueError where a chunk's is not known."""
+        return sum(chunk.length for chunk in self.chunks)
 
     def append(self, chunk: ModelInputChunk) -> ModelInput:
         """A new input with one more chunk."""
@@ -146,32 +167,36 @@ class Datum(Request):
     """One training example: an input, and what the loss takes for each of its positions."""
 
     model_input: ModelInput
-    loss_fn_inputs: dict[str, TensorData]
+    loss_fn_inputs: dict[str, TensorData] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _convert(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("loss_fn_inputs"), dict):
-            converted = {k: _tensor_of(k, v) for k, v in value["loss_fn_inputs"].items()}
-            return {**value, "loss_fn_inputs": converted}
+            inputs = value["loss_fn_inputs"].items()
+            return {**value, "loss_fn_inputs": {key: _tensor_of(key, v) for key, v in inputs}}
         return value
 
 
 def _tensor_of(key: str, value: Any) -> Any:
     """Lists, arrays and torch tensors become tensors; the name gives a list's dtype."""
-    if isinstance(value, list):
+    package = type(value).__module__.partition(".")[0]
+    if not isinstance(value, list) and package not in ("torch", "numpy"):
+        return value
+    try:
+        if package == "torch":
+            sparse = key in ("target_tokens", "weights")
+            return TensorData.from_torch_sparse(value) if sparse else TensorData.from_torch(value)
+        if package == "numpy":
+            return TensorData.from_numpy(value)
         if key not in _LIST_DTYPES:
-            raise ValueError(f"loss_fn_inputs[{key!r}]: give a TensorData, a list has no dtype")
+            raise ValueError("give a TensorData; a list has no dtype")
         return TensorData(value, _LIST_DTYPES[key], _shape(value))
-    if type(value).__module__.split(".")[0] == "torch":
-        sparse = key in ("target_tokens", "weights")
-        return TensorData.from_torch_sparse(value) if sparse else TensorData.from_torch(value)
-    if type(value).__module__.split(".")[0] == "numpy":
-        return TensorData.from_numpy(value)
-    return value
+    except ValueError as error:
+        raise ValueError(f"loss_fn_inputs[{key!r}]: {error}") from error
 
 
-def _shape(values: Any) -> list[int]:
+def _shape(values: list[Any]) -> list[int]:
     import numpy as np
 
     return list(np.shape(values))

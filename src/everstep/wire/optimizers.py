@@ -19,17 +19,19 @@ class OptimizerConfigBase(BaseModel):
 class AdamOptimizerConfig(OptimizerConfigBase):
     """AdamW."""
 
+    model_config = ConfigDict(extra="forbid")
     type: Literal["adamw"] = "adamw"
 
 
 class DimuonOptimizerConfig(OptimizerConfigBase):
     """Dimuon."""
 
+    model_config = ConfigDict(extra="forbid")
     type: Literal["dimuon"] = "dimuon"
     version: Literal[1] = 1
 
 
-OptimizerConfig = AdamOptimizerConfig | SerializeAsAny[OptimizerConfigBase]
+OptimizerConfig = AdamOptimizerConfig | DimuonOptimizerConfig | SerializeAsAny[OptimizerConfigBase]
 
 
 class AdamParams(Request):
@@ -53,10 +55,12 @@ class OptimParamsBase(BaseModel):
 class DimuonParams(OptimParamsBase):
     """Parameters of one Dimuon step."""
 
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     type: Literal["dimuon"] = "dimuon"
     learning_rate: float = Field(ge=0)
     grad_clip_norm: float = 0.0
     beta1: float = Field(default=0.9, ge=0, lt=1)
 
 
-OptimParams = AdamParams | SerializeAsAny[OptimParamsBase]
+OtherOptimParams = DimuonParams | SerializeAsAny[OptimParamsBase]
+OptimParams = AdamParams | OtherOptimParams

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from everstep.wire.tensors import TensorData
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-StopReason = str
+StopReason = Literal["length", "stop"]
 NO_TOPK = -99999.0
 """The logprob of an empty cell of top-k results."""
+_EMPTY_CELL = (0, NO_TOPK)
 
 
 class Stop(StrEnum):
@@ -108,9 +109,14 @@ class SampleResponse:
 
 
 def _topk_lists(top: TopkLogprobs) -> list[list[tuple[int, float]] | None]:
+    """Rows of (id, logprob) without the empty cells at their end; None for an empty row."""
     rows: list[list[tuple[int, float]] | None] = []
     for ids, logprobs in zip(top.token_ids.tolist(), top.logprobs.tolist(), strict=True):
-        row = [pair for pair in zip(ids, logprobs, strict=True) if pair[1] != NO_TOPK]
+        row = list(zip(ids, logprobs, strict=True))
+        if row and row[0] == _EMPTY_CELL:
+            row = []
+        while row and row[-1] == _EMPTY_CELL:
+            row.pop()
         rows.append(row or None)
     return rows
 

@@ -7,16 +7,17 @@ numbers, maps and presence are then the library's business, and arrays travel as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from everstep.wire import everstep_pb2
+from everstep.wire import arrays
+from everstep.wire.arrays import FLOAT32, INT32, INT64, Array, pb, to_bytes
 from everstep.wire.errors import InvalidRequest
-from everstep.wire.inputs import Datum, EncodedTextChunk, ImageChunk, ModelInput
+from everstep.wire.inputs import DmelChunk, EncodedTextChunk, ImageChunk, ModelInput
 from everstep.wire.outputs import (
     ForwardBackwardOutput,
     PromptAltTokens,
@@ -25,13 +26,15 @@ from everstep.wire.outputs import (
     SampleResponse,
     SequenceOutput,
     Stop,
-    TopkLogprobs,
+    StopReason,
     TopkOutput,
 )
+from everstep.wire.passes import Example, TrainingPass, check_filled_out, pass_input
 from everstep.wire.requests import ForwardBackwardRequest, ForwardRequest
-from everstep.wire.tensors import TensorData, TensorDtype, dense_from_csr
+from everstep.wire.tensors import TensorData
 
 __all__ = [
+    "PROTOBUF",
     "Example",
     "SampleOutput",
     "SequenceOutput",
@@ -46,97 +49,43 @@ __all__ = [
     "encode_training_pass",
 ]
 
-Array = np.ndarray[Any, Any]
-pb: Any = everstep_pb2  # generated without types
 PROTOBUF = "application/x-protobuf"
-_NUMPY: dict[int, np.dtype[Any]] = {
-    pb.DTYPE_FLOAT32: np.dtype("<f4"),
-    pb.DTYPE_INT64: np.dtype("<i8"),
-    pb.DTYPE_INT32: np.dtype("<i4"),
-    pb.DTYPE_BFLOAT16: np.dtype("<u2"),
+_STOP_REASONS: dict[int, StopReason] = {
+    pb.STOP_REASON_STOP: "stop",
+    pb.STOP_REASON_LENGTH: "length",
 }
-_PROTO = {"float32": pb.DTYPE_FLOAT32, "int64": pb.DTYPE_INT64}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One datum as the engine takes it.
-
-    Attributes:
-        tokens: int64 [T].
-        inputs: named float32 or int64 arrays, dense, in the shape they were given.
-        media: kinds of the chunks that are not text; the engine refuses them.
-    """
-
-    tokens: Array
-    inputs: Mapping[str, Array]
-    media: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrainingPass:
-    """A forward or forward_backward request, whichever way it travelled."""
-
-    model_id: str
-    seq_id: int
-    examples: list[Example] = field(repr=False)
-    loss_fn: str
-    loss_fn_config: dict[str, float | str]
-    forward_only: bool
-
-    @classmethod
-    def from_request(cls, request: ForwardBackwardRequest | ForwardRequest) -> TrainingPass:
-        """From the JSON form.
-
-        Raises:
-            InvalidRequest: no sequence id, or a tensor whose parts don't fit one another.
-        """
-        forward_only = isinstance(request, ForwardRequest)
-        body = (
-            request.forward_input
-            if isinstance(request, ForwardRequest)
-            else (request.forward_backward_input)
-        )
-        if request.seq_id is None:
-            raise InvalidRequest("seq_id is required")
-        return cls(
-            model_id=request.model_id,
-            seq_id=request.seq_id,
-            examples=[_example(datum, index) for index, datum in enumerate(body.data)],
-            loss_fn=body.loss_fn,
-            loss_fn_config=dict(body.loss_fn_config or {}),
-            forward_only=forward_only,
-        )
 
 
 def encode_forward_backward_request(
     request: ForwardBackwardRequest | ForwardRequest, *, forward_only: bool = False
 ) -> bytes:
-    """Encode a request as clients send it, sparse tensors kept sparse."""
-    is_forward = isinstance(request, ForwardRequest)
-    body = (
-        request.forward_input
-        if isinstance(request, ForwardRequest)
-        else (request.forward_backward_input)
-    )
+    """Encode a request as clients send it, sparse tensors kept sparse.
+
+    Raises:
+        ValueError: a chunk can't be trained on.
+    """
+    body = pass_input(request)
     message = pb.ForwardBackwardRequest(
         model_id=request.model_id,
         seq_id=request.seq_id or 0,
         loss_fn=body.loss_fn,
-        forward_only=forward_only or is_forward,
+        forward_only=forward_only or isinstance(request, ForwardRequest),
     )
     _set_config(message, body.loss_fn_config or {})
     for datum in body.data:
         item = message.data.add()
         _add_chunks(item, datum.model_input)
         for name, tensor in datum.loss_fn_inputs.items():
-            _set_tensor(item.loss_fn_inputs[name], tensor)
+            arrays.set_tensor(item.loss_fn_inputs[name], tensor)
     encoded: bytes = message.SerializeToString()
     return encoded
 
 
 def encode_training_pass(training_pass: TrainingPass) -> bytes:
-    """Encode a pass canonically: the same pass gives the same bytes."""
+    """Encode a pass canonically: the same request gives the same bytes, however it travelled.
+
+    Of chunks that are not text only their kind is kept; such a pass is refused, not executed.
+    """
     message = pb.ForwardBackwardRequest(
         model_id=training_pass.model_id,
         seq_id=training_pass.seq_id,
@@ -146,12 +95,15 @@ def encode_training_pass(training_pass: TrainingPass) -> bytes:
     _set_config(message, training_pass.loss_fn_config)
     for example in training_pass.examples:
         item = message.data.add()
-        tokens = np.ascontiguousarray(example.tokens, dtype="<i4").tobytes()
-        item.model_input.add().encoded_text.tokens = tokens
+        item.model_input.add().encoded_text.tokens = to_bytes(example.tokens, INT32)
         for kind in example.media:
-            item.model_input.add().image.format = kind
+            chunk = item.model_input.add()
+            if kind == "dmel":
+                chunk.dmel.SetInParent()
+            else:
+                chunk.image.format = kind
         for name, array in example.inputs.items():
-            _set_tensor(item.loss_fn_inputs[name], TensorData.from_numpy(array))
+            arrays.set_tensor(item.loss_fn_inputs[name], TensorData.from_numpy(array))
     encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
 
@@ -160,22 +112,25 @@ def decode_training_pass(body: bytes) -> TrainingPass:
     """Decode a forward_backward request of any client.
 
     Raises:
-        InvalidRequest: the bytes are not such a message, or a tensor does not fit its shape.
+        InvalidRequest: the bytes are not such a message, or a tensor does not fit its shape; then
+            the error knows the run and the place that the request is for.
     """
     message = _parsed(pb.ForwardBackwardRequest(), body)
+    try:
+        check_filled_out(
+            tensor.shape
+            for datum in message.data
+            for tensor in datum.loss_fn_inputs.values()
+            if tensor.WhichOneof("layout") == "sparse_csr"
+        )
+        examples = [_example(datum, index) for index, datum in enumerate(message.data)]
+    except ValueError as error:
+        raise InvalidRequest(
+            str(error), model_id=message.model_id, seq_id=message.seq_id
+        ) from error
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for key, value in message.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number
-    examples = []
-    for index, datum in enumerate(message.data):
-        tokens, media = _tokens(datum.model_input, index)
-        inputs = {}
-        for name in sorted(datum.loss_fn_inputs):
-            try:
-                inputs[name] = _dense(datum.loss_fn_inputs[name])
-            except ValueError as error:
-                raise InvalidRequest(f"datum {index}, loss_fn_inputs[{name!r}]: {error}") from error
-        examples.append(Example(tokens, inputs, media))
     return TrainingPass(
         model_id=message.model_id,
         seq_id=message.seq_id,
@@ -210,50 +165,38 @@ def decode_forward_backward_output(body: bytes) -> ForwardBackwardOutput:
     """Decode a pass's result; raises `InvalidRequest` for other bytes."""
     message = _parsed(pb.ForwardBackwardOutput(), body)
     outputs: list[dict[str, TensorData]] = []
-    for record in message.loss_fn_outputs:
-        rows: list[dict[str, TensorData]] = [{} for _ in range(record.num_datums)]
-        for name, batch in record.fields.items():
-            data, dtype = _widened(batch.data, batch.dtype)
-            size = _NUMPY[batch.dtype].itemsize
-            offsets = np.frombuffer(batch.offsets, dtype="<i8") // size
-            trailing = list(batch.trailing_shape)
-            for row, begin, stop in zip(rows, offsets[:-1], offsets[1:], strict=True):
-                array = data[begin:stop].reshape([-1, *trailing]) if trailing else data[begin:stop]
-                row[name] = TensorData(array, dtype, list(array.shape))
-        outputs.extend(rows)
-    return ForwardBackwardOutput(
-        message.loss_fn_output_type.rsplit(":", 1)[-1], outputs, dict(message.metrics)
-    )
+    with _reading(message):
+        for record in message.loss_fn_outputs:
+            outputs.extend(arrays.record_rows(record))
+    output_type = message.loss_fn_output_type.rsplit(":", 1)[-1]
+    return ForwardBackwardOutput(output_type or "ArrayRecord", outputs, dict(message.metrics))
 
 
 def encode_sample_response(output: SampleOutput) -> bytes:
     """Encode a sample's result."""
     message = pb.SampleResponse()
     for sequence in output.sequences:
+        stopped = sequence.stop_reason == Stop.STOP
         item = message.sequences.add(
-            stop_reason=pb.STOP_REASON_STOP
-            if sequence.stop_reason == Stop.STOP
-            else pb.STOP_REASON_LENGTH,
-            tokens=_bytes(sequence.tokens, "<i4"),
-            logprobs=_bytes(sequence.logprobs, "<f4"),
+            stop_reason=pb.STOP_REASON_STOP if stopped else pb.STOP_REASON_LENGTH,
+            tokens=to_bytes(sequence.tokens, INT32),
+            logprobs=to_bytes(sequence.logprobs, FLOAT32),
         )
         if sequence.topk is not None:
-            _set_topk(item.topk_logprobs, sequence.topk)
+            arrays.set_topk(item.topk_logprobs, sequence.topk)
     if output.prompt_logprobs is not None:
-        message.prompt_logprobs = _bytes(output.prompt_logprobs, "<f4")
+        message.prompt_logprobs = to_bytes(output.prompt_logprobs, FLOAT32)
     if output.topk_prompt is not None:
-        _set_topk(message.topk_prompt_logprobs, output.topk_prompt)
+        arrays.set_topk(message.topk_prompt_logprobs, output.topk_prompt)
     if output.target_prompt_logprobs is not None:
-        _set_tensor(
-            message.target_prompt_logprobs, TensorData.from_numpy(output.target_prompt_logprobs)
-        )
+        targets = TensorData.from_numpy(output.target_prompt_logprobs)
+        arrays.set_tensor(message.target_prompt_logprobs, targets)
     if output.prompt_alt is not None:
-        alt = message.prompt_alt_tokens
-        tokens = output.prompt_alt.token_ids
+        alt, tokens = message.prompt_alt_tokens, output.prompt_alt.token_ids
         alt.tokens.dtype = pb.DTYPE_INT32
-        alt.tokens.dense = _bytes(tokens, "<i4")
+        alt.tokens.dense = to_bytes(tokens, INT32)
         alt.tokens.shape.extend(tokens.shape)
-        _set_tensor(alt.logprobs, TensorData.from_numpy(output.prompt_alt.logprobs))
+        arrays.set_tensor(alt.logprobs, TensorData.from_numpy(output.prompt_alt.logprobs))
     encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
 
@@ -261,34 +204,22 @@ def encode_sample_response(output: SampleOutput) -> bytes:
 def decode_sample_response(body: bytes) -> SampleResponse:
     """Decode a sample's result; raises `InvalidRequest` for other bytes."""
     message = _parsed(pb.SampleResponse(), body)
-    sequences = [
-        SampledSequence(
-            stop_reason=str(Stop.STOP if s.stop_reason == pb.STOP_REASON_STOP else Stop.LENGTH),
-            tokens_np=np.frombuffer(s.tokens, dtype="<i4").copy(),
-            logprobs_np=np.frombuffer(s.logprobs, dtype="<f4").copy() if s.logprobs else None,
-            topk_logprobs_np=_topk(s.topk_logprobs) if s.HasField("topk_logprobs") else None,
+    targets, alt = message.target_prompt_logprobs, message.prompt_alt_tokens
+    with _reading(message):
+        return SampleResponse(
+            sequences=[_sequence(sequence) for sequence in message.sequences],
+            prompt_logprobs_np=_floats(message.prompt_logprobs),
+            topk_prompt_logprobs_np=arrays.topk(message.topk_prompt_logprobs),
+            target_prompt_logprobs=arrays.tensor_data(targets)
+            if message.HasField("target_prompt_logprobs")
+            else None,
+            prompt_alt_tokens=PromptAltTokens(
+                arrays.tensor_data(alt.tokens), arrays.tensor_data(alt.logprobs)
+            )
+            if message.HasField("prompt_alt_tokens")
+            else None,
+            prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
         )
-        for s in message.sequences
-    ]
-    alt = message.prompt_alt_tokens
-    return SampleResponse(
-        sequences=sequences,
-        prompt_logprobs_np=np.frombuffer(message.prompt_logprobs, dtype="<f4").copy()
-        if message.prompt_logprobs
-        else None,
-        topk_prompt_logprobs_np=_topk(message.topk_prompt_logprobs)
-        if message.HasField("topk_prompt_logprobs")
-        else None,
-        target_prompt_logprobs=TensorData.from_numpy(_dense(message.target_prompt_logprobs))
-        if message.HasField("target_prompt_logprobs")
-        else None,
-        prompt_alt_tokens=PromptAltTokens(
-            TensorData.from_numpy(_dense(alt.tokens)), TensorData.from_numpy(_dense(alt.logprobs))
-        )
-        if message.HasField("prompt_alt_tokens")
-        else None,
-        prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
-    )
 
 
 def _parsed(message: Any, body: bytes) -> Any:
@@ -300,48 +231,60 @@ def _parsed(message: Any, body: bytes) -> Any:
     return message
 
 
-def _example(datum: Datum, index: int) -> Example:
-    tokens: list[int] = []
-    media: list[str] = []
-    for chunk in datum.model_input.chunks:
-        if isinstance(chunk, EncodedTextChunk):
-            tokens.extend(chunk.tokens)
-        else:
-            media.append(chunk.type)
+@contextmanager
+def _reading(message: Any) -> Iterator[None]:
+    """Parts that don't fit one another make the whole message invalid."""
     try:
-        inputs = {
-            name: datum.loss_fn_inputs[name].to_numpy() for name in sorted(datum.loss_fn_inputs)
-        }
+        yield
     except ValueError as error:
-        raise InvalidRequest(f"datum {index}: {error}") from error
-    return Example(np.asarray(tokens, dtype=np.int64), inputs, tuple(media))
+        raise InvalidRequest(f"The {type(message).__name__} is damaged: {error}") from error
 
 
-def _tokens(chunks: Any, index: int) -> tuple[Array, tuple[str, ...]]:
+def _example(datum: Any, index: int) -> Example:
     parts: list[Array] = []
     media: list[str] = []
-    for chunk in chunks:
+    for chunk in datum.model_input:
         kind = chunk.WhichOneof("chunk")
         if kind == "encoded_text":
-            raw = chunk.encoded_text.tokens
-            if len(raw) % 4:
-                raise InvalidRequest(f"datum {index}: token bytes are not whole int32 values")
-            parts.append(np.frombuffer(raw, dtype="<i4"))
+            parts.append(arrays.from_bytes(chunk.encoded_text.tokens, INT32))
         else:
-            media.append(str(kind))
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-    return tokens.astype(np.int64), tuple(media)
+            media.append(kind or "unknown")
+    inputs = {}
+    for name in sorted(datum.loss_fn_inputs):
+        try:
+            inputs[name] = arrays.dense_array(datum.loss_fn_inputs[name])
+        except ValueError as error:
+            raise ValueError(f"datum {index}, loss_fn_inputs[{name!r}]: {error}") from error
+    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=INT32)
+    return Example(tokens.astype(np.int64), inputs, tuple(media))
+
+
+def _sequence(sequence: Any) -> SampledSequence:
+    if sequence.stop_reason not in _STOP_REASONS:
+        raise ValueError(f"unknown stop_reason {sequence.stop_reason}")
+    return SampledSequence(
+        stop_reason=_STOP_REASONS[sequence.stop_reason],
+        tokens_np=arrays.from_bytes(sequence.tokens, INT32).copy(),
+        logprobs_np=_floats(sequence.logprobs),
+        topk_logprobs_np=arrays.topk(sequence.topk_logprobs),
+    )
+
+
+def _floats(raw: bytes) -> Array | None:
+    return arrays.from_bytes(raw, FLOAT32).copy() if raw else None
 
 
 def _add_chunks(item: Any, model_input: ModelInput) -> None:
     for index, chunk in enumerate(model_input.chunks):
         if isinstance(chunk, EncodedTextChunk):
-            item.model_input.add().encoded_text.tokens = _bytes(chunk.tokens, "<i4")
+            item.model_input.add().encoded_text.tokens = to_bytes(chunk.tokens, INT32)
         elif isinstance(chunk, ImageChunk):
             image = item.model_input.add().image
             image.data, image.format = chunk.data, chunk.format
             if chunk.expected_tokens is not None:
                 image.expected_tokens = chunk.expected_tokens
+        elif isinstance(chunk, DmelChunk):
+            item.model_input.add().dmel.dmel = chunk.dmel
         else:
             raise ValueError(f"chunk {index}: {chunk.type} can't be trained on; use text")
 
@@ -355,78 +298,17 @@ def _set_config(message: Any, config: Mapping[str, float | str]) -> None:
             message.loss_fn_config[key] = value
 
 
-def _set_tensor(message: Any, tensor: TensorData) -> None:
-    message.dtype = _PROTO[tensor.dtype]
-    if tensor.sparse_crow_indices is None:
-        array = tensor.to_numpy()
-        message.dense = array.tobytes()
-        message.shape.extend(array.shape)
-        return
-    values = np.asarray(tensor.data, dtype=tensor.dtype)
-    message.sparse_csr.values = values.tobytes()
-    message.sparse_csr.crow_indices = _bytes(tensor.sparse_crow_indices, "<i8")
-    message.sparse_csr.col_indices = _bytes(tensor.sparse_col_indices or [], "<i8")
-    message.shape.extend(tensor.shape or [])
-
-
-def _dense(message: Any) -> Array:
-    """A tensor as a dense float32 or int64 array; ValueError where its parts don't fit."""
-    sparse = message.WhichOneof("layout") == "sparse_csr"
-    raw = message.sparse_csr.values if sparse else message.dense
-    values, _ = _widened(raw, message.dtype)
-    shape = list(message.shape)
-    if sparse:
-        crow = np.frombuffer(message.sparse_csr.crow_indices, dtype="<i8")
-        col = np.frombuffer(message.sparse_csr.col_indices, dtype="<i8")
-        return dense_from_csr(values, crow.tolist(), col.tolist(), shape)
-    return values.reshape(shape) if shape else values
-
-
-def _widened(raw: bytes, dtype: int) -> tuple[Array, TensorDtype]:
-    """Values as float32 or int64: int32 and bfloat16 are widened, exactly."""
-    if dtype not in _NUMPY:
-        raise ValueError(f"unknown dtype {dtype}")
-    if len(raw) % _NUMPY[dtype].itemsize:
-        raise ValueError(f"{len(raw)} bytes are not whole values")
-    values = np.frombuffer(raw, dtype=_NUMPY[dtype])
-    if dtype == pb.DTYPE_BFLOAT16:
-        return (values.astype(np.uint32) << 16).view(np.float32), "float32"
-    if dtype == pb.DTYPE_FLOAT32:
-        return values, "float32"
-    return values.astype(np.int64), "int64"
-
-
 def _layout(output: Mapping[str, Array]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, array.dtype.kind, array.shape[1:]) for name, array in output.items()]
+    return [(name, array.dtype.kind, array.shape[1:]) for name, array in sorted(output.items())]
 
 
 def _add_record(message: Any, rows: Sequence[Mapping[str, Array]], tag: str) -> None:
     record = message.loss_fn_outputs.add(type_tag=tag, num_datums=len(rows))
     for name, first in rows[0].items():
-        dtype = "<f4" if first.dtype.kind == "f" else "<i8"
-        parts = [_bytes(row[name], dtype) for row in rows]
+        floating = first.dtype.kind == "f"
+        parts = [to_bytes(row[name], FLOAT32 if floating else INT64) for row in rows]
         batch = record.fields[name]
         batch.data = b"".join(parts)
-        batch.offsets = _bytes(np.cumsum([0, *(len(part) for part in parts)]), "<i8")
-        batch.dtype = pb.DTYPE_FLOAT32 if dtype == "<f4" else pb.DTYPE_INT64
+        batch.offsets = to_bytes(np.cumsum([0, *(len(part) for part in parts)]), INT64)
+        batch.dtype = pb.DTYPE_FLOAT32 if floating else pb.DTYPE_INT64
         batch.trailing_shape.extend(first.shape[1:])
-
-
-def _set_topk(message: Any, top: TopkOutput) -> None:
-    message.token_ids = _bytes(top.token_ids, "<i4")
-    message.logprobs = _bytes(top.logprobs, "<f4")
-    message.length, message.k = top.token_ids.shape
-
-
-def _topk(message: Any) -> TopkLogprobs | None:
-    shape = (message.length, message.k)
-    if 0 in shape:
-        return None
-    return TopkLogprobs(
-        np.frombuffer(message.token_ids, dtype="<i4").reshape(shape).copy(),
-        np.frombuffer(message.logprobs, dtype="<f4").reshape(shape).copy(),
-    )
-
-
-def _bytes(values: Any, dtype: str) -> bytes:
-    return np.ascontiguousarray(values, dtype=dtype).tobytes()

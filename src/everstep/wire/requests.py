@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from everstep.wire.optimizers import (
     AdamOptimizerConfig,
     AdamParams,
     OptimizerConfig,
-    OptimParamsBase,
+    OtherOptimParams,
 )
 from everstep.wire.tensors import TensorData
 
@@ -27,6 +27,8 @@ LossFnType = Literal[
     "custom",
 ]
 SamplingClientKind = Literal["snapshot", "inflight"]
+SeqId = Annotated[int, Field(ge=0, lt=2**63)]
+"""A place in an order; cloned samplers count in blocks of 10^9, up to 10^18."""
 
 
 class ClientConfigRequest(Request):
@@ -90,7 +92,7 @@ class CreateModelRequest(Request):
     """Creates a run."""
 
     session_id: str
-    model_seq_id: int
+    model_seq_id: SeqId
     base_model: str = ""
     user_metadata: dict[str, Any] | None = None
     lora_config: LoraConfig | None = None
@@ -125,7 +127,7 @@ class ForwardRequest(Request):
 
     forward_input: ForwardBackwardInput
     model_id: str
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
 
 
 class ForwardBackwardRequest(Request):
@@ -133,16 +135,16 @@ class ForwardBackwardRequest(Request):
 
     forward_backward_input: ForwardBackwardInput
     model_id: str
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
 
 
 class OptimStepRequest(Request):
     """One step of the optimizer."""
 
     model_id: str
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
     adam_params: AdamParams | None = None
-    optimizer_params: OptimParamsBase | None = None
+    optimizer_params: OtherOptimParams | None = None
     type: Literal["optim_step"] = "optim_step"
 
 
@@ -151,7 +153,7 @@ class SaveWeightsRequest(Request):
 
     model_id: str
     path: str | None = None
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
     ttl_seconds: int | None = None
     overwrite: bool = False
     user_metadata: dict[str, str] | None = None
@@ -162,9 +164,9 @@ class LoadWeightsRequest(Request):
     """Loads a checkpoint: into a run (model_id, seq_id) or as a new one (session_id, …)."""
 
     model_id: str | None = None
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
     session_id: str | None = None
-    model_seq_id: int | None = None
+    model_seq_id: SeqId | None = None
     base_model: str | None = None
     user_metadata: dict[str, Any] | None = None
     path: str
@@ -179,9 +181,9 @@ class SaveWeightsForSamplerRequest(Request):
 
     model_id: str
     path: str | None = None
-    sampling_session_seq_id: int | None = None
+    sampling_session_seq_id: SeqId | None = None
     kind: SamplingClientKind = "snapshot"
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
@@ -191,7 +193,7 @@ class CreateSamplingSessionRequest(Request):
     """Creates a sampler on a checkpoint or a base model."""
 
     session_id: str
-    sampling_session_seq_id: int
+    sampling_session_seq_id: SeqId
     base_model: str | None = None
     model_path: str | None = None
     type: Literal["create_sampling_session"] = "create_sampling_session"
@@ -217,7 +219,7 @@ class SampleRequest(Request):
     base_model: str | None = None
     model_path: str | None = None
     sampling_session_id: str | None = None
-    seq_id: int | None = None
+    seq_id: SeqId | None = None
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0

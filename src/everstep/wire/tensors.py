@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    Array = np.ndarray[Any, Any]
+
 TensorDtype = Literal["float32", "int64"]
+MAX_DENSE_VALUES = 1 << 26
+"""Most values that a sparse tensor may come to when it is filled out: a few bytes can ask for any
+number of them."""
 
 
 class TensorData:
@@ -24,30 +30,34 @@ class TensorData:
         shape: the (dense) shape; a flat list of N is (N,).
         sparse_crow_indices: CSR row pointers, one more than there are rows.
         sparse_col_indices: CSR column indices, one for each value.
+
+    Raises:
+        ValueError: the parts don't make a tensor; the text says which of them.
     """
 
     __slots__ = ("_array", "dtype", "shape", "sparse_col_indices", "sparse_crow_indices")
 
     def __init__(
         self,
-        data: Sequence[int] | Sequence[float] | np.ndarray[Any, Any] | None = None,
+        data: Sequence[int] | Sequence[float] | Array | None = None,
         dtype: TensorDtype | None = None,
         shape: Sequence[int] | None = None,
         sparse_crow_indices: Sequence[int] | None = None,
         sparse_col_indices: Sequence[int] | None = None,
     ) -> None:
-        import numpy as np
-
         if dtype not in ("float32", "int64"):
             raise ValueError(f"dtype must be 'float32' or 'int64'; got {dtype!r}")
-        array = np.asarray([] if data is None else data, dtype=dtype)
-        if sparse_crow_indices is None and shape is not None:
-            array = array.reshape(tuple(shape))
+        if (sparse_crow_indices is None) != (sparse_col_indices is None):
+            raise ValueError("give sparse_crow_indices and sparse_col_indices together")
+        array = _array([] if data is None else data, dtype, "data")
+        dims = None if shape is None else _dims(shape)
+        if sparse_crow_indices is None and dims is not None:
+            array = _reshaped(array, dims)
         self._array = array
         self.dtype: TensorDtype = dtype
-        self.shape = list(shape) if shape is not None else None
-        self.sparse_crow_indices = _ints(sparse_crow_indices)
-        self.sparse_col_indices = _ints(sparse_col_indices)
+        self.shape = dims
+        self.sparse_crow_indices = _ints(sparse_crow_indices, "sparse_crow_indices")
+        self.sparse_col_indices = _ints(sparse_col_indices, "sparse_col_indices")
 
     @property
     def data(self) -> list[int] | list[float]:
@@ -55,9 +65,14 @@ class TensorData:
         flat: list[int] | list[float] = self._array.ravel().tolist()
         return flat
 
+    @property
+    def values(self) -> Array:
+        """The listed values, flat; of a dense tensor all of them."""
+        return self._array.ravel()
+
     @classmethod
-    def from_numpy(cls, array: np.ndarray[Any, Any]) -> TensorData:
-        """Wrap an array; floats become float32, integers int64."""
+    def from_numpy(cls, array: Array) -> TensorData:
+        """Wrap an array; floats become float32, integers int64; others raise ValueError."""
         dtype: TensorDtype = "float32" if array.dtype.kind == "f" else "int64"
         return cls(array, dtype, list(array.shape))
 
@@ -88,8 +103,12 @@ class TensorData:
             columns.tolist(),
         )
 
-    def to_numpy(self, pad_value: int = 0) -> np.ndarray[Any, Any]:
-        """The dense array; entries that CSR does not list are ``pad_value``."""
+    def to_numpy(self, pad_value: int = 0) -> Array:
+        """The dense array; entries that CSR does not list are ``pad_value``.
+
+        Raises:
+            ValueError: the CSR parts don't fit one another, or come to too many values.
+        """
         if self.sparse_crow_indices is None:
             return self._array
         return dense_from_csr(
@@ -144,51 +163,125 @@ class TensorData:
 
 
 def dense_from_csr(
-    values: np.ndarray[Any, Any],
-    crow_indices: Sequence[int],
-    col_indices: Sequence[int],
+    values: Array,
+    crow_indices: Sequence[int] | Array,
+    col_indices: Sequence[int] | Array,
     shape: Sequence[int],
     pad_value: int = 0,
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """Fill a dense [rows, columns] array from CSR parts.
 
     Raises:
-        ValueError: the parts don't fit one another.
+        ValueError: the parts don't fit one another, or come to more than `MAX_DENSE_VALUES`.
     """
+    import numpy as np
+
+    rows, columns = _csr_cells(values, crow_indices, col_indices, shape)
+    dense = np.full(tuple(shape), pad_value, dtype=values.dtype)
+    dense[rows, columns] = values
+    return dense
+
+
+def _csr_cells(
+    values: Array,
+    crow_indices: Sequence[int] | Array,
+    col_indices: Sequence[int] | Array,
+    shape: Sequence[int],
+) -> tuple[Array, Array]:
+    """The row and column of each value; each cell at most once, in order."""
     import numpy as np
 
     crow = np.asarray(crow_indices, dtype=np.int64)
     col = np.asarray(col_indices, dtype=np.int64)
+    if len(shape) != 2 or min(shape) < 0:
+        raise ValueError(f"a sparse CSR tensor has two dimensions; shape is {list(shape)[:8]}")
+    if max(*shape, shape[0] * shape[1]) > MAX_DENSE_VALUES:
+        raise ValueError(
+            f"a sparse CSR tensor of shape {list(shape)} is too large to be filled out; at most "
+            f"{MAX_DENSE_VALUES} values are allowed"
+        )
+    counts = np.diff(crow)
     fits = (
-        len(shape) == 2
-        and len(crow) == shape[0] + 1
-        and len(crow) > 0
+        len(crow) == shape[0] + 1
         and crow[0] == 0
         and crow[-1] == len(values) == len(col)
-        and bool((np.diff(crow) >= 0).all())
+        and bool((counts >= 0).all())
         and (len(col) == 0 or (col.min() >= 0 and col.max() < shape[1]))
     )
     if not fits:
         raise ValueError("sparse CSR indices don't fit the values or the shape")
-    dense = np.full(tuple(shape), pad_value, dtype=values.dtype)
-    dense[np.repeat(np.arange(shape[0]), np.diff(crow)), col] = values
-    return dense
+    rows = np.repeat(np.arange(shape[0]), counts)
+    if bool((np.diff(rows * shape[1] + col) <= 0).any()):
+        raise ValueError("sparse CSR column indices have to ascend within a row, without repeats")
+    return rows, col
 
 
-def _ints(values: Sequence[int] | None) -> list[int] | None:
-    return None if values is None else [int(value) for value in values]
+def _array(values: Any, dtype: str, what: str) -> Array:
+    """Values as an array of the dtype; ValueError rather than a change of what they are."""
+    import numpy as np
+
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":  # None in a list of floats is how JSON says NaN
+            array = np.asarray(values, dtype=dtype)
+    except (TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{what} can't be read as {dtype}: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{what} has to be numbers to be read as {dtype}; got {array.dtype}")
+    with np.errstate(invalid="ignore"):  # told below
+        converted = array.astype(dtype, copy=False)
+    if dtype == "int64" and array.dtype.kind in "uf" and not bool((converted == array).all()):
+        raise ValueError(f"{what} holds values that are not 64-bit integers")
+    return converted
+
+
+def _reshaped(array: Array, shape: Sequence[int]) -> Array:
+    try:
+        return array.reshape(tuple(shape))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{array.size} values don't make a tensor of shape {list(shape)[:8]}"
+        ) from error
+
+
+def _dims(shape: Sequence[int]) -> list[int]:
+    try:
+        dims = [operator.index(dim) for dim in shape]
+    except TypeError as error:
+        raise ValueError(f"shape has to be a list of integers: {error}") from error
+    if any(dim < 0 for dim in dims):
+        raise ValueError(f"shape has to be 0 or greater in every dimension; got {dims[:8]}")
+    return dims
+
+
+def _ints(values: Sequence[int] | None, what: str) -> list[int] | None:
+    if values is None:
+        return None
+    flat: list[int] = _array(values, "int64", what).ravel().tolist()
+    return flat
 
 
 def _tensor(value: Any) -> TensorData:
+    """What a request holds, as a tensor whose parts fit one another."""
     if isinstance(value, TensorData):
         return value
-    if isinstance(value, Mapping):
-        known = {"data", "dtype", "shape", "sparse_crow_indices", "sparse_col_indices"}
-        fields = {key: item for key, item in value.items() if key in known}
-        if fields.get("dtype") is None:
-            fields["dtype"] = _guessed_dtype(fields.get("data") or [])
-        return TensorData(**fields)
-    raise ValueError("a tensor is {data, dtype, shape}")
+    if not isinstance(value, Mapping):
+        raise ValueError("a tensor is {data, dtype, shape}")
+    known = {"data", "dtype", "shape", "sparse_crow_indices", "sparse_col_indices"}
+    fields = {key: item for key, item in value.items() if key in known}
+    if isinstance(fields.get("data"), str | bytes | Mapping | int | float):
+        raise ValueError("data has to be a list of numbers")
+    if fields.get("dtype") is None:
+        fields["dtype"] = _guessed_dtype(fields.get("data") or [])
+    tensor = TensorData(**fields)
+    if tensor.sparse_crow_indices is not None:
+        _csr_cells(
+            tensor.values,
+            tensor.sparse_crow_indices,
+            tensor.sparse_col_indices or [],
+            tensor.shape or [],
+        )
+    return tensor
 
 
 def _guessed_dtype(data: Any) -> TensorDtype:

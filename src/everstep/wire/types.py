@@ -1,6 +1,7 @@
 """The types of the protocol under the names of the official SDK."""
 
 from everstep.wire.base import Request, Response, parse
+from everstep.wire.errors import ErrorCategory
 from everstep.wire.inputs import (
     Datum,
     DmelChunk,
@@ -93,6 +94,10 @@ from everstep.wire.responses import (
 from everstep.wire.tensors import TensorData, TensorDtype
 
 ModelID = str
+RequestID = str
+RequestErrorCategory = ErrorCategory
+LossFnInputs = dict[str, TensorData]
+LossFnOutput = dict[str, TensorData]
 
 __all__ = [
     "AdamOptimizerConfig",
@@ -136,6 +141,8 @@ __all__ = [
     "LoadWeightsRequest",
     "LoadWeightsResponse",
     "LoraConfig",
+    "LossFnInputs",
+    "LossFnOutput",
     "LossFnType",
     "ModelData",
     "ModelID",
@@ -150,7 +157,9 @@ __all__ = [
     "ParsedCheckpointTinkerPath",
     "PromptAltTokens",
     "Request",
+    "RequestErrorCategory",
     "RequestFailedResponse",
+    "RequestID",
     "Response",
     "SampleRequest",
     "SampleResponse",
