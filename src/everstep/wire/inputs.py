@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_serializer, field_validator, model_validator
 
 from everstep.wire.base import Request
+from everstep.wire.provenance import ProvenanceSpans, check_tiling
 from everstep.wire.tensors import TensorData, TensorDtype
 
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -168,6 +169,8 @@ class Datum(Request):
 
     model_input: ModelInput
     loss_fn_inputs: dict[str, TensorData] = Field(default_factory=dict)
+    model_input_spans: ProvenanceSpans | None = None
+    loss_fn_input_spans: ProvenanceSpans | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -176,6 +179,31 @@ class Datum(Request):
             inputs = value["loss_fn_inputs"].items()
             return {**value, "loss_fn_inputs": {key: _tensor_of(key, v) for key, v in inputs}}
         return value
+
+    @model_validator(mode="after")
+    def _check_spans(self) -> Datum:
+        if (self.model_input_spans is None) != (self.loss_fn_input_spans is None):
+            raise ValueError("give model_input_spans and loss_fn_input_spans together")
+        return self
+
+    def with_provenance(
+        self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans
+    ) -> Datum:
+        """A copy that says where its tokens come from.
+
+        Args:
+            model_input: spans that cover the input's tokens, in order.
+            loss_fn_inputs: spans that cover ``target_tokens`` [T], in order.
+
+        Raises:
+            ValueError: they don't cover each position once.
+        """
+        check_tiling("model_input", model_input, self.model_input.length)
+        targets = self.loss_fn_inputs.get("target_tokens")
+        if targets is not None and targets.shape is not None and len(targets.shape) == 1:
+            check_tiling("loss_fn_inputs", loss_fn_inputs, targets.shape[0])
+        update = {"model_input_spans": model_input, "loss_fn_input_spans": loss_fn_inputs}
+        return self.model_copy(update=update)
 
 
 def _tensor_of(key: str, value: Any) -> Any:

@@ -30,6 +30,7 @@ from everstep.wire.outputs import (
     TopkOutput,
 )
 from everstep.wire.passes import Example, TrainingPass, check_filled_out, pass_input
+from everstep.wire.provenance import ProvenanceSpans, SampledProvenanceSpan
 from everstep.wire.requests import ForwardBackwardRequest, ForwardRequest
 from everstep.wire.tensors import TensorData
 
@@ -77,6 +78,8 @@ def encode_forward_backward_request(
         _add_chunks(item, datum.model_input)
         for name, tensor in datum.loss_fn_inputs.items():
             arrays.set_tensor(item.loss_fn_inputs[name], tensor)
+        _add_spans(item.model_input_spans, datum.model_input_spans or [])
+        _add_spans(item.loss_fn_input_spans, datum.loss_fn_input_spans or [])
     encoded: bytes = message.SerializeToString()
     return encoded
 
@@ -287,6 +290,18 @@ def _add_chunks(item: Any, model_input: ModelInput) -> None:
             item.model_input.add().dmel.dmel = chunk.dmel
         else:
             raise ValueError(f"chunk {index}: {chunk.type} can't be trained on; use text")
+
+
+def _add_spans(message: Any, spans: ProvenanceSpans) -> None:
+    for span in spans:
+        item = message.add()
+        sampled = isinstance(span, SampledProvenanceSpan)
+        target = item.sampled_tokens if sampled else item.prompt_tokens
+        target.sequence_id, target.offset, target.length = (
+            span.sequence_id,
+            span.offset,
+            span.length,
+        )
 
 
 def _set_config(message: Any, config: Mapping[str, float | str]) -> None:

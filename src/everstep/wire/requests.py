@@ -241,3 +241,56 @@ class WeightsInfoRequest(Request):
     """Asks what a checkpoint was trained with."""
 
     tinker_path: str
+
+
+class SaveWeightsExternalRequest(Request):
+    """Saves an adapter as files to download, encrypted for ``age_encryption_recipients``."""
+
+    model_id: str
+    path: str
+    seq_id: SeqId | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+    type: Literal["save_weights_external"] = "save_weights_external"
+
+
+class CopyWeightsRequest(Request):
+    """Copies a checkpoint into a project, or into a session as one of its runs."""
+
+    source_path: str
+    destination_project_id: str | None = None
+    session_id: str | None = None
+    model_seq_id: SeqId | None = None
+    ttl_seconds: int | None = None
+    weights_access_token: str | None = None
+
+
+class JoinSamplingSessionRequest(Request):
+    """Asks for a place of one's own among the clients of a sampler."""
+
+    sampling_session_id: str
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+class SamplingSessionFuturesTarget(Request):
+    """The samples of one client of a sampler."""
+
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: int = 0
+
+
+class FuturesRetrieveRequest(Request):
+    """Waits for many futures at once.
+
+    Attributes:
+        target: whose.
+        prev_cursor: of the answer before; 0 begins.
+        timeout: seconds to wait at most; 0 only acknowledges.
+        retrieved_request_ids: results that are no longer needed.
+    """
+
+    target: SamplingSessionFuturesTarget
+    prev_cursor: int = 0
+    timeout: float | None = None
+    retrieved_request_ids: list[str] = Field(default_factory=list)

@@ -308,3 +308,63 @@ class ListSessionsResponse(Response):
     """A page of session ids."""
 
     sessions: list[str] = Field(default_factory=list)
+
+
+class SaveWeightsExternalResponse(Response):
+    """Where an external checkpoint lies."""
+
+    path: str
+    type: Literal["save_weights_external"] | None = None
+
+
+class SaveWeightsExternalResponseInternal(Response):
+    """As it travels, with the size of its files."""
+
+    path: str | None = None
+    size_bytes: int | None = None
+    type: Literal["save_weights_external"] | None = None
+
+
+class ExternalWeightsUrlsResponse(Response):
+    """A signed address for each file of an external checkpoint, and when they expire."""
+
+    urls: dict[str, str]
+    expires: datetime
+
+
+class CopyWeightsResponse(Response):
+    """Where the copy lies."""
+
+    tinker_path: str
+
+
+class JoinSamplingSessionResponse(Response):
+    """A client's number among those of a sampler, 1 or greater."""
+
+    client_counter: int
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+class FutureFinished(Response):
+    """A future whose result is there."""
+
+    state: Literal["finished"] = "finished"
+    request_id: str
+    response_payload_uncompressed_size: int | None = None
+
+
+class FutureFailed(Response):
+    """A future that failed."""
+
+    state: Literal["failed"] = "failed"
+    request_id: str
+
+
+FutureCompletion = FutureFinished | FutureFailed
+
+
+class FuturesRetrieveResponse(Response):
+    """Futures that were completed since the cursor before."""
+
+    completions: list[FutureCompletion]
+    cursor: int
