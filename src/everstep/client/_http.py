@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-import time
 import uuid
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 import httpx
@@ -20,12 +21,16 @@ from everstep.client._errors import (
 )
 from everstep.client._version import VERSION
 
+_log = logging.getLogger("everstep.client")
 Answer = TypeVar("Answer", bound=BaseModel)
 RETRIED = frozenset({408, 409, 429})
+UNPAID = 402
 _RETRY_SECONDS = 300.0
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 10.0
 _LONGEST_ASKED = 60.0
+_UNPAID_SECONDS = 3600.0
+_UNPAID_DELAY = 5.0
 _POLLS = 4096
 
 
@@ -59,6 +64,37 @@ class Http:
         """Close the connections."""
         await self._client.aclose()
 
+    async def wait(self, seconds: float) -> None:
+        """Wait between two attempts."""
+        await asyncio.sleep(seconds)
+
+    async def wait_unpaid(self, since: float | None) -> float | None:
+        """Wait for a bill to be paid (402), for up to an hour.
+
+        Args:
+            since: when the first refusal of that kind came; None: this is the first.
+
+        Returns:
+            When the first came; None: there was time enough, give up.
+        """
+        if since is None:
+            _log.warning("the service asks for payment (402); waiting for up to an hour")
+            since = monotonic()
+        elif monotonic() - since > _UNPAID_SECONDS:
+            return None
+        await self.wait(_UNPAID_DELAY)
+        return since
+
+    async def check(self) -> None:
+        """Ask for the service's models, once.
+
+        Raises:
+            APIError: that is refused, or there is no answer.
+        """
+        response = await self.send("GET", "/get_server_capabilities")
+        if response.status_code >= 400:
+            raise status_error(response.status_code, body_of(response))
+
     async def send(
         self,
         method: str,
@@ -87,7 +123,7 @@ class Http:
             )
         except httpx.TimeoutException as error:
             raise APITimeoutError(f"{method} {path}: no answer in {timeout:g} s") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # also of a body that is cut, or can't be decoded
             raise APIConnectionError(
                 f"{method} {path}: {self.base_url} can't be reached: {error!r}"
             ) from error
@@ -102,25 +138,31 @@ class Http:
         headers = dict(arguments.pop("headers", None) or {})
         if method != "GET":
             headers.setdefault("X-Idempotency-Key", f"everstep-{uuid.uuid4()}")
-        begin = time.monotonic()
+        begin = monotonic()
+        unpaid: float | None = None
         attempt = 0
         while True:
             headers["x-stainless-retry-count"] = str(attempt)
-            delay = min(_FIRST_DELAY * 2**attempt, _LONGEST_DELAY) * random.uniform(0.75, 1.0)
-            late = time.monotonic() - begin > _RETRY_SECONDS
+            doubled = _FIRST_DELAY * 2.0 ** min(attempt, 10)
+            delay = min(doubled, _LONGEST_DELAY) * random.uniform(0.75, 1.0)
+            late = monotonic() - begin > _RETRY_SECONDS
             try:
                 response = await self.send(method, path, headers=headers, **arguments)
             except APIConnectionError:
                 if late:
                     raise
             else:
-                if response.status_code < 400:
+                status = response.status_code
+                if status < 400:
                     return response
+                if status == UNPAID and (unpaid := await self.wait_unpaid(unpaid)) is not None:
+                    begin = monotonic()
+                    continue
                 if late or not _may_retry(response):
-                    raise status_error(response.status_code, body_of(response))
+                    raise status_error(status, body_of(response))
                 delay = _asked_delay(response) or delay
             attempt += 1
-            await asyncio.sleep(delay)
+            await self.wait(delay)
 
     async def call(self, method: str, path: str, answer: type[Answer], **arguments: Any) -> Answer:
         """Send a request and read its answer.
@@ -153,7 +195,10 @@ def _may_retry(response: httpx.Response) -> bool:
     said = response.headers.get("x-should-retry")
     if said in ("true", "false"):
         return bool(said == "true")
-    return response.status_code in RETRIED or response.status_code >= 500
+    status = response.status_code
+    if status == 400 and not response.content:  # no service says so little: a proxy's noise
+        return True
+    return status in RETRIED or status >= 500
 
 
 def _asked_delay(response: httpx.Response) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from everstep.client._hooks import RequestEvent, tell
@@ -31,6 +31,7 @@ class Turns:
         self._next_id = 1
         self._turn = 1
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._sending: set[asyncio.Task[Any]] = set()
 
     def take(self, count: int = 1) -> int:
         """Take ids in the calling thread; returns the first."""
@@ -39,18 +40,33 @@ class Turns:
             self._next_id += count
             return first
 
-    async def wait(self, seq_id: int) -> None:
-        """Wait for an id's turn."""
-        while self._turn != seq_id:
-            future = self._waiting.setdefault(seq_id, asyncio.get_running_loop().create_future())
-            await future
+    async def send(self, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
+        """Send when it is the turn of ``first``; whatever comes of it, the next ids get theirs.
 
-    def advance(self, seq_id: int) -> None:
-        """Give the turn to an id."""
-        self._turn = seq_id
-        future = self._waiting.pop(seq_id, None)
-        if future is not None and not future.done():
-            future.set_result(None)
+        Who took a place keeps it: when the caller is cancelled, the request is sent all the same,
+        because the service would wait for the missing id, and with it all later requests.
+        """
+        task = asyncio.create_task(self._send(first, count, send))
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+        return await asyncio.shield(task)
+
+    async def _send(self, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
+        if self._turn != first:
+            future = self._waiting[first] = asyncio.get_running_loop().create_future()
+            await future
+        try:
+            return await send()
+        finally:
+            self._turn = first + count
+            following = self._waiting.pop(self._turn, None)
+            if following is not None:
+                following.set_result(None)
+
+    def _sent(self, task: asyncio.Task[Any]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled():
+            task.exception()  # where nobody waits any more, it needs no log
 
 
 async def submit(
@@ -69,12 +85,41 @@ async def submit(
 
 
 async def in_turn(turns: Turns, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
-    """Send when it is the turn of ``first``; whatever comes of it, the next ids get theirs."""
-    await turns.wait(first)
-    try:
-        return await send()
-    finally:
-        turns.advance(first + count)
+    """Send when it is the turn of ``first``; see `Turns.send`."""
+    return await turns.send(first, count, send)
+
+
+async def send_chunks(
+    send: Callable[[int], Awaitable[UntypedAPIFuture]], count: int, *, parallel: bool
+) -> list[UntypedAPIFuture]:
+    """Send the parts of one operation: all but the first side by side, then the first.
+
+    The service begins with the first, and then has the others at hand. Every part is sent
+    whatever became of the others: a place that stays empty would hold up all later operations.
+
+    Args:
+        send: sends the part of that index.
+        count: how many there are.
+        parallel: else they are sent one after the other, in order.
+
+    Raises:
+        TinkerError: of the first part that was refused.
+    """
+    answers: list[UntypedAPIFuture | BaseException] = []
+    if parallel:
+        later = await asyncio.gather(
+            *(send(index) for index in range(1, count)), return_exceptions=True
+        )
+        answers = [*await asyncio.gather(send(0), return_exceptions=True), *later]
+    else:
+        for index in range(count):
+            answers += await asyncio.gather(send(index), return_exceptions=True)
+    futures = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        futures.append(answer)
+    return futures
 
 
 async def json_result(session: Session, future: UntypedAPIFuture, answer: type[Answer]) -> Answer:
@@ -87,28 +132,40 @@ async def told(
     request_type: str,
     run_id: str | None,
     seq_id: int,
-    work: Awaitable[T],
+    work: Coroutine[Any, Any, T],
 ) -> T:
     """Await an operation and tell the hooks what came of it."""
+    if not session.hooks:
+        return await work
     begin = time.monotonic()
     error: BaseException | None = None
+    session_id = ""
     try:
+        session_id = await _opened(session, work)
         return await work
     except BaseException as raised:
         error = raised
         raise
     finally:
-        if session.hooks:
-            event = RequestEvent(
-                request_type=request_type,
-                session_id=await session.id(),
-                run_id=run_id,
-                seq_id=seq_id,
-                duration_s=time.monotonic() - begin,
-                outcome="succeeded" if error is None else "failed",
-                error=None if error is None else str(error),
-            )
-            tell(session.hooks, event)
+        event = RequestEvent(
+            request_type=request_type,
+            session_id=session_id,
+            run_id=run_id,
+            seq_id=seq_id,
+            duration_s=time.monotonic() - begin,
+            outcome="succeeded" if error is None else "failed",
+            error=None if error is None else str(error) or type(error).__name__,
+        )
+        tell(session.hooks, event)
+
+
+async def _opened(session: Session, work: Coroutine[Any, Any, T]) -> str:
+    """The session's id; at once where it is open, as it is for every operation of a run."""
+    try:
+        return await session.id()
+    except BaseException:
+        work.close()
+        raise
 
 
 def tokenizer(tokenizer_id: str) -> Any:
