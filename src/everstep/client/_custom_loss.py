@@ -14,10 +14,21 @@ from everstep.wire import types
 CustomLoss = Callable[[Sequence[types.Datum], list[Any]], tuple[Any, dict[str, float]]]
 
 
+def forward_data(data: Sequence[types.Datum]) -> list[types.Datum]:
+    """What the service is sent to compute the logprobs that a loss gets.
+
+    Only the targets are its business: other inputs are the loss's own. Absent weights are zero.
+
+    Raises:
+        ValueError: a datum has no ``target_tokens``.
+    """
+    return [_with_weights(datum, datum.loss_fn_inputs.get("weights")) for datum in data]
+
+
 def custom_loss(
     data: Sequence[types.Datum], forward: types.ForwardBackwardOutput, loss_fn: CustomLoss
 ) -> tuple[list[types.Datum], dict[str, float]]:
-    """Evaluate a loss on logprobs.
+    """Evaluate a loss on logprobs; runs the caller's code, and so not on the client's loop.
 
     Args:
         data: the examples.
@@ -25,26 +36,47 @@ def custom_loss(
         loss_fn: the loss.
 
     Returns:
-        The examples with the weights that have the loss's gradient, and the loss's metrics.
+        The examples with the weights that have the loss's gradient, and the loss's metrics with
+        its value as ``loss:sum``.
 
     Raises:
-        ValueError: the loss is not a scalar that depends on the logprobs.
+        ValueError: the loss is not a scalar that depends on the logprobs, or the service gave
+            other logprobs than those of the data.
     """
     import torch
 
-    logprobs = [
-        output["logprobs"].to_torch().clone().requires_grad_() for output in forward.loss_fn_outputs
-    ]
+    outputs = forward.loss_fn_outputs
+    if len(outputs) != len(data) or not all("logprobs" in output for output in outputs):
+        raise ValueError(
+            f"the service gave {len(outputs)} outputs for {len(data)} datums, or no logprobs"
+        )
+    logprobs = [output["logprobs"].to_torch().clone().requires_grad_() for output in outputs]
     loss, metrics = loss_fn(data, logprobs)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ValueError("the loss has to be a scalar tensor computed from the logprobs")
-    gradients = torch.autograd.grad(loss, logprobs, allow_unused=True)
-    weighted = []
-    for datum, logprob, gradient in zip(data, logprobs, gradients, strict=True):
-        weights = torch.zeros_like(logprob) if gradient is None else -gradient
-        inputs = {
-            "target_tokens": datum.loss_fn_inputs["target_tokens"],
-            "weights": types.TensorData.from_torch(weights),
-        }
-        weighted.append(types.Datum(model_input=datum.model_input, loss_fn_inputs=inputs))
-    return weighted, metrics
+    loss.backward()  # type: ignore[no-untyped-call]  # parameters of the caller's own get theirs
+    if all(logprob.grad is None for logprob in logprobs):
+        raise ValueError("the loss doesn't depend on any of the logprobs")
+    weighted = [
+        _with_weights(datum, types.TensorData.from_torch(_negative_gradient(logprob)))
+        for datum, logprob in zip(data, logprobs, strict=True)
+    ]
+    return weighted, {**metrics, "loss:sum": float(loss.detach())}
+
+
+def _negative_gradient(logprob: Any) -> Any:
+    import torch
+
+    return torch.zeros_like(logprob) if logprob.grad is None else -logprob.grad
+
+
+def _with_weights(datum: types.Datum, weights: types.TensorData | None) -> types.Datum:
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        raise ValueError("a loss of one's own needs target_tokens in every datum")
+    if weights is None:
+        values = [0.0] * targets.to_numpy().size
+        shape = targets.shape or [len(values)]
+        weights = types.TensorData(data=values, dtype="float32", shape=shape)
+    inputs = {"target_tokens": targets, "weights": weights}
+    return datum.model_copy(update={"loss_fn_inputs": inputs})
