@@ -90,7 +90,8 @@ class Ledger:
         """Record that an operation succeeded, with what it made, in one transaction.
 
         Args:
-            request_id: the operation; one that has ended already stays as it is.
+            request_id: the operation; one that has ended already stays as it is, and what it
+                made is not written again.
             result: what its future resolves to.
             media: the form of the result, ``json`` or ``protobuf``.
             checkpoint: a checkpoint that now exists, replacing one with its path.
@@ -99,11 +100,7 @@ class Ledger:
         """
 
         def work(connection: Any) -> Operation:
-            if checkpoint is not None:
-                q.put(connection, t.checkpoints, checkpoint)
-            if sampler is not None:
-                q.put(connection, t.samplers, sampler)
-            return q.finish(
+            finished, ended = q.finish(
                 connection,
                 request_id,
                 status="succeeded",
@@ -111,6 +108,11 @@ class Ledger:
                 media=media,
                 seconds=seconds,
             )
+            if ended and checkpoint is not None:
+                q.put(connection, t.checkpoints, checkpoint)
+            if ended and sampler is not None:
+                q.put(connection, t.samplers, sampler)
+            return finished
 
         return await self._writer.run(work)
 
@@ -118,10 +120,10 @@ class Ledger:
         """Record that an operation failed. A run whose creation fails does not come to exist."""
 
         def work(connection: Any) -> Operation:
-            failed = q.finish(
+            failed, ended = q.finish(
                 connection, request_id, status="failed", error=message, category=category
             )
-            if failed.seq_id == 0 and failed.status == "failed":
+            if ended and failed.seq_id == 0:
                 connection.execute(delete(t.runs).where(t.runs.c.run_id == failed.scope))
             return failed
 

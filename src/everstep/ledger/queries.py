@@ -130,17 +130,17 @@ def accept(
     return accepted, True
 
 
-def finish(connection: Connection, request_id: str, **values: Any) -> Operation:
-    """Record an operation's end; the first one counts."""
+def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Operation, bool]:
+    """Record an operation's end; returns it and whether it ended now: the first end counts."""
     mine = t.operations.c.request_id == request_id
     pending = t.operations.c.status == "pending"
-    connection.execute(
+    ended = connection.execute(
         update(t.operations).where(mine, pending).values(finished_at=now(), **values)
     )
     finished = operation_where(connection, mine)
     if finished is None:
         raise LedgerError(f"there is no operation {request_id}")
-    return finished
+    return finished, ended.rowcount == 1
 
 
 def put(connection: Connection, table: Table, row: Any) -> None:
@@ -159,7 +159,8 @@ def unexpired() -> ColumnElement[bool]:
 
 def checkpoints_where(connection: Connection, *where: ColumnElement[bool]) -> list[Checkpoint]:
     """Unexpired checkpoints that fit, oldest first."""
-    query = select(t.checkpoints).where(unexpired(), *where).order_by(t.checkpoints.c.created_at)
+    order = (t.checkpoints.c.created_at, t.checkpoints.c.path)
+    query = select(t.checkpoints).where(unexpired(), *where).order_by(*order)
     return [record(Checkpoint, row) for row in connection.execute(query)]
 
 

@@ -1,0 +1,132 @@
+"""What a ledger promises, as dictionaries: the model that the stateful test compares it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from everstep.ledger import (
+    Checkpoint,
+    Failure,
+    NewOperation,
+    Operation,
+    Run,
+    Sampler,
+    SequenceConflict,
+    Session,
+)
+
+
+@dataclass
+class Model:
+    """Everything that was acknowledged. Operations are kept under their request id."""
+
+    operations: dict[str, Operation] = field(default_factory=dict)
+    places: dict[tuple[str, int], str] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    details: dict[str, str | None] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    samplers: dict[str, Sampler] = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+
+    def known(
+        self, new: NewOperation, replace_failed: bool, match_payload: bool
+    ) -> Operation | None:
+        """The operation that an accept must find; None when it must append one.
+
+        Raises:
+            SequenceConflict: it must be refused.
+        """
+        request_id = self.places.get((new.scope, new.seq_id))
+        if request_id is None:
+            return None
+        known = self.operations[request_id]
+        if replace_failed and known.status == "failed":
+            return None
+        if known.kind != new.kind or (match_payload and known.payload != new.payload):
+            raise SequenceConflict
+        return known
+
+    def append(self, new: NewOperation, request_id: str, run: Run | None, now: datetime) -> None:
+        """A new operation, with the run that it creates."""
+        failed = new.failure is not None
+        self.operations[request_id] = Operation(
+            request_id=request_id,
+            scope=new.scope,
+            seq_id=new.seq_id,
+            kind=new.kind,
+            payload=new.payload,
+            status="failed" if failed else "pending",
+            result=None,
+            media=None,
+            failure=new.failure,
+            accepted_at=now,
+            finished_at=now if failed else None,
+        )
+        self.places[new.scope, new.seq_id] = request_id
+        if run is not None and not failed:
+            self.runs[run.run_id] = run
+        elif new.scope in self.runs:
+            self.runs[new.scope] = replace(self.runs[new.scope], last_request_at=now)
+
+    def succeed(
+        self,
+        request_id: str,
+        result: bytes,
+        media: str,
+        checkpoint: Checkpoint | None,
+        sampler: Sampler | None,
+        now: datetime,
+    ) -> None:
+        """The first end counts, and brings what it made."""
+        old = self.operations[request_id]
+        if old.status != "pending":
+            return
+        self.operations[request_id] = replace(
+            old, status="succeeded", result=result, media=media, finished_at=now
+        )
+        if checkpoint is not None:
+            self.checkpoints[checkpoint.path] = checkpoint
+        if sampler is not None:
+            self.samplers[sampler.sampler_id] = sampler
+
+    def fail(self, request_id: str, failure: Failure, now: datetime) -> None:
+        """The first end counts; a run whose creation fails does not come to exist."""
+        old = self.operations[request_id]
+        if old.status != "pending":
+            return
+        self.operations[request_id] = replace(
+            old, status="failed", failure=failure, finished_at=now
+        )
+        if old.seq_id == 0:
+            self.runs.pop(old.scope, None)
+
+    # What the queries must answer
+
+    def in_place(self) -> list[Operation]:
+        """All operations that hold a place, in order."""
+        return [self.operations[self.places[place]] for place in sorted(self.places)]
+
+    def runs_by_use(self) -> list[Run]:
+        """The runs, the latest used first."""
+        by_id = sorted(self.runs.values(), key=lambda run: run.run_id)
+        return sorted(by_id, key=lambda run: run.last_request_at, reverse=True)
+
+    def live(self, now: datetime) -> list[Checkpoint]:
+        """The checkpoints that have not expired, by path."""
+        return [
+            checkpoint
+            for _, checkpoint in sorted(self.checkpoints.items())
+            if checkpoint.expires_at is None or checkpoint.expires_at > now
+        ]
+
+    def listed(self, run_id: str, now: datetime) -> list[Checkpoint]:
+        """A run's checkpoints as clients see them, oldest first."""
+        mine = [c for c in self.live(now) if c.run_id == run_id and c.listed]
+        return sorted(mine, key=lambda c: c.created_at)
+
+    def listed_newest_first(self, now: datetime) -> list[Checkpoint]:
+        """All checkpoints as clients see them, newest first."""
+        mine = [c for c in self.live(now) if c.listed]
+        return sorted(mine, key=lambda c: c.created_at, reverse=True)
