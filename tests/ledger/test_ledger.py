@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from everstep.ledger import (
+    Checkpoint,
     Failure,
     Ledger,
+    LedgerError,
     LedgerLocked,
     LedgerTooNew,
     NewOperation,
+    NotWritten,
+    Run,
     SequenceConflict,
 )
 
@@ -102,6 +109,116 @@ def test_one_bad_request_harms_no_other_of_its_commit(tmp_path: Path) -> None:
         assert isinstance(outcomes[0], SequenceConflict)
         assert len(await ledger.operations("r")) == 8
         await ledger.close()
+
+    run(work())
+
+
+def test_a_late_failure_of_a_replaced_creation_leaves_its_successor_alone(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        moment = datetime.now(UTC)
+        record = Run("r", "s", "m", {}, {}, {}, moment, moment)
+        create = NewOperation("r", 0, "create", b"")
+        first, _ = await ledger.accept(create, run=record)
+        await ledger.fail(first.request_id, "no", "server")
+        assert await ledger.run("r") is None
+        await ledger.accept(create, run=record, replace_failed=True)
+        await ledger.fail(first.request_id, "no", "server")
+        assert await ledger.run("r") is not None
+        await ledger.close()
+
+    run(work())
+
+
+def test_a_late_success_brings_no_checkpoint_back(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        saved = Checkpoint("p", "r", "training", "n", datetime.now(UTC), 1, "m", {}, {}, {}, None)
+        operation, _ = await ledger.accept(NewOperation("r", 1, "save_state", b""))
+        await ledger.succeed(operation.request_id, b"", "json", checkpoint=saved)
+        assert await ledger.delete_checkpoint("p")
+        await ledger.succeed(operation.request_id, b"", "json", checkpoint=saved)
+        assert await ledger.checkpoint("p") is None
+        await ledger.close()
+
+    run(work())
+
+
+def test_nothing_is_acknowledged_when_the_database_undoes_a_whole_transaction(
+    tmp_path: Path,
+) -> None:
+    """As SQLite may on a full disk; here a statement asks for it."""
+
+    def undone(connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "INSERT OR ROLLBACK INTO operations SELECT * FROM operations LIMIT 1"
+        )
+
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        await ledger.accept(NewOperation("r", 0, "k", b""))
+        holding, queued = threading.Event(), threading.Event()
+
+        def hold(_connection: Connection) -> None:
+            holding.set()
+            queued.wait(30)
+
+        held = asyncio.ensure_future(ledger._writer.run(hold))
+        await asyncio.to_thread(holding.wait, 30)
+        together = [ledger.accept(NewOperation("r", i, "k", b"")) for i in (1, 2)]
+        together.append(ledger._writer.run(undone))
+        together += [ledger.accept(NewOperation("r", i, "k", b"")) for i in (3, 4)]
+        tasks = [asyncio.ensure_future(each) for each in together]
+        await asyncio.sleep(0)  # all are queued, behind the one that holds the writer
+        queued.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await held
+        assert all(isinstance(outcome, NotWritten) for outcome in outcomes), outcomes
+        assert [o.seq_id for o in await ledger.operations("r")] == [0]
+        await ledger.accept(NewOperation("r", 1, "k", b""))  # and it goes on
+        await ledger.close()
+
+    run(work())
+
+
+def test_nothing_is_acknowledged_when_the_disk_is_full(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        await ledger._writer.run(lambda c: c.exec_driver_sql("PRAGMA max_page_count = 40"))
+        calls = [ledger.accept(NewOperation("r", i, "k", bytes(9000))) for i in range(40)]
+        outcomes = [(await calls[0])[0].seq_id]
+        outcomes += await asyncio.gather(*calls[1:], return_exceptions=True)
+        good = [0] + [o[0].seq_id for o in outcomes[1:] if not isinstance(o, BaseException)]
+        assert len(good) < 40
+        assert [o.seq_id for o in await ledger.operations("r")] == good
+        await ledger.close()
+
+    run(work())
+
+
+def test_every_commit_is_synced(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+
+        def pragma(name: str) -> Coroutine[Any, Any, Any]:
+            return ledger._writer.run(lambda c: c.exec_driver_sql(f"PRAGMA {name}").scalar())
+
+        assert await pragma("journal_mode") == "wal"
+        assert await pragma("synchronous") == 2  # FULL
+        await ledger.close()
+
+    run(work())
+
+
+def test_a_closed_ledger_refuses_and_leaves_no_one_waiting(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        last = asyncio.ensure_future(ledger.accept(NewOperation("r", 1, "k", b"")))
+        await asyncio.sleep(0)
+        await ledger.close()
+        assert (await last)[1]
+        with pytest.raises(LedgerError, match="closed"):
+            await ledger.accept(NewOperation("r", 2, "k", b""))
 
     run(work())
 

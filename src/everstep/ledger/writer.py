@@ -43,6 +43,7 @@ class Writer:
         self._engine = engine
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._gate = threading.Lock()  # nothing is queued behind the end
         self._thread = threading.Thread(target=self._live, name="ledger", daemon=True)
         self._thread.start()
 
@@ -55,17 +56,19 @@ class Writer:
         Raises:
             NotWritten: the commit failed; nothing was written.
         """
-        if self._closed:
-            raise LedgerError("the ledger is closed")
         job = _Job(work, Future())
-        self._jobs.put(job)
+        with self._gate:
+            if self._closed:
+                raise LedgerError("the ledger is closed")
+            self._jobs.put(job)
         result: Result = await asyncio.wrap_future(job.future)
         return result
 
     def close(self) -> None:
         """Finish what was queued, then end the thread."""
-        self._closed = True
-        self._jobs.put(None)
+        with self._gate:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     def _live(self) -> None:
@@ -94,8 +97,9 @@ class Writer:
             with connection.begin():
                 for job in group:
                     outcomes.append(_outcome(connection, job))
+                    _check_open(connection, outcomes[-1][2])
             self.commits += 1
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, _TransactionLost) as error:
             for job in group:
                 job.future.set_exception(NotWritten(f"the ledger could not be written: {error}"))
             return
@@ -104,6 +108,20 @@ class Writer:
                 job.future.set_exception(failure)
             else:
                 job.future.set_result(result)
+
+
+class _TransactionLost(Exception):
+    """The database undid the whole transaction."""
+
+
+def _check_open(connection: Connection, failure: BaseException | None) -> None:
+    """Raise when the transaction is gone, and with it what others of the group wrote.
+
+    SQLite may undo all of a transaction, not only a statement, on a full disk or an I/O error.
+    """
+    database: Any = connection.connection.driver_connection
+    if failure is not None and not database.in_transaction:
+        raise _TransactionLost(f"the transaction was undone: {failure}") from failure
 
 
 def _outcome(connection: Connection, job: _Job) -> tuple[_Job, Any, BaseException | None]:
