@@ -11,8 +11,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everstep import auth, types
     from everstep.client import (
+        AdminClient,
         APIFuture,
+        LossHandle,
+        PerDatumLossFn,
         RequestEvent,
         RestClient,
         SamplingClient,
@@ -38,7 +42,12 @@ if TYPE_CHECKING:
         TinkerError,
         UnprocessableEntityError,
     )
-    from everstep.wire import types
+    from everstep.client._experimental import ExperimentalWarning
+    from everstep.client._futures import (
+        BackcompatSamplingClientFuture,
+        BackcompatTrainingClientFuture,
+    )
+    from everstep.client._http import RequestOptions, Timeout
     from everstep.wire.types import (
         AdamOptimizerConfig,
         AdamParams,
@@ -58,6 +67,8 @@ if TYPE_CHECKING:
         OptimStepRequest,
         OptimStepResponse,
         ParsedCheckpointTinkerPath,
+        PromptProvenanceSpan,
+        SampledProvenanceSpan,
         SampledSequence,
         SampleRequest,
         SampleResponse,
@@ -68,10 +79,15 @@ if TYPE_CHECKING:
         TrainingRun,
     )
 
-__version__ = version("everstep")
+__title__ = "everstep"
+__version__ = version(__title__)
+_SUBMODULES = ("auth", "types")
 
 _CLIENT = (
+    "AdminClient",
     "APIFuture",
+    "LossHandle",
+    "PerDatumLossFn",
     "RequestEvent",
     "RestClient",
     "SamplingClient",
@@ -116,6 +132,8 @@ _TYPES = (
     "OptimStepRequest",
     "OptimStepResponse",
     "ParsedCheckpointTinkerPath",
+    "PromptProvenanceSpan",
+    "SampledProvenanceSpan",
     "SampleRequest",
     "SampleResponse",
     "SampledSequence",
@@ -126,6 +144,11 @@ _TYPES = (
     "TrainingRun",
 )
 _MODULES = {
+    "BackcompatSamplingClientFuture": "everstep.client._futures",
+    "BackcompatTrainingClientFuture": "everstep.client._futures",
+    "ExperimentalWarning": "everstep.client._experimental",
+    "RequestOptions": "everstep.client._http",
+    "Timeout": "everstep.client._http",
     **dict.fromkeys(_CLIENT, "everstep.client"),
     **dict.fromkeys(_ERRORS, "everstep.client._errors"),
     **dict.fromkeys(_TYPES, "everstep.wire.types"),
@@ -140,7 +163,10 @@ __all__ = [
     "APITimeoutError",
     "AdamOptimizerConfig",
     "AdamParams",
+    "AdminClient",
     "AuthenticationError",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
     "BadRequestError",
     "BillingError",
     "Checkpoint",
@@ -151,10 +177,12 @@ __all__ = [
     "DimuonParams",
     "DmelChunk",
     "EncodedTextChunk",
+    "ExperimentalWarning",
     "ForwardBackwardOutput",
     "InternalServerError",
     "LocalServiceError",
     "LoraConfig",
+    "LossHandle",
     "ModelID",
     "ModelInput",
     "ModelInputChunk",
@@ -163,13 +191,17 @@ __all__ = [
     "OptimStepRequest",
     "OptimStepResponse",
     "ParsedCheckpointTinkerPath",
+    "PerDatumLossFn",
     "PermissionDeniedError",
+    "PromptProvenanceSpan",
     "RateLimitError",
     "RequestEvent",
     "RequestFailedError",
+    "RequestOptions",
     "RestClient",
     "SampleRequest",
     "SampleResponse",
+    "SampledProvenanceSpan",
     "SampledSequence",
     "SamplingClient",
     "SamplingParams",
@@ -177,18 +209,21 @@ __all__ = [
     "StopReason",
     "TensorData",
     "TensorDtype",
+    "Timeout",
     "TinkerError",
     "TrainingClient",
     "TrainingRun",
     "UnprocessableEntityError",
+    "__title__",
     "__version__",
+    "auth",
     "types",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "types":
-        return import_module("everstep.wire.types")
+    if name in _SUBMODULES:
+        return import_module(f"everstep.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'everstep' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -109,7 +109,7 @@ def test_a_restart_goes_on_with_runs_checkpoints_and_futures(tmp_path: Path) -> 
     second = Service(home)
     try:
         moved = second.url
-        run._session.http.base_url = moved
+        run.holder.http.base_url = moved
         assert begun + train(everstep, run, 2, shift=2) == expected
         assert port
     finally:
@@ -127,7 +127,7 @@ def test_a_killed_service_goes_on_where_it_was_acknowledged(tmp_path: Path) -> N
     first.kill()
     second = Service(home)
     try:
-        run._session.http.base_url = second.url
+        run.holder.http.base_url = second.url
         assert begun + train(everstep, run, 2, shift=2) == expected
     finally:
         second.stop()

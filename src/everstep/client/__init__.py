@@ -3,6 +3,8 @@
 from everstep.client._errors import RequestFailedError, TinkerError
 from everstep.client._futures import APIFuture
 from everstep.client._hooks import RequestEvent
+from everstep.client.admin_client import AdminClient
+from everstep.client.loss_handle import LossHandle, PerDatumLossFn
 from everstep.client.rest_client import RestClient
 from everstep.client.sampling_client import SamplingClient
 from everstep.client.service_client import ServiceClient
@@ -10,6 +12,9 @@ from everstep.client.training_client import TrainingClient
 
 __all__ = [
     "APIFuture",
+    "AdminClient",
+    "LossHandle",
+    "PerDatumLossFn",
     "RequestEvent",
     "RequestFailedError",
     "RestClient",

@@ -143,3 +143,11 @@ class ConcurrentAPIFuture(APIFuture[T], concurrent.futures.Future[T]):
             self.set_exception(error)
         else:
             self.set_result(future.result())
+
+
+class BackcompatTrainingClientFuture(ClientFuture[T]):
+    """The future of a `TrainingClient`."""
+
+
+class BackcompatSamplingClientFuture(ClientFuture[T]):
+    """The future of a `SamplingClient`."""

@@ -22,6 +22,9 @@ from everstep.client._errors import (
 from everstep.client._version import VERSION
 
 _log = logging.getLogger("everstep.client")
+Timeout = httpx.Timeout
+RequestOptions = Mapping[str, Any]
+"""Headers, parameters and a time-out of one request, as the official SDK takes them."""
 Answer = TypeVar("Answer", bound=BaseModel)
 RETRIED = frozenset({408, 409, 429})
 UNPAID = 402
@@ -39,22 +42,22 @@ class Http:
 
     Args:
         base_url: of the service; a path prefix is kept.
-        api_key: sent as X-API-Key; None: none is sent.
+        auth: puts the caller's credential on each request.
         headers: sent with every request.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None, headers: Mapping[str, str] | None = None
+        self, base_url: str, auth: httpx.Auth | None, headers: Mapping[str, str] | None = None
     ) -> None:
         own = {
             "User-Agent": f"everstep/{VERSION}",
             "X-Stainless-Package-Version": VERSION,
-            **({"X-API-Key": api_key} if api_key else {}),
             **(headers or {}),
         }
         self.base_url = base_url.rstrip("/")
         self._client = httpx.AsyncClient(
             headers=own,
+            auth=auth,
             timeout=httpx.Timeout(60.0, connect=10.0),
             limits=httpx.Limits(max_connections=_POLLS, max_keepalive_connections=64),
             follow_redirects=True,

@@ -40,6 +40,16 @@ class Turns:
             self._next_id += count
             return first
 
+    def place(self, build: Callable[[int], T]) -> T:
+        """Take an id for what is built with it; none is taken when that raises.
+
+        An id that was taken and never sent would hold up all later operations.
+        """
+        with self._lock:
+            built = build(self._next_id)
+            self._next_id += 1
+            return built
+
     async def send(self, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
         """Send when it is the turn of ``first``; whatever comes of it, the next ids get theirs.
 
@@ -134,9 +144,24 @@ async def told(
     seq_id: int,
     work: Coroutine[Any, Any, T],
 ) -> T:
-    """Await an operation and tell the hooks what came of it."""
-    if not session.hooks:
+    """Await an operation; tell the hooks what came of it, and telemetry of its failure."""
+    try:
+        if session.hooks:
+            return await _told_to_hooks(session, request_type, run_id, seq_id, work)
         return await work
+    except Exception as error:
+        if session.telemetry is not None:
+            session.telemetry.log_exception_sync(error)
+        raise
+
+
+async def _told_to_hooks(
+    session: Session,
+    request_type: str,
+    run_id: str | None,
+    seq_id: int,
+    work: Coroutine[Any, Any, T],
+) -> T:
     begin = time.monotonic()
     error: BaseException | None = None
     session_id = ""
@@ -166,10 +191,3 @@ async def _opened(session: Session, work: Coroutine[Any, Any, T]) -> str:
     except BaseException:
         work.close()
         raise
-
-
-def tokenizer(tokenizer_id: str) -> Any:
-    """A tokenizer by directory or hub id; needs transformers."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tokenizer_id)

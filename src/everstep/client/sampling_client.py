@@ -3,72 +3,112 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from everstep.client import _operations as ops
-from everstep.client._errors import RateLimitError
-from everstep.client._futures import APIFuture, ClientFuture
+from everstep.client._errors import APIError, APIStatusError, RateLimitError
+from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture, ConcurrentAPIFuture
+from everstep.client._futures import submit as run
 from everstep.client._polling import retrieve
-from everstep.client._session import Session
+from everstep.client._sample_checks import check_request, check_response
+from everstep.client._session import Connection, Session
+from everstep.client._telemetry import Telemetry
+from everstep.client._tokenizers import load_tokenizer
+from everstep.client._twins import gives_result
 from everstep.wire import types
 from everstep.wire.proto import decode_sample_response
 
+_log = logging.getLogger("everstep.client")
+_HEADERS = {"X-Tinker-Sampling-Backpressure": "1"}
 _BUSY_SECONDS = 1.0
+_BUSY_SECONDS_LARGE = 5.0
+_LARGE_PROMPT_TOKENS = 32 * 1024
+_AGAIN_SECONDS = 0.5
+_GONE = 410
+_BLOCK = 1_000_000_000
+"""Sequence ids of one client of a sampler; its copies each have a block of their own."""
+_LOG_SECONDS = 60.0
 
 
 class SamplingClient:
-    """One sampler.
+    """One sampler. Can be pickled, or passed on as a handle; each copy samples by itself.
 
-    Attributes:
+    Args:
+        holder: the session.
         sampling_session_id: the sampler's id.
+        base_model: its base model.
+        shadow: whether this is a copy.
+        retry_config: has no effect; kept for scripts that pass one.
+        record_stability_info: have the service keep what ``stable_reinforce`` needs.
     """
 
-    def __init__(self, session: Session, sampling_session_id: str, base_model: str) -> None:
+    def __init__(
+        self,
+        holder: Session,
+        *,
+        sampling_session_id: str,
+        base_model: str,
+        shadow: bool = False,
+        retry_config: Any = None,
+        record_stability_info: bool = False,
+    ) -> None:
+        self.holder = holder
         self.sampling_session_id = sampling_session_id
-        self._session = session
         self._base_model = base_model
+        self._shadow = shadow
+        self._record_stability_info = record_stability_info
         self._numbers = itertools.count()
+        self._joining: asyncio.Task[int] | None = None
+        self._places: asyncio.Semaphore | None = None
+        self._paused_until = 0.0
+        self._logged = float("-inf")
 
-    @classmethod
+    @staticmethod
     def create(
-        cls, session: Session, *, model_path: str | None = None, base_model: str | None = None
-    ) -> ClientFuture[SamplingClient]:
-        """Create a sampler.
+        holder: Session,
+        *,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        sampling_session_id: str | None = None,
+        retry_config: Any = None,
+        record_stability_info: bool = False,
+    ) -> BackcompatSamplingClientFuture[SamplingClient]:
+        """Create a sampler, or a client of one that is there.
 
         Raises:
-            ValueError: neither a path nor a model was given, or the path is none.
+            ValueError: neither a path, nor a model, nor a sampler was given, or the path is none.
         """
-        if model_path is None and base_model is None:
+        if model_path is None and base_model is None and sampling_session_id is None:
             raise ValueError("give model_path or base_model")
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path has to begin with tinker://; got {model_path!r}")
-        number = session.next_id("sampler")
+        number = holder.next_id("sampler") if sampling_session_id is None else 0
 
         async def work() -> SamplingClient:
-            request = types.CreateSamplingSessionRequest(
-                session_id=await session.id(),
-                sampling_session_seq_id=number,
-                base_model=base_model,
-                model_path=model_path,
-            )
-            answer = await session.http.call(
-                "POST",
-                "/create_sampling_session",
-                types.CreateSamplingSessionResponse,
-                json=request.model_dump(mode="json", exclude_none=True),
-            )
-            sampler_id = answer.sampling_session_id
+            sampler_id = sampling_session_id
+            if sampler_id is None:
+                sampler_id = await _create(holder, number, model_path, base_model)
             name = base_model
             if name is None:
-                sampler = await session.http.call(
-                    "GET", f"/samplers/{sampler_id}", types.GetSamplerResponse
-                )
+                answer = types.GetSamplerResponse
+                sampler = await holder.http.call("GET", f"/samplers/{sampler_id}", answer)
                 name = sampler.base_model
-            return cls(session, sampler_id, name)
+            return SamplingClient(
+                holder,
+                sampling_session_id=sampler_id,
+                base_model=name,
+                record_stability_info=record_stability_info,
+            )
 
-        return ClientFuture.of(work())
+        return BackcompatSamplingClientFuture.of(work())
 
     def sample(
         self,
@@ -99,23 +139,32 @@ class SamplingClient:
             The sequences; a token that stopped one belongs to it.
 
         Raises:
+            ValueError: what is asked for can't be.
             RequestFailedError: the request was wrong; the text says how.
         """
-        seq_id = next(self._numbers)
+        check_request(
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
+            include_prompt_logprobs,
+        )
+        number = next(self._numbers)
         request = types.SampleRequest(
             num_samples=num_samples,
             prompt=prompt,
             sampling_params=sampling_params,
             sampling_session_id=self.sampling_session_id,
-            seq_id=seq_id,
+            seq_id=number,
             prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs,
             target_prompt_logprobs=target_prompt_logprobs,
             prompt_alt_tokens_k=prompt_alt_tokens_k,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
+            record_stability_info=self._record_stability_info,
         )
-        return APIFuture.of(ops.told(self._session, "Sample", None, seq_id, self._sample(request)))
+        work = ops.told(self.holder, "Sample", None, number, self._sample(request))
+        return ConcurrentAPIFuture.of(work)
 
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
@@ -132,37 +181,175 @@ class SamplingClient:
         async def work() -> list[float | None]:
             return (await sampled).prompt_logprobs or []
 
-        return APIFuture.of(work())
+        return ConcurrentAPIFuture.of(work())
 
-    async def sample_async(self, *args: Any, **kw: Any) -> types.SampleResponse:
-        """`sample`; gives the result itself."""
-        return await self.sample(*args, **kw)
-
-    async def compute_logprobs_async(self, *args: Any, **kw: Any) -> list[float | None]:
-        """`compute_logprobs`; gives the result itself."""
-        return await self.compute_logprobs(*args, **kw)
+    sample_async = gives_result(sample)
+    compute_logprobs_async = gives_result(compute_logprobs)
 
     def get_base_model(self) -> str:
         """Name of the base model."""
         return self._base_model
 
+    async def get_base_model_async(self) -> str:
+        """`get_base_model`."""
+        return self._base_model
+
     def get_tokenizer(self) -> Any:
-        """The base model's tokenizer, from the hub or a directory of its name."""
-        return ops.tokenizer(self._base_model)
+        """The base model's tokenizer, from the service or the hub; needs transformers."""
+        return load_tokenizer(self.holder.http, self._base_model)
+
+    def get_telemetry(self) -> Telemetry | None:
+        """The session's telemetry, once the session is open; None where it is off."""
+        return self.holder.telemetry
+
+    # Copies
+
+    def get_sampler_handle(self) -> str:
+        """A text from which any process can make a client of this sampler; without the key."""
+        state = json.dumps(self._state(), separators=(",", ":"))
+        return base64.urlsafe_b64encode(state.encode()).decode()
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
+        """A client of the sampler behind a handle.
+
+        Args:
+            handle: of `get_sampler_handle`.
+            api_key: as for `ServiceClient`.
+
+        Raises:
+            ValueError: it is no handle.
+        """
+        try:
+            state = json.loads(base64.urlsafe_b64decode(handle))
+        except ValueError as error:
+            raise ValueError("this is not a sampler's handle") from error
+        return _copy(state, api_key)
+
+    def __reduce__(self) -> tuple[Callable[..., SamplingClient], tuple[dict[str, Any], str | None]]:
+        return _copy, (self._state(), self.holder.connection.given_key)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "base_url": self.holder.http.base_url,
+            "headers": dict(self.holder.connection.headers),
+            "session_id": run(self.holder.id()).result(),
+            "sampling_session_id": self.sampling_session_id,
+            "base_model": self._base_model,
+            "record_stability_info": self._record_stability_info,
+        }
+
+    # Sampling
 
     async def _sample(self, request: types.SampleRequest) -> types.SampleResponse:
-        while True:
-            try:
-                future = await ops.submit(self._session, "/asample", body=request)
-                break
-            except RateLimitError:
-                await asyncio.sleep(_BUSY_SECONDS)
-        response = await retrieve(
-            self._session.http, future.request_id, decode_sample_response, None
-        )
+        block = await self._block()
+        if self._places is None:
+            self._places = asyncio.Semaphore(self.holder.config.sample_max_concurrent_requests)
+        async with self._places:
+            while True:
+                numbered = request.model_copy(
+                    update={"seq_id": block * _BLOCK + (request.seq_id or 0)}
+                )
+                future = await self._submit(numbered)
+                try:
+                    response = await self._retrieve(future)
+                except APIStatusError as error:
+                    if error.status_code != _GONE:
+                        raise
+                    # The service no longer has it: this is a new sample, not a retry.
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                    request = request.model_copy(update={"seq_id": next(self._numbers)})
+                else:
+                    break
+        check_response(request, response)
         ids = future.sample_sequence_ids or [""] * len(response.sequences)
         named = [
             replace(sequence, sequence_id=name)
             for sequence, name in zip(response.sequences, ids, strict=True)
         ]
         return replace(response, sequences=named)
+
+    async def _submit(self, request: types.SampleRequest) -> types.UntypedAPIFuture:
+        """Send a sample until the service has a place for it."""
+        large = request.prompt.length > _LARGE_PROMPT_TOKENS
+        while True:
+            if (pause := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            try:
+                return await ops.submit(self.holder, "/asample", body=request, headers=_HEADERS)
+            except RateLimitError:
+                pause = _BUSY_SECONDS_LARGE if large else _BUSY_SECONDS
+                self._paused_until = time.monotonic() + pause
+
+    async def _retrieve(self, future: types.UntypedAPIFuture) -> types.SampleResponse:
+        try:
+            return await retrieve(self.holder.http, future.request_id, decode_sample_response, None)
+        except asyncio.CancelledError:
+            if self.holder.connection.dynamic.sample_cancel_enabled:
+                self.holder.in_background(self._cancel(future.request_id))
+            raise
+
+    async def _cancel(self, request_id: str) -> None:
+        try:
+            await self.holder.http.send("POST", "/cancel_future", json={"request_id": request_id})
+        except APIError as error:
+            _log.debug("sample %s not cancelled: %s", request_id, error)
+
+    async def _block(self) -> int:
+        """This client's block of sequence ids."""
+        if not self._shadow:
+            return 0
+        if self._joining is None:
+            self._joining = asyncio.create_task(self._join())
+        return await asyncio.shield(self._joining)
+
+    async def _join(self) -> int:
+        await self.holder.connection.configured()
+        if not self.holder.config.sample_join_sampling_session:
+            return uuid.uuid4().int % _BLOCK + 1
+        request = types.JoinSamplingSessionRequest(sampling_session_id=self.sampling_session_id)
+        answer = await self.holder.http.call(
+            "POST",
+            "/join_sampling_session",
+            types.JoinSamplingSessionResponse,
+            json=request.model_dump(mode="json"),
+        )
+        return answer.client_counter
+
+    def on_queue_state_change(self, queue_state: str, queue_state_reason: str | None) -> None:
+        """Say in the log, at most once a minute, that sampling is paused."""
+        if queue_state == "active" or time.monotonic() - self._logged < _LOG_SECONDS:
+            return
+        self._logged = time.monotonic()
+        reason = queue_state_reason or queue_state
+        _log.warning("sampling from %s is paused: %s", self.sampling_session_id, reason)
+
+
+async def _create(
+    holder: Session, number: int, model_path: str | None, base_model: str | None
+) -> str:
+    request = types.CreateSamplingSessionRequest(
+        session_id=await holder.id(),
+        sampling_session_seq_id=number,
+        base_model=base_model,
+        model_path=model_path,
+    )
+    answer = await holder.http.call(
+        "POST",
+        "/create_sampling_session",
+        types.CreateSamplingSessionResponse,
+        json=request.model_dump(mode="json", exclude_none=True),
+    )
+    return answer.sampling_session_id
+
+
+def _copy(state: dict[str, Any], api_key: str | None) -> SamplingClient:
+    connection = Connection(state["base_url"], api_key, state["headers"])
+    session = Session.joined(connection, state["session_id"])
+    return SamplingClient(
+        session,
+        sampling_session_id=state["sampling_session_id"],
+        base_model=state["base_model"],
+        shadow=True,
+        record_stability_info=state["record_stability_info"],
+    )

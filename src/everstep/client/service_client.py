@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from everstep.client import _local, _operations
-from everstep.client._credentials import LOCAL, api_key, service_url
-from everstep.client._futures import APIFuture, ClientFuture
+from everstep.client._credentials import LOCAL, service_url
+from everstep.client._futures import (
+    APIFuture,
+    BackcompatSamplingClientFuture,
+    BackcompatTrainingClientFuture,
+    submit,
+)
 from everstep.client._hooks import Hook
-from everstep.client._http import Http
-from everstep.client._session import Session, session_request
+from everstep.client._session import Connection, Session, session_request
+from everstep.client._telemetry import Telemetry
+from everstep.client._twins import gives_result
+from everstep.client.loss_handle import LossHandle, PerDatumLossFn, encode, trace
 from everstep.client.rest_client import RestClient
 from everstep.client.sampling_client import SamplingClient
 from everstep.client.training_client import TrainingClient
@@ -46,7 +55,7 @@ class ServiceClient:
 
     def __init__(
         self,
-        user_metadata: Mapping[str, Any] | None = None,
+        user_metadata: Mapping[str, str] | None = None,
         project_id: str | None = None,
         *,
         display_name: str | None = None,
@@ -66,17 +75,16 @@ class ServiceClient:
             where = Path(home).expanduser() if home is not None else _local.default_home()
             self._local = _local.acquire(where, tuple(models))
             url = self._local.address
-        self._http = Http(url, _key(api_key, url), default_headers_overrides)
-        project = project_id or os.environ.get("TINKER_PROJECT_ID")
-        tags = [tag for tag in os.environ.get("TINKER_TAGS", "").split(",") if tag]
-        request = session_request(user_metadata, project, display_name, tags)
-        self._session = Session(self._http, request, hooks)
+        self._project = project_id or os.environ.get("TINKER_PROJECT_ID")
+        self._connection = Connection(url, api_key, default_headers_overrides)
+        request = session_request(user_metadata, self._project, display_name)
+        self.holder = Session(self._connection, request, hooks)
         self._closed = False
 
     @property
     def base_url(self) -> str:
         """Where the service is."""
-        return self._http.base_url
+        return self.holder.http.base_url
 
     def create_lora_training_client(
         self,
@@ -88,7 +96,7 @@ class ServiceClient:
         train_unembed: bool = True,
         user_metadata: Mapping[str, str] | None = None,
         optimizer: types.OptimizerConfigBase | None = None,
-    ) -> ClientFuture[TrainingClient]:
+    ) -> BackcompatTrainingClientFuture[TrainingClient]:
         """Create a run: a LoRA adapter on a base model.
 
         Args:
@@ -106,11 +114,11 @@ class ServiceClient:
             RequestFailedError: the service can't create it; the text says why.
         """
         assert train_mlp or train_attn or train_unembed, "at least one train_* flag must be True"
-        number = self._session.next_id("model")
+        number = self.holder.next_id("model")
 
         async def work() -> TrainingClient:
             request = types.CreateModelRequest(
-                session_id=await self._session.id(),
+                session_id=await self.holder.id(),
                 model_seq_id=number,
                 base_model=base_model,
                 user_metadata=dict(user_metadata) if user_metadata else None,
@@ -123,11 +131,9 @@ class ServiceClient:
                 ),
                 optimizer_config=optimizer or types.AdamOptimizerConfig(),
             )
-            future = await _operations.submit(self._session, "/create_model", body=request)
-            created = await _operations.json_result(
-                self._session, future, types.CreateModelResponse
-            )
-            return await self._training_client(created.model_id)
+            future = await _operations.submit(self.holder, "/create_model", body=request)
+            created = await _operations.json_result(self.holder, future, types.CreateModelResponse)
+            return await self._training_client(number, created.model_id)
 
         return self._created("CreateModel", number, work())
 
@@ -138,7 +144,7 @@ class ServiceClient:
         user_metadata: Mapping[str, str] | None = None,
         weights_access_token: str | None = None,
         optimizer: types.OptimizerConfigBase | None = None,
-    ) -> ClientFuture[TrainingClient]:
+    ) -> BackcompatTrainingClientFuture[TrainingClient]:
         """Create a run from a checkpoint's weights; its optimizer begins afresh.
 
         Rank, seed and what is trained come from the checkpoint.
@@ -167,7 +173,7 @@ class ServiceClient:
         base_model: str | None = None,
         user_metadata: Mapping[str, str] | None = None,
         weights_access_token: str | None = None,
-    ) -> ClientFuture[TrainingClient]:
+    ) -> BackcompatTrainingClientFuture[TrainingClient]:
         """Create a run from a checkpoint that goes on exactly where the checkpoint was saved.
 
         Weights, optimizer state, step and pending gradients are restored, bit for bit.
@@ -190,45 +196,97 @@ class ServiceClient:
         model_path: str | None = None,
         base_model: str | None = None,
         retry_config: Any = None,
-    ) -> ClientFuture[SamplingClient]:
+        record_stability_info: bool = False,
+    ) -> BackcompatSamplingClientFuture[SamplingClient]:
         """Sample from a checkpoint or a base model.
+
+        Args:
+            model_path: of the checkpoint, ``tinker://…``.
+            base_model: one that the service serves.
+            retry_config: has no effect; kept for scripts that pass one.
+            record_stability_info: see `SamplingClient`.
 
         Raises:
             ValueError: neither was given, or the path is none.
         """
-        return SamplingClient.create(self._session, model_path=model_path, base_model=base_model)
+        return SamplingClient.create(
+            self.holder,
+            model_path=model_path,
+            base_model=base_model,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+        )
+
+    def create_custom_loss(
+        self, fn: PerDatumLossFn, input_ranks: Mapping[str, types.CustomLossInputRank]
+    ) -> APIFuture[LossHandle]:
+        """Trace a loss of one's own, for ``forward_backward_custom``.
+
+        It is evaluated by the service where that is able to, else here.
+
+        Args:
+            fn: called once a datum, with its logprobs and the ``loss_fn_inputs`` that its further
+                parameters name; returns a scalar loss and metrics, ``custom/<name>:sum`` or
+                ``custom/<name>:mean``, all tensors. It may call torch and math only.
+            input_ranks: rank of each parameter: 0 a scalar, 1 [T], 2 [T, K].
+
+        Raises:
+            ValueError: it can't be traced, or does what it may not.
+        """
+
+        async def work() -> LossHandle:
+            session_id = await self.holder.id()
+            handle = await asyncio.to_thread(trace, fn, input_ranks, session_id)
+            if not self.holder.config.custom_loss_server_side:
+                return handle
+            request = types.CreateCustomLossRequest(
+                session_id=session_id,
+                custom_loss_seq_id=self.holder.next_id("custom_loss"),
+                name=handle.name,
+                inputs=list(handle.inputs),
+                graph=encode(handle),
+            )
+            future = await _operations.submit(self.holder, "/create_custom_loss", body=request)
+            answer = types.CreateCustomLossResponse
+            created = await _operations.json_result(self.holder, future, answer)
+            return replace(handle, loss_id=created.loss_id)
+
+        return APIFuture.of(work())
+
+    def copy_weights(
+        self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
+    ) -> APIFuture[str]:
+        """Copy a checkpoint into this client's project; see `RestClient.copy_weights`."""
+        return self.create_rest_client().copy_weights(
+            path,
+            self._project,
+            ttl_seconds=ttl_seconds,
+            weights_access_token=weights_access_token,
+        )
 
     def create_rest_client(self) -> RestClient:
         """A client for what is there: runs, checkpoints, models."""
-        return RestClient(self._http)
+        return RestClient(self._connection)
 
     def get_server_capabilities(self) -> APIFuture[types.GetServerCapabilitiesResponse]:
         """The models that are served."""
         return self.create_rest_client().get_server_capabilities()
 
-    async def create_lora_training_client_async(self, *args: Any, **kw: Any) -> TrainingClient:
-        """`create_lora_training_client`; gives the client itself."""
-        return await self.create_lora_training_client(*args, **kw)
+    def get_console_url(self) -> str:
+        """Where a person can look at the session; opens it."""
+        return self._connection.console_url("sessions", submit(self.holder.id()).result())
 
-    async def create_training_client_from_state_async(
-        self, *args: Any, **kw: Any
-    ) -> TrainingClient:
-        """`create_training_client_from_state`; gives the client itself."""
-        return await self.create_training_client_from_state(*args, **kw)
+    def get_telemetry(self) -> Telemetry | None:
+        """The session's telemetry, once the session is open; None where it is off."""
+        return self.holder.telemetry
 
-    async def create_training_client_from_state_with_optimizer_async(
-        self, *args: Any, **kw: Any
-    ) -> TrainingClient:
-        """`create_training_client_from_state_with_optimizer`; gives the client itself."""
-        return await self.create_training_client_from_state_with_optimizer(*args, **kw)
-
-    async def create_sampling_client_async(self, *args: Any, **kw: Any) -> SamplingClient:
-        """`create_sampling_client`; gives the client itself."""
-        return await self.create_sampling_client(*args, **kw)
-
-    async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
-        """`get_server_capabilities`; gives the result itself."""
-        return await self.get_server_capabilities()
+    create_lora_training_client_async = gives_result(create_lora_training_client)
+    create_training_client_from_state_async = gives_result(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = gives_result(
+        create_training_client_from_state_with_optimizer
+    )
+    create_sampling_client_async = gives_result(create_sampling_client)
+    get_server_capabilities_async = gives_result(get_server_capabilities)
 
     def close(self, status: str = "success", detail: str | None = None) -> APIFuture[None]:
         """End the session and give the embedded service back.
@@ -241,8 +299,8 @@ class ServiceClient:
         async def work() -> None:
             if not self._closed:
                 self._closed = True
-                await self._session.finish(status, detail)
-                await self._http.close()
+                await self.holder.finish(status, detail)
+                await self.holder.http.close()
 
         future = APIFuture.of(work())
         if self._local is not None:
@@ -256,15 +314,15 @@ class ServiceClient:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if exc_type is None:
             self.close("success").result()
         else:
-            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "errored"
-            self.close(status, repr(error)).result()
+            status = "interrupted" if issubclass(exc_type, KeyboardInterrupt) else "errored"
+            self.close(status, repr(exc_value)).result()
 
     def _from_state(
         self,
@@ -275,12 +333,12 @@ class ServiceClient:
         *,
         optimizer: bool,
         **extra: Any,
-    ) -> ClientFuture[TrainingClient]:
-        number = self._session.next_id("model")
+    ) -> BackcompatTrainingClientFuture[TrainingClient]:
+        number = self.holder.next_id("model")
 
         async def work() -> TrainingClient:
             request = types.LoadWeightsRequest(
-                session_id=await self._session.id(),
+                session_id=await self.holder.id(),
                 model_seq_id=number,
                 base_model=base_model,
                 user_metadata=dict(user_metadata) if user_metadata else None,
@@ -289,23 +347,23 @@ class ServiceClient:
                 weights_access_token=token,
                 **extra,
             )
-            future = await _operations.submit(self._session, "/load_weights", body=request)
-            loaded = await _operations.json_result(self._session, future, types.LoadWeightsResponse)
+            future = await _operations.submit(self.holder, "/load_weights", body=request)
+            loaded = await _operations.json_result(self.holder, future, types.LoadWeightsResponse)
             run_id = loaded.model_id or future.model_id
-            return await self._training_client(run_id or f"{request.session_id}:train:{number}")
+            return await self._training_client(
+                number, run_id or f"{request.session_id}:train:{number}"
+            )
 
         return self._created("LoadWeights", number, work())
 
-    def _created(self, request_type: str, number: int, work: Any) -> ClientFuture[TrainingClient]:
-        told = _operations.told(self._session, request_type, None, number, work)
-        return ClientFuture(APIFuture.of(told).future())
+    def _created(
+        self, request_type: str, number: int, work: Any
+    ) -> BackcompatTrainingClientFuture[TrainingClient]:
+        told = _operations.told(self.holder, request_type, None, number, work)
+        return BackcompatTrainingClientFuture.of(told)
 
-    async def _training_client(self, model_id: str) -> TrainingClient:
-        info = await self._http.call(
+    async def _training_client(self, number: int, model_id: str) -> TrainingClient:
+        info = await self.holder.http.call(
             "POST", "/get_info", types.GetInfoResponse, json={"model_id": model_id}
         )
-        return TrainingClient(self._session, info)
-
-
-def _key(given: str | None, url: str) -> str | None:
-    return api_key(given, url)
+        return TrainingClient(self.holder, number, model_id, info=info)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from everstep.client import _operations as ops
-from everstep.client._chunks import combine, split
-from everstep.client._custom_loss import CustomLoss, custom_loss
-from everstep.client._futures import APIFuture, ClientFuture
-from everstep.client._polling import retrieve
+from everstep.client._custom_loss import CustomLoss
+from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture
+from everstep.client._passes import Passes
 from everstep.client._session import Session
+from everstep.client._telemetry import Telemetry
+from everstep.client._tokenizers import load_tokenizer
+from everstep.client._twins import gives_future, gives_result
+from everstep.client.loss_handle import LossHandle
 from everstep.client.sampling_client import SamplingClient
 from everstep.wire import types
-from everstep.wire.proto import (
-    PROTOBUF,
-    decode_forward_backward_output,
-    encode_forward_backward_request,
-)
-
-_PROTO_HEADERS = {"Content-Type": PROTOBUF}
 
 
 class TrainingClient:
@@ -29,15 +24,25 @@ class TrainingClient:
     Operations take their place when they are called, and are executed in that order; so a loop
     may call ``forward_backward`` and ``optim_step`` without waiting in between.
 
+    Args:
+        holder: the session.
+        model_seq_id: the run's number in it.
+        model_id: the run's id.
+        info: the run's model.
+
     Attributes:
         model_id: the run's id.
     """
 
-    def __init__(self, session: Session, info: types.GetInfoResponse) -> None:
-        self.model_id = info.model_id
-        self._session = session
+    def __init__(
+        self, holder: Session, model_seq_id: int, model_id: str, *, info: types.GetInfoResponse
+    ) -> None:
+        self.model_id = model_id
+        self.model_seq_id = model_seq_id
+        self.holder = holder
         self._info = info
         self._turns = ops.Turns()
+        self._passes = Passes(holder, self._turns, model_id)
 
     # Training
 
@@ -48,7 +53,7 @@ class TrainingClient:
         loss_fn_config: dict[str, float | str] | None = None,
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Compute a loss and the targets' logprobs, without gradients; see `forward_backward`."""
-        return self._pass(data, loss_fn, loss_fn_config, forward_only=True)
+        return self._passes.run(data, loss_fn, loss_fn_config, forward_only=True)
 
     def forward_backward(
         self,
@@ -69,42 +74,30 @@ class TrainingClient:
         Raises:
             RequestFailedError: the input was wrong; the text says where. No gradient was added.
         """
-        return self._pass(data, loss_fn, loss_fn_config, forward_only=False)
+        return self._passes.run(data, loss_fn, loss_fn_config, forward_only=False)
 
     def forward_backward_custom(
-        self, data: Sequence[types.Datum], loss_fn: CustomLoss
+        self,
+        data: Sequence[types.Datum],
+        loss_fn: CustomLoss | LossHandle,
+        *,
+        loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Compute gradients of a loss of one's own; it is evaluated here, with torch.
 
         Args:
             data: examples; their ``target_tokens`` say which logprobs the loss gets.
             loss_fn: called with the data and a list of logprob tensors, one a datum; returns the
-                loss, a scalar tensor, and metrics.
+                loss, a scalar tensor, and metrics. Or a loss of `ServiceClient.create_custom_loss`,
+                which a service may evaluate itself.
+            loss_type_input: ``logprobs``, which is what a loss gets.
+
+        Raises:
+            ValueError: the loss belongs to another session, or a datum lacks one of its inputs.
         """
-        chunks = self._chunks(data)
-        first = self._turns.take(2 * len(chunks))
-
-        async def work() -> types.ForwardBackwardOutput:
-            last = first + len(chunks)
-            try:
-                forward = await self._run_chunks(chunks, "cross_entropy", None, first, True)
-                weighted, metrics = custom_loss(data, forward, loss_fn)
-            except BaseException:
-                # The backward's places are taken: what changes nothing goes there, so that later
-                # operations don't wait for them.
-                await self._run_chunks(chunks, "cross_entropy", None, last, True)
-                raise
-            again = self._same_chunks(chunks, weighted)
-            backward = await self._run_chunks(again, "cross_entropy", None, last, False)
-            surrogate = backward.metrics["loss:sum"]
-            kept = {k: v for k, v in backward.metrics.items() if k != "loss:sum"}
-            return types.ForwardBackwardOutput(
-                forward.loss_fn_output_type,
-                forward.loss_fn_outputs,
-                {**kept, **metrics, "surrogate_loss:sum": surrogate},
-            )
-
-        return self._told("ForwardBackward", first, work())
+        if loss_type_input not in (None, "logprobs"):
+            raise ValueError(f"loss_type_input has to be 'logprobs'; got {loss_type_input!r}")
+        return self._passes.run_custom(data, loss_fn)
 
     def optim_step(
         self,
@@ -234,25 +227,53 @@ class TrainingClient:
             types.SaveWeightsForSamplerResponse,
         )
 
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: list[str] | None = None,
+    ) -> APIFuture[types.SaveWeightsExternalResponse]:
+        """Save the adapter as files to download, ``tinker://<run>/external_weights/<name>``.
+
+        Args:
+            name: see `save_state`.
+            ttl_seconds: the files expire after so long; None: never.
+            age_encryption_recipients: age or SSH public keys that the files are encrypted for.
+        """
+        seq_id = self._turns.take()
+        request = types.SaveWeightsExternalRequest(
+            model_id=self.model_id,
+            path=name,
+            seq_id=seq_id,
+            ttl_seconds=ttl_seconds,
+            age_encryption_recipients=age_encryption_recipients,
+        )
+        answer = types.SaveWeightsExternalResponse
+        return self._operation(
+            "SaveWeightsExternal", "/save_weights_external", seq_id, request, answer
+        )
+
     def save_weights_and_get_sampling_client(
-        self, name: str | None = None, retry_config: Any = None, kind: str = "snapshot"
-    ) -> ClientFuture[SamplingClient]:
+        self,
+        name: str | None = None,
+        retry_config: Any = None,
+        record_stability_info: bool = False,
+        kind: types.SamplingClientKind = "snapshot",
+    ) -> BackcompatSamplingClientFuture[SamplingClient]:
         """Save the weights as they are and sample from them; kept until the session ends.
 
         Args:
             name: has no effect; kept for older scripts.
             retry_config: has no effect; kept for scripts that pass one.
-            kind: ``snapshot``; ``inflight`` is served as a snapshot.
+            record_stability_info: see `SamplingClient`.
+            kind: ``snapshot``, or ``inflight``: later saves of that kind update this sampler.
         """
         seq_id = self._turns.take()
-        number = self._session.next_id("sampler")
-        request = types.SaveWeightsForSamplerRequest.model_validate(
-            {
-                "model_id": self.model_id,
-                "sampling_session_seq_id": number,
-                "kind": kind,
-                "seq_id": seq_id,
-            }
+        request = types.SaveWeightsForSamplerRequest(
+            model_id=self.model_id,
+            sampling_session_seq_id=self.holder.next_id("sampler"),
+            kind=kind,
+            seq_id=seq_id,
         )
 
         async def work() -> SamplingClient:
@@ -264,16 +285,28 @@ class TrainingClient:
             )
             if answer.sampling_session_id is None:
                 raise ValueError("the service gave no sampling session for an unnamed save")
-            base_model = self._info.model_name or ""
-            return SamplingClient(self._session, answer.sampling_session_id, base_model)
+            return SamplingClient(
+                self.holder,
+                sampling_session_id=answer.sampling_session_id,
+                base_model=self._info.model_name or self._info.model_data.model_name or "",
+                retry_config=retry_config,
+                record_stability_info=record_stability_info,
+            )
 
-        return ClientFuture(self._told("SaveWeightsForSampler", seq_id, work()).future())
+        return BackcompatSamplingClientFuture(
+            self._told("SaveWeightsForSampler", seq_id, work()).future()
+        )
 
     def create_sampling_client(
-        self, model_path: str, retry_config: Any = None
-    ) -> ClientFuture[SamplingClient]:
-        """Sample from a checkpoint."""
-        return SamplingClient.create(self._session, model_path=model_path)
+        self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
+    ) -> BackcompatSamplingClientFuture[SamplingClient]:
+        """Sample from a checkpoint; see `ServiceClient.create_sampling_client`."""
+        return SamplingClient.create(
+            self.holder,
+            model_path=model_path,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+        )
 
     # Facts
 
@@ -284,63 +317,30 @@ class TrainingClient:
     def get_tokenizer(self) -> Any:
         """The model's tokenizer; needs transformers."""
         data = self._info.model_data
-        return ops.tokenizer(data.tokenizer_id or data.model_name or "")
+        return load_tokenizer(self.holder.http, data.model_name or "", data.tokenizer_id)
 
-    # The same for coroutines: `await` gives the future, as in the official SDK.
+    def get_console_url(self) -> str:
+        """Where a person can look at the run."""
+        return self.holder.connection.console_url("training_runs", self.model_id)
 
-    async def forward_async(self, *args: Any, **kw: Any) -> APIFuture[types.ForwardBackwardOutput]:
-        """`forward`."""
-        return self.forward(*args, **kw)
+    def get_telemetry(self) -> Telemetry | None:
+        """The session's telemetry; None where it is off."""
+        return self.holder.telemetry
 
-    async def forward_backward_async(
-        self, *args: Any, **kw: Any
-    ) -> APIFuture[types.ForwardBackwardOutput]:
-        """`forward_backward`."""
-        return self.forward_backward(*args, **kw)
+    # The names that older scripts await. Operations give their future, which is awaited in turn.
 
-    async def forward_backward_custom_async(
-        self, *args: Any, **kw: Any
-    ) -> APIFuture[types.ForwardBackwardOutput]:
-        """`forward_backward_custom`."""
-        return self.forward_backward_custom(*args, **kw)
-
-    async def optim_step_async(self, *args: Any, **kw: Any) -> APIFuture[types.OptimStepResponse]:
-        """`optim_step`."""
-        return self.optim_step(*args, **kw)
-
-    async def save_state_async(self, *args: Any, **kw: Any) -> APIFuture[types.SaveWeightsResponse]:
-        """`save_state`."""
-        return self.save_state(*args, **kw)
-
-    async def load_state_async(self, *args: Any, **kw: Any) -> APIFuture[types.LoadWeightsResponse]:
-        """`load_state`."""
-        return self.load_state(*args, **kw)
-
-    async def load_state_with_optimizer_async(
-        self, *args: Any, **kw: Any
-    ) -> APIFuture[types.LoadWeightsResponse]:
-        """`load_state_with_optimizer`."""
-        return self.load_state_with_optimizer(*args, **kw)
-
-    async def save_weights_for_sampler_async(
-        self, *args: Any, **kw: Any
-    ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
-        """`save_weights_for_sampler`."""
-        return self.save_weights_for_sampler(*args, **kw)
-
-    async def save_weights_and_get_sampling_client_async(
-        self, *args: Any, **kw: Any
-    ) -> SamplingClient:
-        """`save_weights_and_get_sampling_client`; gives the client itself."""
-        return await self.save_weights_and_get_sampling_client(*args, **kw)
-
-    async def create_sampling_client_async(self, *args: Any, **kw: Any) -> SamplingClient:
-        """`create_sampling_client`; gives the client itself."""
-        return await self.create_sampling_client(*args, **kw)
-
-    async def get_info_async(self) -> types.GetInfoResponse:
-        """`get_info`."""
-        return self._info
+    forward_async = gives_future(forward)
+    forward_backward_async = gives_future(forward_backward)
+    forward_backward_custom_async = gives_future(forward_backward_custom)
+    optim_step_async = gives_future(optim_step)
+    save_state_async = gives_future(save_state)
+    load_state_async = gives_future(load_state)
+    load_state_with_optimizer_async = gives_future(load_state_with_optimizer)
+    save_weights_for_sampler_async = gives_future(save_weights_for_sampler)
+    save_weights_external_async = gives_future(save_weights_external)
+    save_weights_and_get_sampling_client_async = gives_result(save_weights_and_get_sampling_client)
+    create_sampling_client_async = gives_result(create_sampling_client)
+    get_info_async = gives_future(get_info)
 
     # Sending
 
@@ -370,77 +370,12 @@ class TrainingClient:
         return self._told(request_type, seq_id, self._send(path, seq_id, request, answer))
 
     def _told(self, request_type: str, seq_id: int, work: Any) -> APIFuture[Any]:
-        return APIFuture.of(ops.told(self._session, request_type, self.model_id, seq_id, work))
+        return APIFuture.of(ops.told(self.holder, request_type, self.model_id, seq_id, work))
 
     async def _send(
         self, path: str, seq_id: int, request: types.Request, answer: type[ops.Answer]
     ) -> ops.Answer:
         future = await ops.in_turn(
-            self._turns, seq_id, 1, lambda: ops.submit(self._session, path, body=request)
+            self._turns, seq_id, 1, lambda: ops.submit(self.holder, path, body=request)
         )
-        return await ops.json_result(self._session, future, answer)
-
-    def _pass(
-        self,
-        data: Sequence[types.Datum],
-        loss_fn: str,
-        config: dict[str, float | str] | None,
-        *,
-        forward_only: bool,
-    ) -> APIFuture[types.ForwardBackwardOutput]:
-        chunks = self._chunks(data)
-        first = self._turns.take(len(chunks))
-        kind = "Forward" if forward_only else "ForwardBackward"
-        return self._told(
-            kind, first, self._run_chunks(chunks, loss_fn, config, first, forward_only)
-        )
-
-    def _chunks(self, data: Sequence[types.Datum]) -> list[list[types.Datum]]:
-        config = self._session.config
-        return split(data, config.fwdbwd_max_chunk_len, config.fwdbwd_max_chunk_bytes_count)
-
-    @staticmethod
-    def _same_chunks(
-        chunks: list[list[types.Datum]], data: Sequence[types.Datum]
-    ) -> list[list[types.Datum]]:
-        left = iter(data)
-        return [[next(left) for _ in chunk] for chunk in chunks]
-
-    async def _run_chunks(
-        self,
-        chunks: list[list[types.Datum]],
-        loss_fn: str,
-        config: dict[str, float | str] | None,
-        first: int,
-        forward_only: bool,
-    ) -> types.ForwardBackwardOutput:
-        """Send the chunks in one turn, the first one last, and put their results together."""
-
-        async def send(index: int) -> types.UntypedAPIFuture:
-            body = types.ForwardBackwardInput(
-                data=chunks[index], loss_fn=loss_fn, loss_fn_config=config
-            )
-            request = types.ForwardBackwardRequest(
-                forward_backward_input=body, model_id=self.model_id, seq_id=first + index
-            )
-            content = encode_forward_backward_request(request, forward_only=forward_only)
-            return await ops.submit(
-                self._session, "/forward_backward", content=content, headers=_PROTO_HEADERS
-            )
-
-        async def send_all() -> list[types.UntypedAPIFuture]:
-            if not self._session.config.parallel_fwdbwd_chunks:
-                return [await send(index) for index in range(len(chunks))]
-            later = await asyncio.gather(*(send(index) for index in range(1, len(chunks))))
-            return [await send(0), *later]
-
-        futures = await ops.in_turn(self._turns, first, len(chunks), send_all)
-        results = await asyncio.gather(
-            *(
-                retrieve(
-                    self._session.http, future.request_id, decode_forward_backward_output, None
-                )
-                for future in futures
-            )
-        )
-        return combine(results)
+        return await ops.json_result(self.holder, future, answer)

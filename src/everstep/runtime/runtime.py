@@ -22,6 +22,7 @@ from everstep.runtime.sampling import Sampling
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
 from everstep.runtime.snapshots import Snapshots
+from everstep.runtime.tokenizers import tokenizer_files
 from everstep.runtime.views import Views
 from everstep.runtime.worker_process import WorkerProcess
 from everstep.vault import Vault
@@ -35,6 +36,7 @@ _FARTHEST_AHEAD = 10_000
 class Parts:
     """The rooms that a runtime brings together."""
 
+    home: Path
     ledger: Ledger
     vault: Vault
     worker: WorkerProcess
@@ -93,7 +95,7 @@ class Runtime:
             await ledger.close()
             raise
         checkpoints = Checkpoints(ledger, vault, settings)
-        runtime = cls(Parts(ledger, vault, worker, checkpoints, settings))
+        runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
         for operation in await ledger.unfinished():
             runtime._schedule(operation)
         return runtime
@@ -107,6 +109,12 @@ class Runtime:
     def models(self) -> list[ModelInfo]:
         """The models that are served."""
         return list(self._parts.worker.models.values())
+
+    async def tokenizer_files(self, model_name: str) -> dict[str, bytes]:
+        """A served model's tokenizer, as files by name; raises `Rejected` (404) for another."""
+        if model_name not in self._parts.worker.models:
+            raise Rejected(404, f"Model {model_name} is not served here.")
+        return await asyncio.to_thread(tokenizer_files, self._parts.home, model_name)
 
     @property
     def worker_pid(self) -> int | None:

@@ -22,6 +22,7 @@ from everstep.engine import Model, load_model
 from everstep.engine.pico import PICO_NAME, write_pico
 from everstep.runtime.channel import BlockingChannel, Message
 from everstep.runtime.commands import Commands
+from everstep.runtime.tokenizers import tokenizer_directory
 from everstep.runtime.turns import Turns
 from everstep.vault import Vault
 
@@ -69,6 +70,7 @@ def _load_models(home: Path, arguments: dict[str, Any]) -> dict[str, Model]:
             models[name] = load_model(
                 name, source, device=arguments["device"], dtype=arguments["dtype"]
             )
+            models[name].tokenizer.save_pretrained(tokenizer_directory(home, name))
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
             raise ValueError(f"model {name!r} can't be loaded from {source!r}: {error}") from error
     return models

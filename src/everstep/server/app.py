@@ -15,6 +15,7 @@ from everstep.server import (
     routes_futures,
     routes_sampling,
     routes_sessions,
+    routes_tokenizers,
     routes_training,
 )
 from everstep.server.common import add_error_handlers, runtime_of
@@ -68,6 +69,7 @@ def create_app(
         routes_sampling.router,
         routes_futures.router,
         routes_checkpoints.router,
+        routes_tokenizers.router,
     ):
         app.include_router(router, prefix="/api/v1", responses=_ERRORS)
     return app

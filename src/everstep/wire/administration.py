@@ -131,8 +131,9 @@ class CurrentCheckpointStorageUsageItem(Response):
 
 
 class CurrentCheckpointStorageUsageResponse(Response):
-    """What is kept now."""
+    """What is kept now, and what it costs."""
 
+    effective_rate_usd_per_gigabyte_month: float | None = None
     data: list[CurrentCheckpointStorageUsageItem]
 
 

@@ -114,7 +114,7 @@ class TelemetryResponse(Response):
 class SupportedModel(Response):
     """A model that is served."""
 
-    model_name: str
+    model_name: str | None = None
     max_context_length: int | None = None
     trainable: bool | None = None
     sampleable: bool | None = None
@@ -124,6 +124,12 @@ class GetServerCapabilitiesResponse(Response):
     """The models that are served."""
 
     supported_models: list[SupportedModel]
+
+
+class TokenizerResponse(Response):
+    """A tokenizer's files by name, in base64; Everstep's own, not of the official SDK."""
+
+    files: dict[str, str]
 
 
 class CreateModelResponse(Response):
@@ -156,7 +162,7 @@ class GetInfoResponse(Response):
     is_lora: bool | None = None
     lora_rank: int | None = None
     model_name: str | None = None
-    optimizer_config: OptimizerConfig | None = None
+    optimizer_config: OptimizerConfig = AdamOptimizerConfig()
     type: Literal["get_info"] = "get_info"
 
 

@@ -1,0 +1,9 @@
+"""Whether a service can be used with the credentials that are configured."""
+
+from everstep.client.auth import (
+    get_tinker_token,
+    raise_if_tinker_not_accessible,
+    tinker_has_credentials,
+)
+
+__all__ = ["get_tinker_token", "raise_if_tinker_not_accessible", "tinker_has_credentials"]

@@ -1,0 +1,95 @@
+"""`import everstep as tinker`: every public name, method and parameter of the official SDK."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import tinker
+import tinker.types
+
+import everstep
+import everstep.types
+
+TYPES = sorted(n for n in vars(tinker.types) if n[0].isupper())
+CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
+KINDS = {
+    inspect.Parameter.POSITIONAL_ONLY: "positional",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "positional",
+    inspect.Parameter.KEYWORD_ONLY: "keyword",
+    inspect.Parameter.VAR_KEYWORD: "keywords",
+    inspect.Parameter.VAR_POSITIONAL: "positionals",
+}
+
+
+def parameters(function: Any) -> dict[str, tuple[str, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return {p.name: (KINDS[p.kind], p.default) for p in found}
+
+
+def plain(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def public_methods() -> list[tuple[str, str]]:
+    return [
+        (client, name)
+        for client in CLIENTS
+        for name in dir(getattr(tinker, client))
+        if not name.startswith("_") or name in ("__init__", "__enter__", "__exit__", "__reduce__")
+    ]
+
+
+@pytest.mark.parametrize("name", tinker.__all__)
+def test_every_public_name_of_theirs_is_ours(name: str) -> None:
+    assert getattr(everstep, name, None) is not None
+    assert name in everstep.__all__
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_of_theirs_is_ours(name: str) -> None:
+    assert hasattr(everstep.types, name)
+
+
+@pytest.mark.parametrize(("client", "name"), public_methods())
+def test_every_method_takes_what_theirs_takes(client: str, name: str) -> None:
+    if name == "holder":
+        pytest.skip("an attribute of instances")
+    theirs, ours = getattr(getattr(tinker, client), name), getattr(getattr(everstep, client), name)
+    if not callable(theirs):
+        return
+    wanted, given = parameters(theirs), parameters(ours)
+    more = {n: value for n, value in given.items() if n not in wanted}
+    for parameter, (kind, default) in wanted.items():
+        assert given[parameter][0] == kind, parameter
+        assert default in (inspect.Parameter.empty, given[parameter][1]), parameter
+    assert all(default is not inspect.Parameter.empty for _, default in more.values()), more
+    assert inspect.iscoroutinefunction(ours) == name.endswith("_async")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_type_has_their_fields_and_defaults(name: str) -> None:
+    theirs, ours = getattr(tinker.types, name), getattr(everstep.types, name, None)
+    if not (hasattr(theirs, "model_fields") and hasattr(ours, "model_fields")):
+        pytest.skip("not a model")
+    for field, info in theirs.model_fields.items():
+        if field == "optim_params":
+            continue  # ours has the two fields under which it travels
+        assert field in ours.model_fields, field
+        mine = ours.model_fields[field]
+        if not theirs.__name__.endswith("Response") and info.is_required():
+            continue  # a request that theirs requires may have a default in ours
+        if not info.is_required() and field != "type":
+            assert not mine.is_required(), field
+            wanted, given = (f.get_default(call_default_factory=True) for f in (info, mine))
+            assert plain(given) == plain(wanted), field
+
+
+def test_the_submodules_can_be_imported() -> None:
+    from everstep.auth import tinker_has_credentials
+    from everstep.types import AdamParams, Datum
+
+    assert everstep.types.Datum is Datum
+    assert everstep.AdamParams is AdamParams
+    assert everstep.auth.tinker_has_credentials is tinker_has_credentials
