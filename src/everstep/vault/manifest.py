@@ -81,7 +81,7 @@ class Manifest(BaseModel):
         """The manifest as it is written."""
         content = self.model_dump(mode="json")
         content["self"] = _digest(content)
-        return json.dumps(content, indent=1, sort_keys=True).encode()
+        return _written(content)
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Manifest:
@@ -97,9 +97,9 @@ class Manifest(BaseModel):
         try:
             content = json.loads(data)
             own = content.pop("self")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointDamaged(f"{where}: the manifest can't be read: {error!r}") from error
-        if own != _digest(content):
+        if own != _digest(content) or _written({**content, "self": own}) != data:
             raise CheckpointDamaged(f"{where}: the manifest's bytes don't hash to what it says")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
@@ -110,6 +110,10 @@ class Manifest(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             raise CheckpointDamaged(f"{where}: the manifest is not valid: {error}") from error
+
+
+def _written(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from everstep.vault.errors import UnsafeName
+
 Buffer = bytes | bytearray | memoryview
 _CHUNK = 8 << 20
 
 
 class Storage(Protocol):
-    """Keys are relative paths with ``/``; the vault has checked their parts."""
+    """Keys are relative paths with ``/``; one that could lead elsewhere raises `UnsafeName`."""
 
     def write(self, chunks: Iterable[Buffer], key_of: Callable[[], str], *, replace: bool) -> str:
         """Write chunks durably under the key that is known after the last one.
@@ -68,22 +70,16 @@ class LocalStorage:
         """Write a temporary file, fsync, rename, fsync the directory."""
         temporary = self._temporary / uuid.uuid4().hex
         try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                for chunk in chunks:
-                    _write_all(file, chunk)
-                self._sync_file(file)
-            finally:
-                os.close(file)
+            write_synced(temporary, chunks)
             key = key_of()
-            target = self._root / key
+            target = self._path(key)
             self._make(target.parent)
             if replace:
                 temporary.replace(target)
             else:
                 os.link(temporary, target)
                 temporary.unlink()
-            self._sync_directory(target.parent)
+            sync_directory(target.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -91,7 +87,7 @@ class LocalStorage:
 
     def read(self, key: str) -> memoryview:
         """Map a file."""
-        with (self._root / key).open("rb") as file:
+        with self._path(key).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -99,57 +95,83 @@ class LocalStorage:
     def size(self, key: str) -> int | None:
         """The size of a file."""
         try:
-            return (self._root / key).stat().st_size
+            return self._path(key).stat().st_size
         except FileNotFoundError:
             return None
 
     def modified(self, key: str) -> float:
         """When a file was written."""
-        return (self._root / key).stat().st_mtime
+        return self._path(key).stat().st_mtime
 
     def keys(self, prefix: str) -> Iterator[str]:
         """All files under a directory."""
-        for path in sorted((self._root / prefix).rglob("*")):
+        for path in sorted(self._path(prefix.removesuffix("/")).rglob("*")):
             if path.is_file():
                 yield path.relative_to(self._root).as_posix()
 
     def delete(self, key: str) -> bool:
         """Unlink a file, fsync its directory."""
-        target = self._root / key
+        target = self._path(key)
         try:
             target.unlink()
         except FileNotFoundError:
             return False
-        self._sync_directory(target.parent)
+        sync_directory(target.parent)
         return True
 
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not {"", ".", ".."}.isdisjoint(parts) or "\\" in key or not key.isprintable():
+            raise UnsafeName(f"{key[:200]!r} can't be a key")
+        return self._root / key
+
     def _make(self, directory: Path) -> None:
-        """Create a directory so that it survives a power cut."""
+        """Create a directory so that it survives a power cut.
+
+        One that is there may have been made by a process that died before it was synced: so the
+        first use of a directory syncs its name, whoever made it.
+        """
         with self._lock:
-            if directory in self._known:
-                return
-            missing = []
+            unsure = []
             parent = directory
-            while not parent.exists():
-                missing.append(parent)
+            while parent not in self._known and (
+                self._root in parent.parents or not parent.exists()
+            ):
+                unsure.append(parent)
                 parent = parent.parent
             directory.mkdir(parents=True, exist_ok=True)
-            for made in reversed(missing):
-                self._sync_directory(made.parent)
-            self._known.add(directory)
+            for each in reversed(unsure):
+                sync_directory(each.parent)
+                self._known.add(each)
 
-    def _sync_file(self, file: int) -> None:
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, chunks: Iterable[Buffer]) -> None:
+    """Write a new file and its content durably; its name is up to `sync_directory`."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for chunk in chunks:
+            _write_all(file, chunk)
         os.fsync(file)
+    finally:
+        os.close(file)
 
-    def _sync_directory(self, directory: Path) -> None:
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+
+def as_bytes(chunk: Buffer) -> memoryview:
+    """A buffer as bytes; an array with no elements has no bytes."""
+    view = memoryview(chunk)
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def _write_all(file: int, chunk: Buffer) -> None:
-    view = memoryview(chunk).cast("B")
+    view = as_bytes(chunk)
     while len(view):
         view = view[os.write(file, view[:_CHUNK]) :]

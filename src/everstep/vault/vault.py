@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,14 @@ from everstep.vault.errors import (
     UnsafeName,
 )
 from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.storage import Buffer, LocalStorage
+from everstep.vault.storage import (
+    Buffer,
+    LocalStorage,
+    Storage,
+    as_bytes,
+    sync_directory,
+    write_synced,
+)
 
 KINDS = ("training", "sampler", "snapshot")
 _PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=:-]{0,127}", re.ASCII)
@@ -39,11 +46,14 @@ class Vault:
     """
 
     def __init__(self, root: Path, *, writer: bool = True) -> None:
-        self._storage = LocalStorage(root)
-        self._pins: dict[str, int] = {}
+        storage = LocalStorage(root)
+        self._storage: Storage = storage
         self._lock = threading.Lock()
+        self._pinned = 0
+        self._collecting = threading.Lock()
+        self._fresh: set[str] = set()  # what was put or committed while a collection goes on
         if writer:
-            self._storage.clean()
+            storage.clean()
 
     def put(self, chunks: Iterable[Buffer]) -> FileRef:
         """Store a file by its content; durable on return.
@@ -60,13 +70,13 @@ class Vault:
         def hashed() -> Iterator[Buffer]:
             nonlocal size
             for chunk in chunks:
-                view = memoryview(chunk).cast("B")
+                view = as_bytes(chunk)
                 hasher.update(view)
                 size += len(view)
                 yield view
 
         def key() -> str:
-            self._pin(hasher.hexdigest())
+            self._keep(hasher.hexdigest())
             return _blob_key(hasher.hexdigest())
 
         self._storage.write(hashed(), key, replace=True)
@@ -76,14 +86,12 @@ class Vault:
     def pinned(self) -> Iterator[None]:
         """Keep every file that is put inside from being collected before it is committed."""
         with self._lock:
-            self._pins[""] = self._pins.get("", 0) + 1
+            self._pinned += 1
         try:
             yield
         finally:
             with self._lock:
-                self._pins[""] -= 1
-                if not self._pins[""]:
-                    self._pins.clear()
+                self._pinned -= 1
 
     def commit(self, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Make a checkpoint appear: whole, durable, at once.
@@ -97,13 +105,15 @@ class Vault:
             CheckpointDamaged: a file that it names is not there in its size.
         """
         key = _manifest_key(manifest.kind, manifest.run_id, manifest.name)
-        for name, ref in manifest.files.items():
-            if self._storage.size(_blob_key(ref.blake3)) != ref.size:
-                raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
-        try:
-            self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
-        except FileExistsError as error:
-            raise CheckpointExists(f"{_label(manifest)} exists already") from error
+        with self.pinned():
+            self._keep(*(ref.blake3 for ref in manifest.files.values()))
+            for name, ref in manifest.files.items():
+                if self._storage.size(_blob_key(ref.blake3)) != ref.size:
+                    raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
+            try:
+                self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
+            except FileExistsError as error:
+                raise CheckpointExists(f"{_label(manifest)} exists already") from error
 
     def manifest(self, kind: str, run_id: str, name: str) -> Manifest:
         """Read a checkpoint's manifest.
@@ -153,7 +163,7 @@ class Vault:
     def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
         """All checkpoints, or those of a run or kind. Raises `CheckpointDamaged` on a bad one."""
         for each in KINDS if kind is None else (kind,):
-            prefix = f"manifests/{_part(each)}/" + (f"{_part(run_id)}/" if run_id else "")
+            prefix = f"manifests/{_part(each)}/" + ("" if run_id is None else f"{_part(run_id)}/")
             for key in self._storage.keys(prefix):
                 *_, run, name = key.split("/")
                 try:
@@ -168,51 +178,60 @@ class Vault:
     def collect(self, grace_seconds: float = 3600.0) -> list[FileRef]:
         """Remove files that no checkpoint names.
 
-        A file that is pinned or younger than the grace period stays: its checkpoint may be about
-        to be committed.
+        A file that is younger than the grace period stays, and so does every file while one is
+        pinned: its checkpoint may be about to be committed.
 
         Returns:
             What was removed.
         """
-        with self._lock:
-            if self._pins.get(""):
-                return []
-        reachable = {ref.blake3 for m in self.manifests() for ref in m.files.values()}
-        removed = []
-        for key in list(self._storage.keys("blobs/")):
-            digest = key.rsplit("/", 1)[-1]
+        with self._collecting:
             with self._lock:
-                kept = digest in reachable or digest in self._pins or self._pins.get("")
+                if self._pinned:
+                    return []
+                self._fresh.clear()
+            reachable = {ref.blake3 for m in self.manifests() for ref in m.files.values()}
+            removed = []
+            for key in list(self._storage.keys("blobs/")):
+                if key.rsplit("/", 1)[-1] not in reachable:
+                    removed += self._remove(key, grace_seconds)
+            return removed
+
+    def _remove(self, key: str, grace_seconds: float) -> list[FileRef]:
+        """Remove a file, unless it was put or committed since the collection began."""
+        digest = key.rsplit("/", 1)[-1]
+        with self._lock:  # so that neither can happen between the look and the removal
             size = self._storage.size(key)
-            if kept or size is None:
-                continue
+            if self._pinned or digest in self._fresh or size is None:
+                return []
             if time.time() - self._storage.modified(key) < grace_seconds:
-                continue
-            if self._storage.delete(key):
-                removed.append(FileRef(blake3=digest, size=size))
-        return removed
+                return []
+            return [FileRef(blake3=digest, size=size)] if self._storage.delete(key) else []
 
     def export(self, manifest: Manifest, directory: Path) -> list[Path]:
-        """Copy a checkpoint's files, verified, under their own names.
+        """Copy a checkpoint's files, durably, under their own names; none unless all verify.
 
         Args:
             manifest: the checkpoint.
             directory: created when it isn't there; files of the same names are replaced.
         """
+        files = {directory / _part(name): self.read(manifest, name) for name in manifest.files}
         directory.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for name in manifest.files:
-            target = directory / _part(name)
-            temporary = directory / f".{_part(name)}.{os.getpid()}"
-            temporary.write_bytes(self.read(manifest, name))
-            temporary.replace(target)
-            paths.append(target)
-        return paths
+        for target, content in files.items():
+            temporary = directory / f".{uuid.uuid4().hex}"
+            try:
+                write_synced(temporary, [content])
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        sync_directory(directory)
+        return list(files)
 
-    def _pin(self, digest: str) -> None:
+    def _keep(self, *digests: str) -> None:
+        """Note files that a collection which goes on must not take."""
         with self._lock:
-            if self._pins.get(""):
-                self._pins[digest] = 1
+            if self._collecting.locked():
+                self._fresh.update(digests)
 
 
 def _part(text: str) -> str:
