@@ -39,7 +39,7 @@ OPERATIONS = (
     "/load_weights",
     "/save_weights_for_sampler",
 )
-GIVE_UP_SECONDS = 20.0
+GIVE_UP_SECONDS = 10.0
 """After so long a test is stuck, and is told so."""
 
 
@@ -114,7 +114,7 @@ class Refused:
     status: int
     body: Any = field(default_factory=lambda: {"detail": "scripted"})
     headers: Mapping[str, str] = field(default_factory=dict)
-    consumes: bool = True
+    consumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,19 @@ class FakeService:
     def applied_ids(self) -> list[int]:
         """Places of the operations in the order in which they were executed."""
         return [operation.seq_id or 0 for operation in self.applied]
+
+    def polls_of(self, seq_id: int, path: str | None = None) -> Where:
+        """Whether a request asks for the result of a place in a run (or in a sampler)."""
+
+        def asks(request: Recorded) -> bool:
+            operation = self._operations.get(request.body["request_id"])
+            known = OPERATIONS if path is None else (path,)
+            return operation is not None and (operation.seq_id, operation.path in known) == (
+                seq_id,
+                True,
+            )
+
+        return asks
 
     def left(self) -> int:
         """Faults that no request used up."""
