@@ -92,7 +92,7 @@ class LossHandle:
                 raise ValueError(f"loss {self.name!r} gave a tensor of shape {tuple(loss.shape)}")
             total = total + loss
             for key, value in metrics.items():
-                sums[key] = sums.get(key, 0.0) + float(value)
+                sums[key] = sums.get(key, 0.0) + float(value.detach())
         return total, {k: v / len(data) if k.endswith(":mean") else v for k, v in sums.items()}
 
 
