@@ -19,10 +19,13 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from everstep.failpoints import Failpoint
 from everstep.ledger.errors import LedgerError, NotWritten
 
 Result = TypeVar("Result")
 _LARGEST_GROUP = 256
+_WRITTEN = Failpoint("ledger.commit.written", "a transaction is written, and not committed")
+_COMMITTED = Failpoint("ledger.commit.committed", "a transaction is durable, and no one was told")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Writer:
                 for job in group:
                     outcomes.append(_outcome(connection, job))
                     _check_open(connection, outcomes[-1][2])
+                _WRITTEN()
             self.commits += 1
+            _COMMITTED()
         except (SQLAlchemyError, _TransactionLost) as error:
             for job in group:
                 job.future.set_exception(NotWritten(f"the ledger could not be written: {error}"))

@@ -19,10 +19,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from everstep.failpoints import Failpoint
 from everstep.vault.errors import UnsafeName
 
 Buffer = bytes | bytearray | memoryview
 _CHUNK = 8 << 20
+_WRITTEN = Failpoint("vault.write.written", "a temporary file is written, and not durable")
+_SYNCED = Failpoint("vault.write.synced", "a file's content is durable, its name is not there")
+_NAMED = Failpoint("vault.write.named", "a file has its name, and the name is not durable")
+_DURABLE = Failpoint("vault.write.durable", "a file is durable, and no one was told")
+_REMOVED = Failpoint("vault.delete.removed", "a file is unlinked, and that is not durable")
 
 
 class Storage(Protocol):
@@ -50,6 +56,9 @@ class Storage(Protocol):
     def delete(self, key: str) -> bool:
         """Remove a key durably; returns whether it was there."""
 
+    def sync(self, prefix: str) -> None:
+        """Make durable what reads show under a prefix, also what its writer died over."""
+
 
 class LocalStorage:
     """A directory."""
@@ -71,6 +80,7 @@ class LocalStorage:
         temporary = self._temporary / uuid.uuid4().hex
         try:
             write_synced(temporary, chunks)
+            _SYNCED()
             key = key_of()
             target = self._path(key)
             self._make(target.parent)
@@ -79,10 +89,12 @@ class LocalStorage:
             else:
                 os.link(temporary, target)
                 temporary.unlink()
+            _NAMED()
             sync_directory(target.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        _DURABLE()
         return key
 
     def read(self, key: str) -> memoryview:
@@ -116,8 +128,16 @@ class LocalStorage:
             target.unlink()
         except FileNotFoundError:
             return False
+        _REMOVED()
         sync_directory(target.parent)
         return True
+
+    def sync(self, prefix: str) -> None:
+        """Fsync the directories."""
+        directory = self._path(prefix.removesuffix("/"))
+        for each in (directory, *directory.rglob("*")):
+            if each.is_dir():
+                sync_directory(each)
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
@@ -160,6 +180,7 @@ def write_synced(path: Path, chunks: Iterable[Buffer]) -> None:
     try:
         for chunk in chunks:
             _write_all(file, chunk)
+        _WRITTEN()
         os.fsync(file)
     finally:
         os.close(file)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from everstep.failpoints import Failpoint
 from everstep.vault.errors import (
     CheckpointDamaged,
     CheckpointExists,
@@ -31,6 +32,7 @@ from everstep.vault.storage import (
 KINDS = ("training", "sampler", "snapshot")
 _PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=:-]{0,127}", re.ASCII)
 _PARALLEL_FROM = 1 << 20
+_MARKED = Failpoint("vault.collect.marked", "a collection knows what to keep, and removed nothing")
 
 
 class Vault:
@@ -190,6 +192,8 @@ class Vault:
                     return []
                 self._fresh.clear()
             reachable = {ref.blake3 for m in self.manifests() for ref in m.files.values()}
+            _MARKED()
+            self._storage.sync("manifests/")  # a manifest that is gone must not come back
             removed = []
             for key in list(self._storage.keys("blobs/")):
                 if key.rsplit("/", 1)[-1] not in reachable:
