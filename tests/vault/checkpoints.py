@@ -1,0 +1,62 @@
+"""Checkpoints for the vault's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from everstep.vault import FileRef, Manifest, Vault
+
+RUN = "s:train:0"
+
+
+def draft(
+    name: str,
+    files: Mapping[str, FileRef],
+    *,
+    kind: str = "training",
+    run: str = RUN,
+    step: int = 1,
+) -> Manifest:
+    """The manifest of a checkpoint that holds these files."""
+    return Manifest(
+        kind=kind,
+        run_id=run,
+        name=name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        base_model="m",
+        base_fingerprint="f",
+        lora={"rank": 1, "note": "é\n"},
+        optimizer=None,
+        step=step,
+        position=step,
+        files=dict(files),
+    )
+
+
+def save(
+    vault: Vault,
+    name: str,
+    contents: Mapping[str, bytes],
+    *,
+    kind: str = "training",
+    run: str = RUN,
+    step: int = 1,
+    overwrite: bool = False,
+) -> Manifest:
+    """Save a checkpoint as the service does."""
+    with vault.pinned():
+        files = {file: vault.put(halves(content)) for file, content in contents.items()}
+        manifest = draft(name, files, kind=kind, run=run, step=step)
+        vault.commit(manifest, overwrite=overwrite)
+    return manifest
+
+
+def load(vault: Vault, manifest: Manifest) -> dict[str, bytes]:
+    """All bytes of a checkpoint, verified."""
+    return {name: bytes(vault.read(manifest, name)) for name in manifest.files}
+
+
+def halves(content: bytes) -> list[bytes]:
+    """A content in two chunks, either of which may be empty."""
+    return [content[: len(content) // 2], content[len(content) // 2 :]]

@@ -1,0 +1,112 @@
+"""A save, an overwrite, a deletion, a collection that die at every single system call."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from everstep.vault import CheckpointNotFound, Vault
+from tests.vault.checkpoints import RUN, load, save
+from tests.vault.disk import Dead, Death, Disk
+
+OLD = {"adapter": b"old adapter", "optimizer": b"same in both"}
+NEW = {"adapter": b"new adapter", "optimizer": b"same in both"}
+
+
+def found(vault: Vault, name: str) -> dict[str, bytes] | None:
+    try:
+        return load(vault, vault.manifest("training", RUN, name))
+    except CheckpointNotFound:
+        return None
+
+
+def save_first(vault: Vault) -> None:
+    save(vault, "x", NEW)
+
+
+def overwrite(vault: Vault) -> None:
+    save(vault, "old", NEW, step=2, overwrite=True)
+
+
+def delete(vault: Vault) -> None:
+    vault.delete("training", RUN, "old")
+
+
+def collect(vault: Vault) -> None:
+    assert len(vault.collect(0)) == 1
+
+
+def everything(vault: Vault) -> None:
+    overwrite(vault)
+    vault.collect(0)
+    delete(vault)
+    vault.collect(0)
+
+
+Outcome = dict[str, bytes] | None
+CASES: list[tuple[Callable[[Vault], None], str, list[Outcome]]] = [
+    (save_first, "x", [None, NEW]),
+    (overwrite, "old", [OLD, NEW]),
+    (delete, "old", [OLD, None]),
+    (collect, "old", [OLD]),
+    (everything, "old", [OLD, NEW, None]),
+]
+
+
+@pytest.mark.parametrize("death", ["kill", "power cut", "error"])
+@pytest.mark.parametrize(
+    ("work", "name", "allowed"), CASES, ids=lambda c: getattr(c, "__name__", "")
+)
+def test_whole_or_absent_wherever_it_dies(
+    tmp_path: Path, death: Death, work: Callable[[Vault], None], name: str, allowed: list[Outcome]
+) -> None:
+    fallen = 0
+    seen = []
+    for after in itertools.count():
+        with Disk(tmp_path) as disk:
+            vault = Vault(disk.home / "vault")
+            save(vault, "old", OLD)
+            save(vault, "other", {"adapter": b"of another"})
+            vault.put([b"of no checkpoint"])
+            disk.fall(after, death)
+            may_be = allowed
+            try:
+                work(vault)
+                may_be = allowed[-1:]  # it was acknowledged
+            except (Dead, OSError):
+                fallen += 1
+            all_tried = disk.steps <= after
+            disk.restart(death)
+            seen.append(check(disk, name, may_be))
+            disk.restart("power cut")
+            check(disk, name, may_be)
+            check_that_it_goes_on(disk, name)
+        if all_tried:
+            break
+    assert fallen > 1
+    assert seen[0] == allowed[0] and seen[-1] == allowed[-1]
+
+
+def check(disk: Disk, name: str, allowed: list[Outcome]) -> Outcome:
+    """A new process finds no torn checkpoint, and collects none that it found."""
+    vault = Vault(disk.home / "vault")
+    assert list((disk.home / "vault" / "tmp").iterdir()) == []
+    outcome = found(vault, name)
+    assert outcome in allowed
+    vault.collect(0)
+    for manifest in vault.manifests():
+        load(vault, manifest)
+    assert found(vault, name) == outcome
+    assert found(vault, "other") == {"adapter": b"of another"}
+    return outcome
+
+
+def check_that_it_goes_on(disk: Disk, name: str) -> None:
+    vault = Vault(disk.home / "vault")
+    save(vault, name, NEW, overwrite=True)
+    assert found(vault, name) == NEW
+    vault.delete("training", RUN, name)
+    assert found(vault, name) is None
