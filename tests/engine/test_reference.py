@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,8 @@ from everstep.engine import (
     forward_backward,
     optim_step,
 )
-from everstep.wire.proto import Example
-
-CONFIG = AdapterConfig(rank=4, seed=3)
-
-
-def finish(steps: Generator[None, None, Any]) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-def examples(seed: int = 0, lengths: tuple[int, ...] = (9, 17, 5)) -> list[Example]:
-    random = np.random.default_rng(seed)
-    return [
-        Example(
-            random.integers(0, 256, length),
-            {
-                "target_tokens": random.integers(0, 256, length),
-                "weights": random.random(length).astype(np.float32),
-            },
-        )
-        for length in lengths
-    ]
+from everstep.wire.passes import Example
+from tests.engine.helpers import CONFIG, examples, finish
 
 
 def export(state: RunState, directory: Path) -> Path:

@@ -46,10 +46,12 @@ def dro(logp: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
 def gspo(logp: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
     """-Σ min(r_t · A, clamp(r_t) · A); r_t = s · exp(logp - stopgrad(logp)).
 
-    s is exp of the mean of logp - q over the tokens that ``sequence_ratio_mask`` selects.
+    s is exp of the mean of logp - q over the tokens that ``sequence_ratio_mask`` selects; 1 where
+    it selects none.
     """
     mask = inputs["sequence_ratio_mask"]
-    mean = ((logp - inputs["logprobs"]) * mask).sum() / mask.sum().clamp(min=1.0)
+    selected = torch.where(mask.sum() > 0, mask.sum(), 1.0)
+    mean = ((logp - inputs["logprobs"]) * mask).sum() / selected
     ratio = torch.exp(mean).detach() * torch.exp(logp - logp.detach())
     return _clipped(ratio, inputs["advantages"], config)
 

@@ -98,6 +98,11 @@ class RunState:
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor.copy_(drawn)
 
+    @property
+    def nbytes(self) -> int:
+        """What the state takes in memory."""
+        return sum(buffer.nbytes for buffer in self.arena.buffers.values())
+
     def leaves(self) -> dict[str, torch.Tensor]:
         """The parameters as tensors that a pass differentiates by, sharing the arena's memory."""
         return {

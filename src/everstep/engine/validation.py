@@ -108,6 +108,12 @@ def _check_config(loss_fn: str, config: Mapping[str, float | str]) -> None:
             )
         if isinstance(value, str) or not np.isfinite(value):
             raise InputError(f"loss_fn_config[{key!r}] must be a finite number; got {value!r}.")
+    settings = {**known, **config}
+    low, high = settings.get("clip_low_threshold", 0.0), settings.get("clip_high_threshold", 0.0)
+    if low > high:  # type: ignore[operator]
+        raise InputError(
+            f"loss_fn_config: clip_low_threshold {low} is above clip_high_threshold {high}."
+        )
 
 
 def _check_inputs(example: Example, loss_fn: str, where: str, vocab_size: int) -> None:
@@ -137,6 +143,10 @@ def _check_inputs(example: Example, loss_fn: str, where: str, vocab_size: int) -
             raise InputError(
                 f"{where}: loss_fn_inputs[{name!r}] is {array.ravel()[wrong[0]]} at position "
                 f"{int(wrong[0])}; it has to be finite."
+            )
+        if name == "sequence_ratio_mask" and (array < 0).any():
+            raise InputError(
+                f"{where}: loss_fn_inputs[{name!r}] holds {array.min()}; a mask is 0 or more."
             )
 
 

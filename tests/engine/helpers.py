@@ -1,0 +1,127 @@
+"""What the tests of the engine share: datums, training steps, sampling to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from everstep.engine import (
+    AdamParams,
+    AdapterConfig,
+    Model,
+    PassResult,
+    RunState,
+    SampleSpec,
+    SamplingBatch,
+    forward_backward,
+    optim_step,
+)
+from everstep.engine.sample_validation import check_sample
+from everstep.engine.state import Adapter
+from everstep.wire.passes import Example
+from everstep.wire.proto import SampleOutput
+
+CONFIG = AdapterConfig(rank=4, seed=3)
+BYTES = 256
+"""Every tiny model's vocabulary holds these ids."""
+
+
+def finish(steps: Generator[None, None, Any]) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def examples(seed: int = 0, lengths: tuple[int, ...] = (9, 17, 5)) -> list[Example]:
+    random = np.random.default_rng(seed)
+    return [
+        Example(
+            random.integers(0, BYTES, length),
+            {
+                "target_tokens": random.integers(0, BYTES, length),
+                "weights": random.random(length).astype(np.float32),
+            },
+        )
+        for length in lengths
+    ]
+
+
+def forward(model: Model, state: RunState, data: Sequence[Example]) -> PassResult:
+    return finish(forward_backward(model, state, data, "cross_entropy", {}, backward=False))
+
+
+def backward(model: Model, state: RunState, data: Sequence[Example]) -> PassResult:
+    return finish(forward_backward(model, state, data, "cross_entropy", {}, backward=True))
+
+
+def buffers(state: RunState) -> dict[str, bytes]:
+    """Everything that a run holds, as bytes."""
+    return {name: buffer.numpy().tobytes() for name, buffer in state.arena.buffers.items()}
+
+
+def trained(model: Model, seed: int = 3, steps: int = 2, rate: float = 0.01) -> RunState:
+    """A run whose B is no longer zero."""
+    state = model.new_run(AdapterConfig(rank=4, seed=seed))
+    for step in range(steps):
+        backward(model, state, examples(1000 * seed + step))
+        optim_step(state, AdamParams(learning_rate=rate))
+    return state
+
+
+def files(state: RunState, *, optimizer: bool) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A checkpoint's files, and what else a restore needs."""
+    capture = state.capture(optimizer=optimizer)
+    content = {n: b"".join(bytes(c) for c in chunks) for n, chunks in capture.files().items()}
+    capture.release()
+    return content, capture.meta
+
+
+def adapter(model: Model, state: RunState) -> Adapter:
+    content, _ = files(state, optimizer=False)
+    return model.load_adapter(state.layout.config, content["adapter_model.safetensors"])
+
+
+def random_adapter(model: Model, seed: int, size: float = 0.05) -> Adapter:
+    """An adapter that moves every logit."""
+    state = model.new_run(AdapterConfig(rank=4, seed=seed))
+    noise = torch.Generator().manual_seed(seed)
+    state.arena.buffers["params"].normal_(0, size, generator=noise)
+    return adapter(model, state)
+
+
+def sample_all(
+    model: Model, requests: Sequence[tuple[SampleSpec, Adapter | None]]
+) -> list[SampleOutput]:
+    """Sample requests that come one after another, each while the others go on."""
+    batch = SamplingBatch(model)
+    finished = []
+    for index, (spec, used) in enumerate(requests):
+        check_sample(
+            spec,
+            vocab_size=model.info.vocab_size,
+            max_context_length=model.info.max_context_length,
+        )
+        batch.add(str(index), spec, used)
+        finished += batch.step()
+    while batch.busy:
+        finished += batch.step()
+    found = dict(finished)
+    outputs = []
+    for index in range(len(requests)):
+        outcome = found[str(index)]
+        assert isinstance(outcome, SampleOutput), outcome
+        outputs.append(outcome)
+    return outputs
+
+
+def sample(model: Model, spec: SampleSpec, used: Adapter | None = None) -> SampleOutput:
+    return sample_all(model, [(spec, used)])[0]
+
+
+def prompt(*tokens: int) -> np.ndarray[Any, Any]:
+    return np.array(tokens or (1, 2, 3), dtype=np.int64)
