@@ -165,13 +165,18 @@ class Vault:
     def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
         """All checkpoints, or those of a run or kind. Raises `CheckpointDamaged` on a bad one."""
         for each in KINDS if kind is None else (kind,):
-            prefix = f"manifests/{_part(each)}/" + ("" if run_id is None else f"{_part(run_id)}/")
-            for key in self._storage.keys(prefix):
-                *_, run, name = key.split("/")
+            for run, name in self.names(each, run_id):
                 try:
-                    yield self.manifest(each, run, name.removesuffix(".json"))
+                    yield self.manifest(each, run, name)
                 except CheckpointNotFound:
                     continue  # deleted since it was listed
+
+    def names(self, kind: str, run_id: str | None = None) -> Iterator[tuple[str, str]]:
+        """Run and name of all checkpoints of a kind, or of a run's, unread."""
+        prefix = f"manifests/{_part(kind)}/" + ("" if run_id is None else f"{_part(run_id)}/")
+        for key in self._storage.keys(prefix):
+            *_, run, name = key.split("/")
+            yield run, name.removesuffix(".json")
 
     def delete(self, kind: str, run_id: str, name: str) -> bool:
         """Remove a checkpoint; returns whether it was there. Its files stay until `collect`."""
