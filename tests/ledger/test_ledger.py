@@ -64,7 +64,7 @@ def test_results_failures_and_futures_survive_a_restart(tmp_path: Path) -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         found = [await ledger.operation(i) for i in (*ids, born.request_id)]
         assert [o.status for o in found if o] == ["succeeded", "failed", "pending", "failed"]
-        assert [o.seq_id for o in await ledger.unfinished()] == [3]
+        assert [o.seq_id for o in await ledger.operations("r", status="pending")] == [3]
         assert found[3] is not None and found[3].failure == Failure("wrong", "user")
         await ledger.close()
 

@@ -311,7 +311,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         pending = [o for o in self.model.in_place() if o.status == "pending"]
-        assert self.wait(self.ledger.unfinished()) == pending
+        waiting: dict[str, int] = {}
+        for operation in pending:
+            waiting[operation.scope] = waiting.get(operation.scope, 0) + 1
+        backlog = self.wait(self.ledger.backlog())
+        assert {each.scope: each.count for each in backlog} == waiting
+        assert [each.count for each in backlog] == sorted(waiting.values(), reverse=True)
+        for scope in waiting:
+            mine = [operation for operation in pending if operation.scope == scope]
+            assert self.wait(self.ledger.operations(scope, status="pending")) == mine
 
     @invariant()
     def checkpoints_are_listed_oldest_first(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from everstep.engine import adapter_files as files
 from everstep.engine.arena import Arena
 from everstep.engine.config import AdapterConfig
-from everstep.engine.errors import ConfigMismatch
+from everstep.engine.errors import ConfigMismatch, InputError
 from everstep.engine.lora import Bound, Weights
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -143,6 +143,7 @@ class RunState:
             InputError: a file is not what it should be.
         """
         shapes = self.arena.shapes
+        step = int(meta["step"]) if optimizer else 0
         loaded = {"params": _flat(contents, files.ADAPTER, shapes)}
         if optimizer:
             if files.OPTIMIZER not in contents:
@@ -164,7 +165,7 @@ class RunState:
             else:
                 buffer.zero_()
         self.has_gradients = "grads" in loaded
-        self.step = int(meta["step"]) if optimizer else 0
+        self.step = step
 
 
 _ALL = ("params", "grads", *_MOMENTS)
@@ -222,6 +223,8 @@ def read_adapter(layout: AdapterLayout, content: files.Buffer, device: torch.dev
 def _flat(
     contents: Mapping[str, files.Buffer], name: str, shapes: files.Shapes
 ) -> dict[str, np.ndarray[Any, Any]]:
+    if name not in contents:
+        raise InputError(f"The checkpoint holds no {name}.")
     return _checked(files.read_safetensors(contents[name], name), shapes, name)
 
 

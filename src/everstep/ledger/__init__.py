@@ -9,6 +9,7 @@ from everstep.ledger.errors import (
 )
 from everstep.ledger.ledger import Ledger
 from everstep.ledger.records import (
+    Backlog,
     Checkpoint,
     Failure,
     NewOperation,
@@ -19,6 +20,7 @@ from everstep.ledger.records import (
 )
 
 __all__ = [
+    "Backlog",
     "Checkpoint",
     "Failure",
     "Ledger",

@@ -11,7 +11,15 @@ from sqlalchemy import Engine, delete, insert, select, update
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.database import HomeLock, open_engine
-from everstep.ledger.records import Checkpoint, NewOperation, Operation, Run, Sampler, Session
+from everstep.ledger.records import (
+    Backlog,
+    Checkpoint,
+    NewOperation,
+    Operation,
+    Run,
+    Sampler,
+    Session,
+)
 from everstep.ledger.writer import Writer
 
 
@@ -86,6 +94,7 @@ class Ledger:
         checkpoint: Checkpoint | None = None,
         sampler: Sampler | None = None,
         seconds: float = 0.0,
+        environment: dict[str, Any] | None = None,
     ) -> Operation:
         """Record that an operation succeeded, with what it made, in one transaction.
 
@@ -97,6 +106,7 @@ class Ledger:
             checkpoint: a checkpoint that now exists, replacing one with its path.
             sampler: a sampler that now exists.
             seconds: how long it was executed.
+            environment: the numeric environment that its run goes on in from now on.
         """
 
         def work(connection: Any) -> Operation:
@@ -112,6 +122,8 @@ class Ledger:
                 q.put(connection, t.checkpoints, checkpoint)
             if ended and sampler is not None:
                 q.put(connection, t.samplers, sampler)
+            if ended and environment is not None:
+                q.update_run(connection, finished.scope, environment=environment)
             return finished
 
         return await self._writer.run(work)
@@ -140,19 +152,17 @@ class Ledger:
         return await self._writer.run(lambda c: q.operation_where(c, *here))
 
     async def operations(
-        self, scope: str, *, after: int = -1, status: str | None = None
+        self, scope: str, *, after: int = -1, status: str | None = None, limit: int | None = None
     ) -> list[Operation]:
-        """The operations of a scope by sequence id, those above ``after``."""
+        """The first operations of a scope above ``after``, by sequence id; all without a limit."""
         where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
         if status is not None:
             where.append(t.operations.c.status == status)
-        return await self._writer.run(lambda c: q.operations_where(c, *where))
+        return await self._writer.run(lambda c: q.operations_where(c, *where, limit=limit))
 
-    async def unfinished(self) -> list[Operation]:
-        """All operations that were accepted and not ended, by scope and sequence id."""
-        return await self._writer.run(
-            lambda c: q.operations_where(c, t.operations.c.status == "pending")
-        )
+    async def backlog(self) -> list[Backlog]:
+        """Every scope whose operations wait, the one with the most first."""
+        return await self._writer.run(q.backlog)
 
     # Runs
 
@@ -165,6 +175,30 @@ class Ledger:
         order = (t.runs.c.last_request_at.desc(), t.runs.c.run_id)
         rows, total = await self._writer.run(lambda c: q.page(c, t.runs, order, limit, offset))
         return [q.record(Run, row) for row in rows], total
+
+    async def note_environment(self, run_id: str, environment: dict[str, Any]) -> None:
+        """Record the numeric environment that a run goes on in."""
+        await self._writer.run(lambda c: q.update_run(c, run_id, environment=environment))
+
+    async def corrupt(self, run_id: str, fault: str) -> list[Operation]:
+        """Record that a run can't be brought back, and fail whatever waits on it.
+
+        Args:
+            run_id: the run.
+            fault: what is wrong, with which operation, and what to do.
+
+        Returns:
+            The operations that failed.
+        """
+
+        def work(connection: Any) -> list[Operation]:
+            q.update_run(connection, run_id, status="corrupted", fault=fault)
+            mine = (t.operations.c.scope == run_id, t.operations.c.status == "pending")
+            waiting = q.operations_where(connection, *mine)
+            values = {"status": "failed", "error": fault, "category": "server"}
+            return [q.finish(connection, each.request_id, **values)[0] for each in waiting]
+
+        return await self._writer.run(work)
 
     # Sessions and samplers
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerError, SequenceConflict
 from everstep.ledger.records import (
+    Backlog,
     Checkpoint,
     Failure,
     NewOperation,
@@ -69,11 +70,31 @@ def operation_where(connection: Connection, *where: ColumnElement[bool]) -> Oper
     return operation(row) if row is not None else None
 
 
-def operations_where(connection: Connection, *where: ColumnElement[bool]) -> list[Operation]:
+def operations_where(
+    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+) -> list[Operation]:
     """The operations that fit, by scope and sequence id."""
     query = select(t.operations).where(t.operations.c.seq_id.is_not(None), *where)
-    ordered = query.order_by(t.operations.c.scope, t.operations.c.seq_id)
+    ordered = query.order_by(t.operations.c.scope, t.operations.c.seq_id).limit(limit)
     return [operation(row) for row in connection.execute(ordered)]
+
+
+def backlog(connection: Connection) -> list[Backlog]:
+    """Scopes with pending operations, the one with the most first."""
+    count = func.count().label("waiting")
+    columns = t.operations.c
+    query = (
+        select(columns.scope, func.min(columns.kind).label("kind"), count)
+        .where(columns.status == "pending", columns.seq_id.is_not(None))
+        .group_by(columns.scope)
+        .order_by(count.desc(), columns.scope)
+    )
+    return [Backlog(row.scope, row.kind, row.waiting) for row in connection.execute(query)]
+
+
+def update_run(connection: Connection, run_id: str, **values: Any) -> None:
+    """Change columns of a run."""
+    connection.execute(update(t.runs).where(t.runs.c.run_id == run_id).values(**values))
 
 
 def one(connection: Connection, kind: type[Record], table: Table, key: str) -> Record | None:

@@ -57,7 +57,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run."""
+    """A training run.
+
+    Attributes:
+        status: ``live``, or ``corrupted``: recovery found that it can't be brought back.
+        environment: the numeric environment of its results since its newest snapshot.
+        fault: why it is corrupted.
+    """
 
     run_id: str
     session_id: str
@@ -68,6 +74,17 @@ class Run:
     created_at: datetime
     last_request_at: datetime
     status: str = "live"
+    environment: dict[str, Any] | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How many operations of a scope wait, and the kind of one of them."""
+
+    scope: str
+    kind: str
+    count: int
 
 
 @dataclass(frozen=True)

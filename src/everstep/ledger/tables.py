@@ -76,6 +76,8 @@ runs = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("last_request_at", UtcTime, nullable=False),
     Column("status", String, nullable=False),
+    Column("environment", JSON(none_as_null=True)),
+    Column("fault", Text),
 )
 
 sessions = Table(

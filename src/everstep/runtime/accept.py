@@ -52,12 +52,14 @@ class Entry:
         run: the run that it creates, if any.
         match_payload: False where a retry may differ in its body.
         rejected: raised to the client after the operation was appended.
+        executes: False where its run can't go on: then it is born failed, and is only recorded.
     """
 
     operation: NewOperation
     run: Run | None = None
     match_payload: bool = True
     rejected: Rejected | None = None
+    executes: bool = True
 
 
 class Acceptance:
@@ -88,6 +90,16 @@ class Acceptance:
         Raises:
             Rejected: it names no known session, run or sampler, or has no sequence id.
         """
+        entry = await self._entry(request)
+        if entry.run is not None or entry.operation.kind == names.SAMPLE:
+            return entry
+        run = await self._ledger.run(entry.operation.scope)
+        if run is None or run.fault is None:
+            return entry
+        failure = Failure(run.fault, ErrorCategory.SERVER)
+        return replace(entry, operation=replace(entry.operation, failure=failure), executes=False)
+
+    async def _entry(self, request: Request) -> Entry:
         match request:
             case types.CreateModelRequest():
                 return await self._create_model(request)
@@ -202,7 +214,13 @@ class Acceptance:
 
     async def _training_pass(self, request: TrainingPass) -> Entry:
         run = await self.run(request.model_id)
-        info = self._models()[run.base_model]
+        info = self._models().get(run.base_model)
+        if info is None:
+            raise Rejected(
+                503,
+                f"Model {run.base_model} of run {run.run_id} is not served now. Start the service "
+                f"with --model {run.base_model}.",
+            )
         kind = names.FORWARD if request.forward_only else names.FORWARD_BACKWARD
         failure = None
         try:

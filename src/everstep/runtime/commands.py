@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+import torch
 
 from everstep.engine import (
     AdamParams,
@@ -37,7 +38,9 @@ from everstep.engine import (
 )
 from everstep.engine.environment import environment
 from everstep.engine.errors import InputError
+from everstep.failpoints import Failpoint
 from everstep.runtime.channel import BlockingChannel, Message
+from everstep.runtime.progress import SAMPLING
 from everstep.runtime.samplers import Samplers
 from everstep.runtime.saving import read_checkpoint, write_checkpoint
 from everstep.runtime.turns import Turns
@@ -45,6 +48,10 @@ from everstep.vault import Vault, VaultError
 from everstep.wire.proto import decode_training_pass, encode_forward_backward_output
 
 _log = structlog.get_logger("everstep.worker")
+_BEGUN = Failpoint("worker.command.begun", "a command is about to be executed")
+_DONE = Failpoint("worker.command.done", "a command is executed, the service was not told")
+_CAPTURED = Failpoint("worker.save.captured", "a state is captured, nothing of it is written")
+_SAMPLED = Failpoint("worker.sample.step", "a step of sampling is about to be made")
 _Reply = tuple[dict[str, Any], bytes]
 _Steps = Generator[None, None, _Reply]
 
@@ -85,17 +92,17 @@ class Commands:
         if command == "sample":
             self._sample(message)
         elif command == "save":
-            self._turns.add(message.header["run"], self._save(message))
+            self._turns.add(message.header["run"], message.header["id"], self._save(message))
         elif command == "collect":
             self._writer.submit(self._collect, message)
         else:
-            self._turns.add(
-                message.header["run"], self._answered(message, self._steps[command](message))
-            )
+            task = self._answered(message, self._steps[command](message))
+            self._turns.add(message.header["run"], message.header["id"], task)
 
     def _answered(self, message: Message, steps: _Steps) -> Generator[None, None, None]:
         """Run a command's steps and send what comes of it."""
         seconds = 0.0
+        _BEGUN()
         while True:
             begin = time.perf_counter()
             try:
@@ -103,6 +110,7 @@ class Commands:
             except StopIteration as end:
                 reply, body = end.value
                 seconds += time.perf_counter() - begin
+                _DONE()
                 self._finish(message.header["id"], {**reply, "seconds": seconds}, body)
                 return
             except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
@@ -119,6 +127,8 @@ class Commands:
         if not by_user:
             _log.error("operation failed", error=repr(error), exc_info=error)
         text = str(error) if by_user or isinstance(error, VaultError) else repr(error)
+        if _out_of_memory(error):
+            text = f"There was not enough memory for this operation; make it smaller. {text}"
         category = "user" if by_user else "server"
         self._channel.send(
             {"id": call_id, "event": "failed", "message": text, "category": category}
@@ -131,7 +141,7 @@ class Commands:
         model = self._models[message.header["model"]]
         state = model.new_run(AdapterConfig(**message.header["adapter"]))
         self._runs[message.header["run"]] = (model, state)
-        return {}, b""
+        return {"bytes": state.nbytes}, b""
 
     def _restore(self, message: Message) -> _Steps:
         yield from ()
@@ -139,7 +149,7 @@ class Commands:
         state = model.new_run(AdapterConfig(**message.header["adapter"]))
         self._read_into(state, message)
         self._runs[message.header["run"]] = (model, state)
-        return {"step": state.step}, b""
+        return {"step": state.step, "bytes": state.nbytes}, b""
 
     def _load(self, message: Message) -> _Steps:
         yield from ()
@@ -187,6 +197,7 @@ class Commands:
         except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
             self._fail(header["id"], error)
             return
+        _CAPTURED()
         self._channel.send({"id": header["id"], "event": "captured"})
         job = partial(write_checkpoint, self._vault, capture, header["manifest"], environment())
         self._writer.submit(self._write, header["id"], job)
@@ -209,9 +220,18 @@ class Commands:
         self._samplers.add(message)
         if name not in self._sampling:
             self._sampling.add(name)
-            self._turns.add(f"sampling {name}", self._decode(name))
+            self._turns.add(f"sampling {name}", SAMPLING, self._decode(name))
 
     def _decode(self, name: str) -> Generator[None, None, None]:
+        _SAMPLED()
         while self._samplers.step(name):
             yield
+            _SAMPLED()
         self._sampling.discard(name)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch says so of the CPU's memory in its words only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

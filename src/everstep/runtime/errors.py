@@ -4,6 +4,8 @@ RuntimeFault
 ├── Rejected          a request that can't be attributed to a run: an HTTP status and a text
 ├── UnknownFuture     no operation has this request id
 ├── WorkerLost        the worker process ended while it held the call
+├── RunUnavailable    the run can't be brought back as the service was started; it waits
+├── RunCorrupted      the run can't be brought back, or not to the same bits
 └── OperationFailed   an operation ended in a failure: a text and a category
 """
 
@@ -35,7 +37,25 @@ class UnknownFuture(RuntimeFault):
 
 
 class WorkerLost(RuntimeFault):
-    """The worker process ended before it answered; the call may be made again."""
+    """The worker process ended before it answered; the call may be made again.
+
+    Attributes:
+        reason: how it ended.
+        blamed: whether it was executing this very call.
+    """
+
+    def __init__(self, reason: str, *, blamed: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.blamed = blamed
+
+
+class RunUnavailable(RuntimeFault):
+    """The run can't be brought back as the service was started; nothing is lost, it waits."""
+
+
+class RunCorrupted(RuntimeFault):
+    """The run can't be brought back to what was recorded; the text says where it differs."""
 
 
 class OperationFailed(RuntimeFault):

@@ -1,10 +1,10 @@
 """One run's operations, in order: waits for the next, executes it, brings the run back when lost.
 
-The ledger is the queue. An actor holds what of it has not been executed, and is woken when an
-operation is accepted. When the worker that held the run is gone, the actor starts over from the
-newest checkpoint of the run that stands before its first unfinished operation, and applies the
-ledger's operations from there: finished ones again without recording them, unfinished ones for
-the first time.
+The ledger is the queue. An actor holds the next few of what has not been executed, and is woken
+when an operation is accepted. When the worker that held the run is gone, or the run was evicted,
+the actor starts over from the newest state that stands before its first unfinished operation, and
+applies the ledger's operations from there: finished ones again, unfinished ones for the first
+time.
 """
 
 from __future__ import annotations
@@ -15,68 +15,103 @@ from collections.abc import Callable
 import structlog
 
 from everstep.ledger import Failure, Ledger, NewOperation, Operation
-from everstep.runtime.errors import OperationFailed, WorkerLost
+from everstep.runtime.errors import OperationFailed, RunCorrupted, RunUnavailable, WorkerLost
 from everstep.runtime.execution import Execution
+from everstep.runtime.recovery import Recovery
+from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.settings import Settings
 from everstep.wire.errors import ErrorCategory
 
 _log = structlog.get_logger("everstep.run")
-_BACK_OFF = 1.0
+_PAGE = 64
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 30.0
 
 
 class RunActor:
     """Executes the operations of one run in ``seq_id`` order.
 
     Args:
-        run_id: the run.
+        commands: to the worker that holds the run.
         ledger: where its operations are.
+        recovery: brings it back.
         make_execution: makes what does as an operation says; takes what it calls when a write
-            in the background was lost with its worker.
+            in the background was lost.
         settings: the gap's bound and the attempts of an operation.
-        ended: called when the run does not come to exist (its creation failed).
+        announce: called with each operation that failed with its run.
+        ended: called when the run does not come to exist, or can't go on.
+
+    Attributes:
+        waits_for: why the run does not go on at the moment; None while it does.
     """
 
     def __init__(
         self,
-        run_id: str,
+        commands: RunCommands,
         ledger: Ledger,
+        recovery: Recovery,
         make_execution: Callable[[Callable[[], None]], Execution],
         settings: Settings,
+        announce: Callable[[Operation], None],
         ended: Callable[[str], None],
     ) -> None:
-        self.run_id = run_id
+        self.run_id = commands.run_id
+        self.waits_for: str | None = None
+        self._commands = commands
         self._ledger = ledger
+        self._recovery = recovery
         self._execution = make_execution(self._on_lost)
         self._settings = settings
+        self._announce = announce
         self._ended = ended
         self._lost = False
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._waiting: dict[int, Operation] = {}
+        self._more = False
         self._wake = asyncio.Event()
         self._next = 0
+        self._setbacks = 0
         self._attempts: dict[str, int] = {}
+        self._last_end = ""
         self._turn = asyncio.Lock()
-        self._task = asyncio.create_task(self._live(), name=f"run {run_id}")
+        self._task = asyncio.create_task(self._live(), name=f"run {self.run_id}")
 
     @property
     def position(self) -> int:
         """The sequence id of the last operation that was executed; -1 when there is none."""
         return self._next - 1
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is executed, and nothing could be."""
+        return not self._turn.locked() and self._next not in self._waiting and not self._more
+
     def push(self, operation: Operation) -> None:
         """Take an accepted operation; one that was taken before changes nothing."""
-        if operation.seq_id >= self._next:
+        if operation.seq_id < self._next:
+            return
+        if len(self._waiting) < _PAGE:
             self._waiting.setdefault(operation.seq_id, operation)
-            self._wake.set()
+        else:
+            self._more = True  # it is in the ledger
+        self._wake.set()
 
-    async def unload(self) -> None:
-        """Let the run leave the worker's memory; it comes back with its next operation."""
+    async def unload(self) -> bool:
+        """Let the run leave the worker's memory; it comes back with its next operation.
+
+        Returns:
+            Whether it left.
+        """
         async with self._turn:
-            await self._execution.park(self.position)
+            try:
+                await self._execution.park(self.position)
+            except WorkerLost:
+                _log.debug("the worker is gone, and the run with it", run=self.run_id)
+            return not self._commands.resident
 
     async def close(self) -> None:
         """Finish what executes, snapshot, stop. What was not executed stays in the ledger."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         await asyncio.wait([self._task])
         try:
@@ -93,7 +128,7 @@ class RunActor:
         self._wake.set()
 
     async def _live(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 await self._recover()
                 while (operation := await self._take()) is not None:
@@ -101,21 +136,44 @@ class RunActor:
                         if not await self._step(operation):
                             self._ended(self.run_id)
                             return
-            except WorkerLost:
-                _log.info("the run is not in memory; bringing it back", run=self.run_id)
-            except Exception:  # noqa: BLE001  the outcome could not be recorded: what is in memory is ahead
+            except WorkerLost as lost:
+                _log.info("bringing the run back", run=self.run_id, because=lost.reason)
+            except RunUnavailable as reason:
+                self.waits_for = f"the run waits: {reason}"
+                _log.error("the run waits", run=self.run_id, because=str(reason))
+                return
+            except RunCorrupted as fault:
+                await self._corrupt(str(fault))
+                return
+            except Exception:  # noqa: BLE001  the outcome could not be recorded: memory is ahead
                 _log.exception("the run is brought back from the ledger", run=self.run_id)
-                await asyncio.sleep(_BACK_OFF)  # spares a full disk; nothing waits on its length
-                self._execution.forget()
+                self._commands.forget()
+            await self._back_off()
+
+    async def _back_off(self) -> None:
+        """Wait longer after each setback without an operation in between; a stop ends it."""
+        delay = min(_FIRST_DELAY * 2**self._setbacks, _LONGEST_DELAY) if self._setbacks else 0.0
+        self._setbacks = min(self._setbacks + 1, 20)
+        try:
+            async with asyncio.timeout(delay):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
 
     async def _recover(self) -> None:
-        """Bring the run to where its ledger stands; what follows is left to `_take`."""
+        """Bring the run to a state before its first unfinished operation; `_take` goes on."""
         self._lost = False
-        pending = await self._ledger.operations(self.run_id, status="pending")
+        pending = await self._ledger.operations(self.run_id, status="pending", limit=1)
         first = pending[0].seq_id if pending else None
-        self._next = 0 if first == 0 else await self._execution.restore(before=first) + 1
-        for operation in await self._ledger.operations(self.run_id, after=self._next - 1):
-            self._waiting[operation.seq_id] = operation
+        self._waiting.clear()
+        self._more = True
+        if first == 0:
+            self._next = 0
+            return
+        self.waits_for = "the run is being brought back from its newest state"
+        position = await self._recovery.restore(before=first)
+        self._execution.stands_at(position)
+        self._next = position + 1
 
     async def _take(self) -> Operation | None:
         """Wait for the operation that is next; a gap that outlasts its bound is failed.
@@ -126,20 +184,31 @@ class RunActor:
         Raises:
             WorkerLost: a save that was being written is unfinished again.
         """
-        while True:
-            if self._stopping:
-                return None
+        while not self._stopping.is_set():
             if self._lost:
                 self._lost = False
-                raise WorkerLost("a save was lost with its worker")
+                raise WorkerLost("a save was lost before it was recorded")
+            if self._next not in self._waiting and self._more:
+                await self._turn_page()
             if self._next in self._waiting:
                 return self._waiting.pop(self._next)
+            self.waits_for = None
             self._wake.clear()
             try:
                 async with asyncio.timeout(self._settings.gap_seconds if self._waiting else None):
                     await self._wake.wait()
             except TimeoutError:
                 await self._give_up_gap()
+        return None
+
+    async def _turn_page(self) -> None:
+        """Read the next operations from the ledger."""
+        self._more = False
+        page = await self._ledger.operations(self.run_id, after=self.position, limit=_PAGE)
+        for operation in page:
+            self._waiting.setdefault(operation.seq_id, operation)
+        if len(page) == _PAGE and self._next in self._waiting:
+            self._more = True
 
     async def _give_up_gap(self) -> None:
         """Fail what did not come and what waits for it, so that nothing hangs for ever.
@@ -164,27 +233,63 @@ class RunActor:
         self._next = last + 1
 
     async def _step(self, operation: Operation) -> bool:
-        """Execute one operation (or apply a finished one again) and move on.
+        """Execute one operation, or apply a finished one again, and move on.
 
         Returns:
             False when the run does not come to exist.
         """
-        attempts = self._attempts.get(operation.request_id, 0) + 1
+        if operation.seq_id > 0 and not self._commands.resident:
+            raise WorkerLost("the run is not in memory")
         alive = True
-        if operation.seq_id > 0 and not self._execution.resident:
-            raise WorkerLost("the run was unloaded, or its worker ended")
-        if attempts > self._settings.worker_attempts and operation.status == "pending":
-            await self._execution.fail(
-                operation,
-                OperationFailed(
-                    f"The worker ended {attempts - 1} times while it executed this operation; it "
-                    "is given up. Gradients, weights and optimizer are as before it.",
-                    ErrorCategory.SERVER,
-                ),
-            )
-        else:
-            self._attempts[operation.request_id] = attempts
-            alive = await self._execution.execute(operation)
+        try:
+            if operation.status != "pending":
+                self.waits_for = f"the run is being brought back: replaying {operation.seq_id}"
+                self._execution.spend(await self._recovery.apply_again(operation))
+            else:
+                self.waits_for = None
+                alive = await self._execute(operation)
+        except WorkerLost as lost:
+            if lost.blamed:
+                self._blame(operation, lost)
+            raise
         self._attempts.pop(operation.request_id, None)
         self._next = operation.seq_id + 1
+        self._setbacks = 0
         return alive
+
+    async def _execute(self, operation: Operation) -> bool:
+        if self._recovery.foreign and await self._execution.snapshot(self.position):
+            self._recovery.foreign = False  # what follows belongs to this environment
+        attempts = self._attempts.get(operation.request_id, 0)
+        if attempts < self._settings.worker_attempts:
+            return await self._execution.execute(operation)
+        text = (
+            f"The worker ended {attempts} times while it executed this operation "
+            f"({operation.kind}, {self._last_end}); it is given up. Gradients, weights and "
+            "optimizer are as before it."
+        )
+        await self._execution.fail(operation, OperationFailed(text, ErrorCategory.SERVER))
+        return operation.seq_id != 0
+
+    def _blame(self, operation: Operation, lost: WorkerLost) -> None:
+        """Count how often an operation ended its worker; its neighbours are not counted."""
+        attempts = self._attempts.get(operation.request_id, 0) + 1
+        self._attempts[operation.request_id] = attempts
+        self._last_end = lost.reason
+        if operation.status != "pending" and attempts >= self._settings.worker_attempts:
+            raise RunUnavailable(
+                f"replaying operation {operation.seq_id} ended the worker {attempts} times "
+                f"({lost.reason})"
+            ) from lost
+
+    async def _corrupt(self, fault: str) -> None:
+        _log.error("the run is corrupted", run=self.run_id, because=fault)
+        self.waits_for = fault
+        for operation in await self._ledger.corrupt(self.run_id, fault):
+            self._announce(operation)
+        if self._commands.resident:
+            try:
+                await self._commands.drop()
+            except WorkerLost:
+                _log.debug("the worker is gone, and the run with it", run=self.run_id)
+        self._ended(self.run_id)

@@ -11,13 +11,17 @@ from pathlib import Path
 import structlog
 
 from everstep.engine.info import ModelInfo
+from everstep.failpoints import Failpoint
 from everstep.ledger import Ledger, Operation, SequenceConflict
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.errors import Rejected, UnknownFuture
+from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
+from everstep.runtime.recovery import Recovery
+from everstep.runtime.residency import Residency
 from everstep.runtime.run_actor import RunActor
+from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.sampling import Sampling
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
@@ -30,6 +34,8 @@ from everstep.wire import types
 
 _log = structlog.get_logger("everstep.runtime")
 _FARTHEST_AHEAD = 10_000
+_VALIDATED = Failpoint("runtime.accept.validated", "a request is sound, and not in the ledger")
+_ACCEPTED = Failpoint("runtime.accept.accepted", "a request is in the ledger, no one was told")
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Runtime:
             parts.ledger, parts.checkpoints, lambda: parts.worker.models, parts.settings
         )
         self._snapshots = Snapshots(parts.vault)
+        self._residency = Residency(parts.settings, self._evict)
         self._sampling = Sampling(
             parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
         )
@@ -76,6 +83,8 @@ class Runtime:
     async def open(cls, home: Path, models: Mapping[str, str], settings: Settings) -> Runtime:
         """Open a home directory, start the worker, and go on with what was unfinished.
 
+        Returns at once: models are loaded and runs brought back while the service answers.
+
         Args:
             home: everything the service keeps; created when it isn't there.
             models: what is served: name → directory, hub id or ``everstep/pico``.
@@ -83,22 +92,35 @@ class Runtime:
 
         Raises:
             LedgerLocked: another service has the home.
-            OperationFailed: a model can't be loaded.
         """
         await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
         ledger = await Ledger.open(home / "ledger.sqlite")
         try:
             vault = Vault(home / "vault", writer=False)
             worker = WorkerProcess(home, models, settings)
-            await worker.start()
+            checkpoints = Checkpoints(ledger, vault, settings)
+            runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
+            await runtime._go_on()
         except BaseException:
             await ledger.close()
             raise
-        checkpoints = Checkpoints(ledger, vault, settings)
-        runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
-        for operation in await ledger.unfinished():
-            runtime._schedule(operation)
+        worker.start()
         return runtime
+
+    async def started(self) -> None:
+        """Wait until models are loaded; at once when they are.
+
+        Raises:
+            OperationFailed: a model can't be loaded; the service can't serve.
+        """
+        await self._parts.worker.started()
+
+    async def loaded(self) -> None:
+        """Wait until models are loaded; raises `Rejected` (503) where they can't be."""
+        try:
+            await self.started()
+        except OperationFailed as failure:
+            raise Rejected(503, failure.message) from failure
 
     @property
     def ready(self) -> bool:
@@ -112,6 +134,7 @@ class Runtime:
 
     async def tokenizer_files(self, model_name: str) -> dict[str, bytes]:
         """A served model's tokenizer, as files by name; raises `Rejected` (404) for another."""
+        await self.loaded()
         if model_name not in self._parts.worker.models:
             raise Rejected(404, f"Model {model_name} is not served here.")
         return await asyncio.to_thread(tokenizer_files, self._parts.home, model_name)
@@ -124,6 +147,7 @@ class Runtime:
     async def close(self) -> None:
         """Finish what executes, snapshot the runs, end the worker; bounded by the settings."""
         self._stopping = True
+        await self._residency.close()
         await self._sampling.close()
         actors = list(self._actors.values())
         stops = [asyncio.create_task(actor.close()) for actor in actors]
@@ -150,6 +174,7 @@ class Runtime:
         Raises:
             Rejected: the request can't be attributed, or reuses a sequence id for another one.
         """
+        await self.loaded()
         if isinstance(request, types.UnloadModelRequest):
             return await self._unload(request)
         return await self._append(await self._acceptance.entry(request))
@@ -162,7 +187,16 @@ class Runtime:
         Raises:
             Rejected: there is no such run.
         """
+        await self.loaded()
         return await self._append(await self._acceptance.refused(kind, model_id, seq_id, message))
+
+    async def waits_for(self, request_id: str) -> str | None:
+        """Why an operation is not executed at the moment; None where it is, or is queued."""
+        operation = await self._ledger.operation(request_id)
+        actor = self._actors.get(operation.scope) if operation is not None else None
+        if actor is not None and actor.waits_for is not None:
+            return actor.waits_for
+        return None if self._parts.worker.ready else "the service's worker loads its models"
 
     async def wait(self, request_id: str, seconds: float) -> Operation | None:
         """Wait for an operation to finish.
@@ -192,11 +226,29 @@ class Runtime:
 
     # Acceptance and scheduling
 
+    async def _go_on(self) -> None:
+        """Schedule what was accepted and not finished, the busiest runs first."""
+        for waiting in await self._ledger.backlog():
+            if waiting.kind == names.SAMPLE:
+                for operation in await self._ledger.operations(waiting.scope, status="pending"):
+                    self._sampling.start(operation)
+            elif waiting.kind != names.UNLOAD_MODEL:
+                self._actor(waiting.scope)
+
+    async def _evict(self, run_id: str) -> bool:
+        """Let an idle run leave the worker's memory."""
+        actor = self._actors.get(run_id)
+        if actor is not None and (not actor.idle or not await actor.unload()):
+            return False
+        self._residency.left(run_id)
+        return True
+
     async def _append(self, entry: Entry) -> types.UntypedAPIFuture:
         new = entry.operation
         self._check_not_far_ahead(new.scope, new.seq_id)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
+        _VALIDATED()
         try:
             operation, _ = await self._ledger.accept(
                 new,
@@ -206,7 +258,9 @@ class Runtime:
             )
         except SequenceConflict as error:
             raise Rejected(400, str(error)) from error
-        self._schedule(operation)
+        _ACCEPTED()
+        if entry.executes:
+            self._schedule(operation)
         if entry.rejected is not None:
             raise entry.rejected
         return future_of(operation)
@@ -235,25 +289,30 @@ class Runtime:
     def _actor(self, run_id: str) -> RunActor:
         actor = self._actors.get(run_id)
         if actor is None:
-            parts = self._parts
-            actor = RunActor(
-                run_id,
-                parts.ledger,
-                lambda lost: Execution(
-                    run_id,
-                    parts.ledger,
-                    parts.worker,
-                    parts.checkpoints,
-                    self._snapshots,
-                    parts.settings,
-                    self._announce,
-                    lost,
-                ),
-                parts.settings,
-                self._forget,
-            )
-            self._actors[run_id] = actor
+            actor = self._actors[run_id] = self._new_actor(run_id)
         return actor
+
+    def _new_actor(self, run_id: str) -> RunActor:
+        parts = self._parts
+        commands = RunCommands(
+            run_id, parts.ledger, parts.worker, parts.checkpoints, self._residency
+        )
+        return RunActor(
+            commands,
+            parts.ledger,
+            Recovery(commands, parts.ledger, self._snapshots),
+            lambda lost: Execution(
+                commands,
+                parts.ledger,
+                self._snapshots,
+                parts.settings.replay_seconds,
+                self._announce,
+                lost,
+            ),
+            parts.settings,
+            self._announce,
+            self._forget,
+        )
 
     def _forget(self, run_id: str) -> None:
         self._actors.pop(run_id, None)

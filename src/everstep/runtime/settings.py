@@ -22,6 +22,11 @@ class Settings:
         max_ttl_seconds: largest accepted ``ttl_seconds``.
         load_first_only: True gives the hosted service's rule: ``load_weights`` on a live run
             only as its first request.
+        hang_seconds: a worker that is at one step (a micro-batch, a decoded token) for longer is
+            hung and is killed.
+        memory_bytes: what the states of runs may take in memory together; the least recently used
+            ones beyond it are evicted to the vault. None takes a quarter of the memory.
+        idle_seconds: a run that nobody used for so long is evicted.
         worker_attempts: how often one operation may end its worker before it is failed.
         shutdown_seconds: bound on a graceful stop.
     """
@@ -34,5 +39,8 @@ class Settings:
     min_ttl_seconds: int = 3600
     max_ttl_seconds: int = TEN_YEARS_SECONDS
     load_first_only: bool = False
+    hang_seconds: float = 300.0
+    memory_bytes: int | None = None
+    idle_seconds: float = 600.0
     worker_attempts: int = 3
     shutdown_seconds: float = 30.0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
-from everstep.ledger import Run
-from everstep.vault import Manifest, Vault
+import structlog
 
+from everstep.ledger import Run
+from everstep.vault import CheckpointNotFound, Manifest, Vault, VaultError
+
+_log = structlog.get_logger("everstep.run")
 KIND = "snapshot"
 _KEPT = 2
 
@@ -19,17 +23,22 @@ class Snapshots:
         self._vault = vault
 
     async def newest_first(self, run_id: str) -> list[Manifest]:
-        """All states of a run that lie in the vault with their optimizer, newest first."""
+        """All states of a run that lie in the vault with their optimizer, newest first.
 
-        def read() -> list[Manifest]:
-            found = [
-                manifest
-                for kind in (KIND, "training")
-                for manifest in self._vault.manifests(run_id, kind)
-            ]
-            return sorted(found, key=lambda m: (m.position, m.kind == KIND), reverse=True)
+        A manifest that is damaged is passed over, and told in the log.
+        """
+        found = await asyncio.to_thread(lambda: list(self._read(run_id)))
+        return sorted(found, key=lambda m: (m.position, m.kind == KIND), reverse=True)
 
-        return await asyncio.to_thread(read)
+    def _read(self, run_id: str) -> Iterator[Manifest]:
+        for kind in (KIND, "training"):
+            for run, name in self._vault.names(kind, run_id):
+                try:
+                    yield self._vault.manifest(kind, run, name)
+                except CheckpointNotFound:
+                    continue  # deleted since it was listed
+                except VaultError as error:
+                    _log.error("a state can't be used", run=run_id, reason=str(error))
 
     def draft(self, run: Run, position: int, base_fingerprint: str) -> dict[str, Any]:
         """The part of a snapshot's manifest that the service knows."""
@@ -52,7 +61,7 @@ class Snapshots:
         """Delete all but the newest two of a run's snapshots."""
 
         def delete() -> None:
-            names = sorted(m.name for m in self._vault.manifests(run_id, KIND))
+            names = sorted(name for _, name in self._vault.names(KIND, run_id))
             for name in names[:-_KEPT]:
                 self._vault.delete(KIND, run_id, name)
 

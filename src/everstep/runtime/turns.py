@@ -10,30 +10,42 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Generator
 
+from everstep.runtime.progress import ProgressPage
+
 Task = Generator[None, None, None]
 
 
 class Turns:
-    """A round-robin of lanes."""
+    """A round-robin of lanes.
 
-    def __init__(self) -> None:
-        self._lanes: OrderedDict[str, deque[Task]] = OrderedDict()
+    Args:
+        page: where the call of each step is written down; None: nowhere.
+    """
+
+    def __init__(self, page: ProgressPage | None = None) -> None:
+        self._lanes: OrderedDict[str, deque[tuple[int, Task]]] = OrderedDict()
+        self._page = page
 
     @property
     def busy(self) -> bool:
         """Whether any task waits."""
         return bool(self._lanes)
 
-    def add(self, lane: str, task: Task) -> None:
-        """Put a task behind the others of its lane."""
-        self._lanes.setdefault(lane, deque()).append(task)
+    def add(self, lane: str, call_id: int, task: Task) -> None:
+        """Put a call's task behind the others of its lane."""
+        self._lanes.setdefault(lane, deque()).append((call_id, task))
 
     def step(self) -> None:
         """Advance the next lane's first task by one step. A task handles its own errors."""
         lane, tasks = self._lanes.popitem(last=False)
+        call_id, task = tasks[0]
+        if self._page is not None:
+            self._page.begin(call_id)
         try:
-            next(tasks[0])
+            next(task)
         except StopIteration:
             tasks.popleft()
         if tasks:
             self._lanes[lane] = tasks
+        elif self._page is not None and not self._lanes:
+            self._page.rest()

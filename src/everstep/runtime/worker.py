@@ -19,19 +19,26 @@ from typing import Any
 import torch
 
 from everstep.engine import Model, load_model
+from everstep.engine.environment import environment
 from everstep.engine.pico import PICO_NAME, write_pico
 from everstep.runtime.channel import BlockingChannel, Message
 from everstep.runtime.commands import Commands
+from everstep.runtime.progress import ProgressPage
 from everstep.runtime.tokenizers import tokenizer_directory
 from everstep.runtime.turns import Turns
 from everstep.vault import Vault
 
 
 def main(argv: list[str]) -> None:
-    """Serve commands on the socket whose descriptor is the first argument."""
+    """Serve commands.
+
+    Args:
+        argv: descriptors of the socket and of the page of progress; then JSON: what to serve.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = BlockingChannel(socket.socket(fileno=int(argv[0])))
-    arguments = json.loads(argv[1])
+    page = ProgressPage(int(argv[1]))
+    arguments = json.loads(argv[2])
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), name="reader", daemon=True).start()
     torch.set_num_threads(arguments["threads"])
@@ -41,9 +48,10 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         channel.send({"event": "unusable", "message": str(error)})
         return
-    turns = Turns()
+    turns = Turns(page)
     commands = Commands(models, Vault(home / "vault"), channel, turns)
-    channel.send({"event": "ready", "models": [m.info.to_dict() for m in models.values()]})
+    infos = [model.info.to_dict() for model in models.values()]
+    channel.send({"event": "ready", "models": infos, "environment": environment()})
     while True:
         while not (turns.busy and inbox.empty()):
             commands.handle(inbox.get())

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 
-from everstep.runtime import Rejected, Runtime
+from everstep.runtime import OperationFailed, Rejected, Runtime
 from everstep.server import (
     routes_checkpoints,
     routes_futures,
@@ -30,22 +30,35 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    open_runtime: Callable[[], Awaitable[Runtime]], on_ready: Callable[[], None] | None = None
+    open_runtime: Callable[[], Awaitable[Runtime]],
+    on_ready: Callable[[], None] | None = None,
+    on_failure: Callable[[OperationFailed], None] | None = None,
 ) -> FastAPI:
-    """Return the application.
+    """Return the application. It answers at once; what needs a model waits until it is loaded.
 
     Args:
         open_runtime: opens the runtime when the application starts.
-        on_ready: called once requests will succeed.
+        on_ready: called once all requests will succeed.
+        on_failure: called when a model can't be loaded: they never will.
     """
+
+    async def tell(runtime: Runtime) -> None:
+        try:
+            await runtime.started()
+        except OperationFailed as failure:
+            if on_failure is not None:
+                on_failure(failure)
+        else:
+            if on_ready is not None:
+                on_ready()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         runtime = await open_runtime()
         app.state.runtime = runtime
-        if on_ready is not None:
-            on_ready()
+        telling = asyncio.create_task(tell(runtime))
         yield
+        telling.cancel()
         app.state.stopping.set()
         await runtime.close()
 

@@ -39,7 +39,12 @@ async def retrieve_future(request: Request) -> Response:
     except UnknownFuture as error:
         raise Rejected(404, f"There is no future {message.request_id} here.") from error
     if operation is None:
-        answer = types.TryAgainResponse(request_id=message.request_id)
+        reason = await runtime_of(request).waits_for(message.request_id)
+        answer = types.TryAgainResponse(
+            request_id=message.request_id,
+            queue_state="active" if reason is None else "paused_capacity",
+            queue_state_reason=reason,
+        )
         return JSONResponse(answer.model_dump(exclude_none=True), status_code=408)
     return _answer(operation, request, message.allow_metadata_only)
 

@@ -15,7 +15,9 @@ router = APIRouter(tags=["sampling"])
 async def create_sampling_session(request: Request) -> types.CreateSamplingSessionResponse:
     """Create a sampler on a checkpoint or a base model."""
     message = parse(types.CreateSamplingSessionRequest, await body_of(request))
-    return await runtime_of(request).sessions.create_sampler(message)
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    return await runtime.sessions.create_sampler(message)
 
 
 @router.get("/samplers/{sampler_id}")

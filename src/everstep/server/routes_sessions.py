@@ -28,7 +28,9 @@ async def client_dynamic_config(request: Request) -> types.ClientDynamicConfigRe
 @router.get("/get_server_capabilities")
 async def get_server_capabilities(request: Request) -> types.GetServerCapabilitiesResponse:
     """The models that are served."""
-    return runtime_of(request).views.capabilities()
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    return runtime.views.capabilities()
 
 
 @router.post("/create_session")

@@ -44,7 +44,9 @@ async def unload_model(request: Request) -> Future:
 async def get_info(request: Request) -> types.GetInfoResponse:
     """A run's model."""
     message = parse(types.GetInfoRequest, await body_of(request))
-    return await runtime_of(request).views.model_info(message.model_id)
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    return await runtime.views.model_info(message.model_id)
 
 
 @router.post("/forward", openapi_extra=_PROTOBUF_BODY)

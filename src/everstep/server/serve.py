@@ -61,7 +61,11 @@ def run(
             failure.append(error)
             raise
 
-    app = create_app(open_runtime, lambda: _when_serving(server, lambda: ready(address)))
+    def fail(error: BaseException) -> None:
+        failure.append(error)
+        server.should_exit = True
+
+    app = create_app(open_runtime, lambda: _when_serving(server, lambda: ready(address)), fail)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
