@@ -34,12 +34,20 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=PATH_OR_HUB_ID", help="A model to serve; may be repeated."),
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting, as in replay_seconds=10 (docs/guides/operations.md); may be repeated.",
+        ),
+    ] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run the service in the foreground. A second start on the same home goes on with it."""
     from everstep.cli.serve import serve as command
 
-    command(home, host, port, model or [], until_stdin_closes)
+    command(home, host, port, model or [], setting or [], until_stdin_closes)
 
 
 @app.command()

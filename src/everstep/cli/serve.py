@@ -12,13 +12,24 @@ import typer
 from everstep.engine.pico import PICO_NAME
 
 
-def serve(home: Path, host: str, port: int, models: list[str], until_stdin_closes: bool) -> None:
+def serve(
+    home: Path,
+    host: str,
+    port: int,
+    models: list[str],
+    settings: list[str],
+    until_stdin_closes: bool,
+) -> None:
     """Run the service in the foreground; see the command's help."""
     from everstep.ledger import LedgerError
-    from everstep.runtime import OperationFailed
+    from everstep.runtime import OperationFailed, Settings
     from everstep.server import PortTaken, run
 
     _configure_logs()
+    try:
+        chosen = Settings.parse(settings)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     try:
         run(
             home.expanduser().resolve(),
@@ -26,6 +37,7 @@ def serve(home: Path, host: str, port: int, models: list[str], until_stdin_close
             port,
             parse_models(models),
             lambda address: print(f"everstep: ready at {address}", flush=True),
+            settings=chosen,
             until_stdin_closes=until_stdin_closes,
         )
     except (PortTaken, LedgerError, OperationFailed, OSError) as error:

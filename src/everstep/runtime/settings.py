@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 TEN_YEARS_SECONDS = 10 * 365 * 24 * 3600
 
@@ -44,3 +48,24 @@ class Settings:
     idle_seconds: float = 600.0
     worker_attempts: int = 3
     shutdown_seconds: float = 30.0
+
+    @classmethod
+    def parse(cls, pairs: Iterable[str]) -> Settings:
+        """Read ``name=value`` pairs; what is not named keeps its default.
+
+        Raises:
+            ValueError: there is no such setting, or it can't have that value.
+        """
+        types = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            if not equals or name not in types:
+                known = ", ".join(field.name for field in fields(cls))
+                raise ValueError(f"{pair!r} is not name=value of a setting; there are {known}")
+            try:
+                values[name] = TypeAdapter(types[name]).validate_strings(text)
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"]
+                raise ValueError(f"setting {name}={text}: {problem}") from error
+        return cls(**values)
