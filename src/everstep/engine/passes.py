@@ -82,6 +82,11 @@ def forward_backward(
             f"The loss is {total}: logprobs or advantages are too large. No gradient was kept."
         )
     if gradients is not None:
+        if not gradients.isfinite().all():
+            raise InputError(
+                "Some gradients are not finite: logprobs or advantages are too large, or too far "
+                "from the model's. No gradient was kept."
+            )
         (waiting,) = state.arena.writable("grads")
         waiting.add_(gradients)
         state.has_gradients = True
