@@ -110,3 +110,22 @@ def check_that_it_goes_on(disk: Disk, name: str) -> None:
     assert found(vault, name) == NEW
     vault.delete("training", RUN, name)
     assert found(vault, name) is None
+
+
+def test_a_save_is_durable_whatever_an_earlier_process_left_half_made(tmp_path: Path) -> None:
+    for after in itertools.count():
+        with Disk(tmp_path) as disk:
+            vault = Vault(disk.home / "vault")
+            disk.fall(after, "kill")
+            died = True
+            try:
+                save(vault, "x", OLD)
+                died = False
+            except Dead:
+                pass
+            disk.restart("kill")
+            save(Vault(disk.home / "vault"), "x", NEW, overwrite=True)
+            disk.restart("power cut")
+            assert found(Vault(disk.home / "vault"), "x") == NEW
+        if not died:
+            break
