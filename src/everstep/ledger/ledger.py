@@ -280,5 +280,9 @@ class Ledger:
 
     async def delete_checkpoint(self, path: str) -> bool:
         """Remove a checkpoint from the index; returns whether it was there."""
-        statement = delete(t.checkpoints).where(t.checkpoints.c.path == path)
-        return await self._writer.run(lambda c: bool(c.execute(statement).rowcount))
+        return await self._writer.run(lambda c: q.delete_checkpoint(c, path))
+
+    async def was_deleted(self, path: str) -> bool:
+        """Whether a checkpoint was deleted: so that a second deletion is no error."""
+        query = select(t.deleted_checkpoints).where(t.deleted_checkpoints.c.path == path)
+        return await self._writer.run(lambda c: c.execute(query).one_or_none() is not None)

@@ -172,6 +172,16 @@ def put(connection: Connection, table: Table, row: Any) -> None:
     connection.execute(insert(table).values(**values))
 
 
+def delete_checkpoint(connection: Connection, path: str) -> bool:
+    """Remove a checkpoint from the index, and remember that."""
+    removed = connection.execute(delete(t.checkpoints).where(t.checkpoints.c.path == path))
+    if removed.rowcount:
+        forget = delete(t.deleted_checkpoints).where(t.deleted_checkpoints.c.path == path)
+        connection.execute(forget)
+        connection.execute(insert(t.deleted_checkpoints).values(path=path, deleted_at=now()))
+    return bool(removed.rowcount)
+
+
 def unexpired() -> ColumnElement[bool]:
     """Checkpoints that exist for clients."""
     expires = t.checkpoints.c.expires_at

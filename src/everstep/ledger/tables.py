@@ -123,3 +123,10 @@ checkpoints = Table(
     Column("public", Boolean, nullable=False),
     Column("listed", Boolean, nullable=False),
 )
+
+deleted_checkpoints = Table(
+    "deleted_checkpoints",
+    metadata,
+    Column("path", String, primary_key=True),
+    Column("deleted_at", UtcTime, nullable=False),
+)

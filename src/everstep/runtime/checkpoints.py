@@ -5,12 +5,17 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from everstep.failpoints import Failpoint
 from everstep.ledger import Checkpoint, Ledger
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.settings import Settings
 from everstep.vault import Vault
 from everstep.wire.errors import WireError
 from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path, validate_name
+
+_UNLISTED = Failpoint(
+    "runtime.delete.unlisted", "a checkpoint is not listed, its manifest is there"
+)
 
 
 class Checkpoints:
@@ -65,6 +70,8 @@ class Checkpoints:
     async def delete(self, run_id: str, checkpoint_id: str) -> None:
         """Delete a checkpoint: first from the index, so that what is listed can be loaded.
 
+        One that was deleted before is no error.
+
         Raises:
             Rejected: the id is malformed (400) or unknown (404).
         """
@@ -75,7 +82,10 @@ class Checkpoints:
         except WireError as error:
             raise Rejected(400, str(error)) from error
         if not await self._ledger.delete_checkpoint(str(path)):
+            if await self._ledger.was_deleted(str(path)):
+                return  # a retry whose first answer was lost
             raise Rejected(404, f"Checkpoint {path} does not exist.")
+        _UNLISTED()
         self._vault.delete(str(path.kind), path.run_id, path.name)
 
     def check_ttl(self, ttl_seconds: int | None) -> None:

@@ -1,4 +1,6 @@
-"""What recovery knows of a run: the numeric environment of its results, and why it can't go on."""
+"""What recovery knows of a run (the numeric environment of its results, why it can't go on), and
+which checkpoints were deleted.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,3 +13,8 @@ def upgrade() -> None:
     """Add the columns."""
     op.add_column("runs", sa.Column("environment", sa.JSON))
     op.add_column("runs", sa.Column("fault", sa.Text))
+    op.create_table(
+        "deleted_checkpoints",
+        sa.Column("path", sa.String, primary_key=True),
+        sa.Column("deleted_at", sa.DateTime, nullable=False),
+    )
