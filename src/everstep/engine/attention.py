@@ -7,9 +7,9 @@ on the request, never on what it shares the pass with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -70,10 +70,24 @@ class Group:
     cache: KvCache
 
 
+@dataclass
+class Seen:
+    """What a model asked of the attention while it was watched.
+
+    Attributes:
+        masks: the mask functions: of batch, head, query's and key's position.
+        windows: sliding windows by layer; None: all of the context.
+    """
+
+    masks: list[Callable[..., torch.Tensor]] = field(default_factory=list)
+    windows: dict[int, int | None] = field(default_factory=dict)
+
+
 class _Pass:
-    """The groups of the pass that runs now; None in training."""
+    """The pass that runs now: its groups, None in training, and who watches."""
 
     groups: Sequence[Group] | None = None
+    seen: Seen | None = None
 
 
 @contextmanager
@@ -84,6 +98,16 @@ def decoding(groups: Sequence[Group]) -> Iterator[None]:
         yield
     finally:
         _Pass.groups = None
+
+
+@contextmanager
+def watching() -> Iterator[Seen]:
+    """Note what a model asks of the attention, for the time of a pass."""
+    _Pass.seen = Seen()
+    try:
+        yield _Pass.seen
+    finally:
+        _Pass.seen = None
 
 
 def register() -> None:
@@ -110,12 +134,16 @@ def attend(
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise ModelUnsupported("Attention sinks and position biases are not supported.")
+    if attention_mask is not None or kwargs.get("is_causal") is False:
+        raise ModelUnsupported("Attention that is not simply causal is not supported.")
+    if _Pass.seen is not None:
+        _Pass.seen.windows[int(module.layer_idx)] = sliding_window  # type: ignore[arg-type]
     settings = _Settings(scaling, sliding_window, softcap)
     if _Pass.groups is None:
         output = _causal(query, key, value, settings)
     else:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        output = torch.zeros_like(query)
+        output = query.new_zeros(*query.shape[:3], value.shape[3])
         for group in _Pass.groups:
             keys, values = group.cache.append(layer, key[group.rows], value[group.rows])
             output[group.rows] = _causal(query[group.rows], keys, values, settings)
@@ -176,5 +204,7 @@ def _capped(
     return weights.to(value.dtype) @ value
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
+def _no_mask(*args: Any, mask_function: Callable[..., torch.Tensor], **kwargs: Any) -> None:
+    """Make none; `attend` is causal by itself, and `probe` checks that nothing else is meant."""
+    if _Pass.seen is not None:
+        _Pass.seen.masks.append(mask_function)

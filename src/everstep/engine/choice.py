@@ -14,7 +14,8 @@ Array = np.ndarray[Any, Any]
 
 def stream(seed: int, index: int) -> np.random.Generator:
     """The random numbers of a request's i-th sequence."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
+    key = np.array([seed % 2**64, index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def log_softmax(logits: Array) -> Array:
@@ -32,13 +33,15 @@ def choose(logits: Array, spec: SampleSpec, random: np.random.Generator) -> int:
     """
     if spec.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / spec.temperature
+    shifted = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):  # to -inf, when the temperature is next to nothing
+        scaled = shifted / spec.temperature
     order = np.argsort(-scaled, kind="stable") if _restricted(spec, len(scaled)) else None
     if order is not None:
         if 0 < spec.top_k < len(scaled):
             order = order[: spec.top_k]
         scaled = scaled[order]
-    weights = np.exp(scaled - scaled.max())
+    weights = np.exp(scaled)
     cumulated = np.cumsum(weights / weights.sum())
     if order is not None and spec.top_p < 1:
         kept = int(np.searchsorted(cumulated, spec.top_p)) + 1

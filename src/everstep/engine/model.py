@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from everstep.engine import attention
+from everstep.engine import attention, probe
 from everstep.engine.adapter_files import Buffer, adapter_config
 from everstep.engine.config import AdapterConfig
 from everstep.engine.errors import InputError, ModelUnsupported
@@ -35,6 +35,8 @@ class Model:
         tokenizer: its tokenizer.
         binding: what is bound now.
         device: where it lies.
+        mixes_rows: whether a row's bits depend on the others of its pass, as in a mixture of
+            experts, where each expert's product has as many rows as were sent to it.
     """
 
     def __init__(self, info: ModelInfo, module: Any, tokenizer: Any, targets: Targets) -> None:
@@ -43,6 +45,9 @@ class Model:
         self.tokenizer = tokenizer
         self.binding = Binding()
         self.device = torch.device(info.device)
+        self.mixes_rows = any(
+            "experts" in name or parameter.ndim > 2 for name, parameter in module.named_parameters()
+        )
         self._targets = targets
         self._conv1d = False
         self._wrap()
@@ -172,9 +177,7 @@ def load_model(
         else (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     )
     attention.register()
-    module = AutoModelForCausalLM.from_pretrained(
-        source, dtype=kind, attn_implementation=attention.NAME
-    )
+    module = _pretrained(source, kind)
     module.requires_grad_(False)
     module.eval()
     module.to(device)
@@ -192,31 +195,22 @@ def load_model(
         device=device,
         dtype=str(kind).removeprefix("torch."),
     )
-    expected = _whole_logits(module, device)
+    whole = probe.watched_logits(module)
     model = Model(info, module, tokenizer, targets)
-    _check_head(model, expected)
+    probe.check(model, whole)
     return model
 
 
-def _whole_logits(module: Any, device: str) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = module(_probe(device)).logits
-        return logits.float()
-
-
-def _probe(device: str) -> torch.Tensor:
-    return torch.arange(1, 9, device=device).unsqueeze(0)
-
-
-def _check_head(model: Model, expected: torch.Tensor) -> None:
-    """The wrapped model in pieces has to give what the whole model gave."""
-    with torch.no_grad():
-        found = model.logits(model.hidden(_probe(model.info.device)))
-    if not torch.equal(found, expected):
-        raise ModelUnsupported(
-            f"{model.info.architecture} computes its logits in a way that the engine doesn't know "
-            f"(largest difference {float((found - expected).abs().max()):g})."
+def _pretrained(source: str, kind: torch.dtype) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=kind, attn_implementation=attention.NAME
         )
+    except (KeyError, ValueError) as error:
+        raise ModelUnsupported(
+            f"{source} is not a causal language model whose attention the engine can take over "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def _context_length(config: Any) -> int:
@@ -241,6 +235,6 @@ def _fingerprint(module: Any) -> str:
     hasher.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
     for name, tensor in sorted(module.state_dict().items()):
         hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest: str = hasher.hexdigest()
     return digest

@@ -3,7 +3,8 @@
 A request's numbers don't depend on what it shares a pass with. The projections are matrix
 products whose rows have the same bits for every row count that is a multiple of 16, so each
 adapter's rows are padded to one; attention is a request's own (see `attention`); the choice of a
-token looks at one row. A prompt is computed once for all its samples, and by itself.
+token looks at one row. A prompt is computed once for all its samples, and by itself. A mixture of
+experts has products of as many rows as an expert was sent: there a pass holds one request.
 """
 
 from __future__ import annotations
@@ -107,6 +108,10 @@ class SamplingBatch:
 
     def _decode(self) -> list[Finished]:
         requests = sorted(self._active.values(), key=lambda r: id(r.adapter))
+        passes = [[request] for request in requests] if self._model.mixes_rows else [requests]
+        return [ended for part in passes for ended in self._decode_together(part)]
+
+    def _decode_together(self, requests: Sequence[Sampled]) -> list[Finished]:
         tokens, positions, groups, adapters = _layout(requests)
         device = self._model.device
         try:
@@ -117,18 +122,29 @@ class SamplingBatch:
                 )
                 logits = self._model.logits(hidden[:, 0]).cpu().numpy()
         except (EngineError, RuntimeError) as error:
-            self._active.clear()  # the caches are part-written: none of them can go on
+            for request in requests:  # their caches are part-written: none of them can go on
+                del self._active[request.key]
             return [(request.key, error) for request in requests]
         finished: list[Finished] = []
         for request, group in zip(requests, groups, strict=True):
-            before = len(request.alive)
-            going = request.draw(logits[group.rows])
-            if not going:
+            ended = self._advance(request, logits[group.rows])
+            if ended is not None:
                 del self._active[request.key]
-                finished.append((request.key, request.output()))
-            elif len(going) < before:
-                request.cache.select(torch.tensor(going))
+                finished.append((request.key, ended))
         return finished
+
+    def _advance(self, request: Sampled, logits: Array) -> SampleOutput | Exception | None:
+        """Draw a request's next tokens; its end, when it has come."""
+        before = len(request.alive)
+        try:
+            going = request.draw(logits)
+        except (EngineError, RuntimeError, ValueError) as error:
+            return error
+        if not going:
+            return request.output()
+        if len(going) < before:
+            request.cache.select(torch.tensor(going))
+        return None
 
     def _bound(
         self, adapters: Sequence[tuple[Adapter | None, slice]]

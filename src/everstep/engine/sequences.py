@@ -9,6 +9,7 @@ import numpy as np
 
 from everstep.engine import choice
 from everstep.engine.attention import KvCache
+from everstep.engine.errors import InputError
 from everstep.engine.sample_spec import SampleSpec
 from everstep.engine.state import Adapter
 from everstep.wire.outputs import Stop
@@ -103,6 +104,11 @@ class Sampled:
         )
 
     def _draw_one(self, sequence: Drawn, logits: Array) -> None:
+        if not np.isfinite(logits).all():
+            raise InputError(
+                "The model's logits are not finite: this adapter has diverged; sample from an "
+                "earlier checkpoint."
+            )
         token = choice.choose(logits, self.spec, sequence.random)
         logprobs = choice.log_softmax(logits)
         sequence.tokens.append(token)
@@ -119,7 +125,7 @@ class Sampled:
         if not self.spec.stop_strings:
             return False
         reach = max(len(text.encode()) for text in self.spec.stop_strings) + _CONTEXT_TOKENS
-        tail: str = self._tokenizer.decode(tokens[-reach:])
+        tail: str = self._tokenizer.decode(tokens[-reach:], clean_up_tokenization_spaces=False)
         return any(text in tail for text in self.spec.stop_strings)
 
     def _topk(self, sequence: Drawn, k: int) -> TopkOutput:
