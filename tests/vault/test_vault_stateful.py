@@ -283,7 +283,7 @@ class flipped:
 
 TestVault = VaultMachine.TestCase
 TestVault.settings = settings(
-    max_examples=50,
+    max_examples=100,
     stateful_step_count=25,
     deadline=None,
     report_multiple_bugs=False,
