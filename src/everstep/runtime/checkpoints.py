@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from everstep.failpoints import Failpoint
 from everstep.ledger import Checkpoint, Ledger
@@ -25,6 +27,7 @@ class Checkpoints:
         self._ledger = ledger
         self._vault = vault
         self._settings = settings
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find(self, text: str) -> Checkpoint:
         """Return the checkpoint of a path.
@@ -81,12 +84,16 @@ class Checkpoints:
             parse_path(str(path))
         except WireError as error:
             raise Rejected(400, str(error)) from error
-        if not await self._ledger.delete_checkpoint(str(path)):
-            if await self._ledger.was_deleted(str(path)):
-                return  # a retry whose first answer was lost
-            raise Rejected(404, f"Checkpoint {path} does not exist.")
-        _UNLISTED()
-        self._vault.delete(str(path.kind), path.run_id, path.name)
+        async with self.lock(str(path)):  # a save under this name is recorded, or not yet begun
+            if await self._ledger.delete_checkpoint(str(path)):
+                _UNLISTED()
+                await asyncio.to_thread(self._vault.delete, str(path.kind), path.run_id, path.name)
+            elif not await self._ledger.was_deleted(str(path)):
+                raise Rejected(404, f"Checkpoint {path} does not exist.")
+
+    def lock(self, path: str) -> asyncio.Lock:
+        """What a save holds until it is recorded, and a deletion while it deletes."""
+        return self._locks.setdefault(path, asyncio.Lock())
 
     def check_ttl(self, ttl_seconds: int | None) -> None:
         """Raise `OperationFailed` for a ``ttl_seconds`` out of bounds. None: never expires."""

@@ -45,6 +45,7 @@ class Execution:
         replay_seconds: the run is snapshotted when replaying it would cost more than this.
         announce: called with each operation that was finished.
         lost: called when a write in the background was lost with its worker.
+        lock: what a save of a path holds until it is recorded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Execution:
         replay_seconds: float,
         announce: Callable[[Operation], None],
         lost: Callable[[], None],
+        lock: Callable[[str], asyncio.Lock],
     ) -> None:
         self.run_id = commands.run_id
         self._commands = commands
@@ -63,6 +65,7 @@ class Execution:
         self._replay_seconds = replay_seconds
         self._announce = announce
         self._lost = lost
+        self._lock = lock
         self._writes: dict[str, asyncio.Task[None]] = {}
         self._snapshot_position = -1
         self._cost = 0.0
@@ -294,30 +297,43 @@ class Execution:
         sampler: Sampler | None = None,
     ) -> None:
         """Capture the state; go on while it is written."""
-        if checkpoint.path in self._writes:
-            await asyncio.wait([self._writes[checkpoint.path]])
+        lock = self._lock(checkpoint.path)
+        await lock.acquire()
+        try:
+            call = await self._begin_save(operation, checkpoint, overwrite)
+        except BaseException:
+            lock.release()
+            raise
+
+        async def record(size_bytes: int) -> None:
+            saved = Checkpoint(**{**vars(checkpoint), "size_bytes": size_bytes})
+            await self._succeed(operation, result, checkpoint=saved, sampler=sampler)
+
+        writing = self._finish_save(operation, call, record, lock)
+        self._write_behind(checkpoint.path, writing)
+
+    async def _begin_save(
+        self, operation: Operation, checkpoint: Checkpoint, overwrite: bool
+    ) -> Call:
         if not overwrite and await self._ledger.checkpoint(checkpoint.path) is not None:
-            kind = CheckpointKind(checkpoint.kind)
-            raise taken(checkpoint.name, self.run_id, kind)
-        run: Run = await self._commands.run()
+            raise taken(checkpoint.name, self.run_id, CheckpointKind(checkpoint.kind))
         manifest = draft(
             checkpoint,
-            base_fingerprint=self._commands.fingerprint(run),
+            base_fingerprint=self._commands.fingerprint(await self._commands.run()),
             position=operation.seq_id,
             request_id=operation.request_id,
             parents=[],
         )
         call = await self._commands.save(manifest)
         await call.captured
-
-        async def record(size_bytes: int) -> None:
-            saved = Checkpoint(**{**vars(checkpoint), "size_bytes": size_bytes})
-            await self._succeed(operation, result, checkpoint=saved, sampler=sampler)
-
-        self._write_behind(checkpoint.path, self._finish_save(operation, call, record))
+        return call
 
     async def _finish_save(
-        self, operation: Operation, call: Call, record: Callable[[int], Awaitable[None]]
+        self,
+        operation: Operation,
+        call: Call,
+        record: Callable[[int], Awaitable[None]],
+        lock: asyncio.Lock,
     ) -> None:
         try:
             reply = await call.done
@@ -332,6 +348,8 @@ class Execution:
             except NotWritten as error:
                 _log.error("a save could not be recorded", run=self.run_id, reason=str(error))
                 self._lost()
+        finally:
+            lock.release()
 
     def _write_behind(self, key: str, work: Any) -> None:
         task = asyncio.create_task(work, name=f"write {key}")

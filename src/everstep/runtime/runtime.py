@@ -308,6 +308,7 @@ class Runtime:
                 parts.settings.replay_seconds,
                 self._announce,
                 lost,
+                parts.checkpoints.lock,
             ),
             parts.settings,
             self._announce,

@@ -1,6 +1,4 @@
-"""What recovery knows of a run (the numeric environment of its results, why it can't go on), and
-which checkpoints were deleted.
-"""
+"""Recovery: a run's numeric environment, why it can't go on; which checkpoints were deleted."""
 
 import sqlalchemy as sa
 from alembic import op
