@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from everstep.engine import Model, RunState, forward_backward, load_model
+from everstep.engine import Model, RunState, forward_backward
 from everstep.engine.validation import CONFIG as LOSS_CONFIGS
 from everstep.engine.validation import check_pass
 from everstep.wire.passes import Example
@@ -17,11 +16,6 @@ from tests.engine.helpers import buffers, finish, trained
 
 Array = np.ndarray[Any, Any]
 LENGTHS = (6, 11, 3)
-
-
-@pytest.fixture(scope="module")
-def llama(directories: dict[str, Path]) -> Model:
-    return load_model("llama", str(directories["llama"]), device="cpu")
 
 
 def clipped(ratio: Array, advantages: Array, low: float, high: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from everstep.engine import (
     SampleSpec,
     SamplingBatch,
     forward_backward,
-    load_model,
     optim_step,
 )
 from everstep.engine.errors import InputError
@@ -42,11 +40,6 @@ from tests.engine.helpers import (
 
 STEP = AdamParams(learning_rate=0.01, weight_decay=0.1, grad_clip_norm=1.0)
 MANY = (40, 4, 30, 11, 60, 7)  # several micro-batches
-
-
-@pytest.fixture(scope="module")
-def llama(directories: dict[str, Path]) -> Model:
-    return load_model("llama", str(directories["llama"]), device="cpu")
 
 
 def policy(example: Example, logprob: float, advantage: float) -> Example:

@@ -1,0 +1,246 @@
+"""Each family trains and samples as transformers computes it, or is refused when it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, load_model, optim_step
+from everstep.engine.attention import KvCache
+from everstep.engine.errors import InputError, ModelUnsupported
+from everstep.engine.state import Adapter
+from tests.engine.conftest import GROUPED, SMALL, WINDOW, write_model
+from tests.engine.helpers import (
+    adapter,
+    backward,
+    examples,
+    forward,
+    random_adapter,
+    sample,
+    sample_all,
+)
+
+LONG = 5 * WINDOW
+MIXTURE = AdapterConfig(rank=4, train_mlp=False)
+
+
+def config(kind: str, **values: Any) -> Any:
+    return AutoConfig.for_model(kind, **values)
+
+
+def uncached(model: Model, used: Adapter | None, tokens: list[int]) -> np.ndarray[Any, Any]:
+    """Logprobs after every position, in one pass without a cache."""
+    with torch.no_grad(), model.binding.to(*([used.bound()] if used else [])):
+        hidden = model.hidden(torch.tensor(tokens).unsqueeze(0))
+        return torch.log_softmax(model.logits(hidden)[0], -1).numpy()
+
+
+def test_logits_are_those_of_transformers_own_attention(
+    family: str, model: Model, directories: dict[str, Path]
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(
+        directories[family], dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, LONG)))
+    with torch.no_grad():
+        theirs = base(tokens).logits
+        assert torch.allclose(model.logits(model.hidden(tokens)), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_training_lowers_the_loss(model: Model) -> None:
+    state = model.new_run(AdapterConfig(rank=4))
+    data = examples(1, (LONG, 7))
+    first = forward(model, state, data).metrics["loss:sum"]
+    for _ in range(20):
+        backward(model, state, data)
+        optim_step(state, AdamParams(learning_rate=0.01))
+    assert forward(model, state, data).metrics["loss:sum"] < 0.8 * first
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_sampling_with_a_cache_follows_the_uncached_forward(model: Model, adapted: bool) -> None:
+    used = random_adapter(model, 1) if adapted else None
+    prompt = np.random.default_rng(2).integers(0, 256, 11)
+    spec = SampleSpec(prompt, 3, max_tokens=LONG, use_eos=False, prompt_logprobs=True, seed=1)
+    output = sample(model, spec, used)
+    for sequence in output.sequences:
+        tokens = [*prompt.tolist(), *sequence.tokens.tolist()]
+        logprobs = uncached(model, used, tokens)
+        expected = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
+        np.testing.assert_allclose(sequence.logprobs, expected[len(prompt) - 1 :], atol=2e-5)
+        assert output.prompt_logprobs is not None
+        np.testing.assert_allclose(
+            output.prompt_logprobs[1:], expected[: len(prompt) - 1], atol=2e-5
+        )
+    assert len({tuple(s.tokens.tolist()) for s in output.sequences}) == 3
+
+
+def test_the_flags_say_what_is_adapted(model: Model) -> None:
+    def names(**flags: bool) -> set[str]:
+        chosen = {"train_attn": False, "train_mlp": False, "train_unembed": False, **flags}
+        return set(model.layout(AdapterConfig(rank=2, **chosen)).widths)
+
+    attn, mlp, head = names(train_attn=True), names(train_mlp=True), names(train_unembed=True)
+    assert all("attn" in name or "attention" in name for name in attn)
+    assert all("mlp" in name for name in mlp)
+    assert len(head) == 1
+    assert attn | mlp | head == set(model.layout(AdapterConfig(rank=2)).widths)
+    assert {len(attn) % 2, len(mlp) % 2} == {0}, "both layers"
+
+
+# What can't be done right
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "attention of its own": (
+        config("gptj", vocab_size=259, n_embd=32, n_layer=2, n_head=4, rotary_dim=4),
+        "attention the engine can take over",
+    ),
+    "local attention of its own": (
+        config(
+            "gpt_neo",
+            vocab_size=259,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=8,
+        ),
+        "attention the engine can take over",
+    ),
+    "position biases": (
+        config("bloom", vocab_size=259, hidden_size=32, n_layer=2, n_head=4, seq_length=64),
+        "",
+    ),
+    "attention sinks": (
+        config("gpt_oss", **GROUPED, head_dim=8, num_local_experts=2),
+        "sinks",
+    ),
+    "chunks": (
+        config(
+            "llama4_text",
+            **GROUPED,
+            head_dim=8,
+            intermediate_size_mlp=64,
+            num_local_experts=2,
+            attention_chunk_size=8,
+        ),
+        "masks its attention",
+    ),
+    "both directions": (
+        config("gemma3_text", **GROUPED, head_dim=8, use_bidirectional_attention=True),
+        "masks its attention",
+    ),
+    "a convolution's state": (
+        config("lfm2", **GROUPED, layer_types=["conv", "full_attention"]),
+        "2 layers, 1 of which",
+    ),
+    "no attention at all": (
+        config("mamba", vocab_size=259, hidden_size=32, num_hidden_layers=2),
+        "no attention projections",
+    ),
+    "a head with a transform": (
+        config("bert", **SMALL, is_decoder=True),
+        "computes its logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_family_that_would_give_wrong_numbers_is_refused(
+    reason: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    chosen, words = REFUSED[reason]
+    source = str(write_model(tmp_path / "model", chosen, tokenizer))
+    with pytest.raises(ModelUnsupported) as caught:
+        load_model("strange", source, device="cpu")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_cache_goes_wrong_is_refused(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KvCache, "append", lambda self, layer, key, value: (key, value))
+    with pytest.raises(ModelUnsupported, match="cached keys and values"):
+        load_model("llama", str(directories["llama"]), device="cpu")
+
+
+def test_a_model_whose_attention_differs_from_transformers_is_refused(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from everstep.engine import attention
+
+    exact = attention._causal
+    monkeypatch.setattr(attention, "_causal", lambda q, k, v, s: exact(1.5 * q, k, v, s))
+    with pytest.raises(ModelUnsupported, match="transformers' own attention"):
+        load_model("llama", str(directories["llama"]), device="cpu")
+
+
+def test_a_directory_without_a_model_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises((OSError, ModelUnsupported), match=tmp_path.name):
+        load_model("nothing", str(tmp_path), device="cpu")
+
+
+# Mixtures of experts, and keys that are wider than values
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Model:
+    """DeepSeek's attention, and experts."""
+    chosen = config(
+        "deepseek_v3",
+        **SMALL,
+        num_key_value_heads=4,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=0,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+    )
+    source = write_model(tmp_path_factory.mktemp("mixture") / "model", chosen, tokenizer)
+    return load_model("mixture", str(source), device="cpu")
+
+
+def test_a_mixture_of_experts_samples_as_it_scores(mixture: Model) -> None:
+    state = mixture.new_run(MIXTURE)
+    backward(mixture, state, examples(1))
+    optim_step(state, AdamParams(learning_rate=0.1))
+    used = adapter(mixture, state)
+    spec = SampleSpec(np.arange(1, 9), 3, max_tokens=20, use_eos=False)
+    for sequence in sample(mixture, spec, used).sequences:
+        tokens = [*range(1, 9), *sequence.tokens.tolist()]
+        logprobs = uncached(mixture, used, tokens)
+        expected = logprobs[np.arange(7, len(tokens) - 1), tokens[8:]]
+        np.testing.assert_allclose(sequence.logprobs, expected, atol=2e-5)
+
+
+def test_neighbours_dont_matter_to_a_mixture_of_experts(mixture: Model) -> None:
+    requests: list[tuple[SampleSpec, Adapter | None]] = [
+        (SampleSpec(np.arange(1, 5 + i), 1 + i % 3, max_tokens=12, seed=i), None) for i in range(8)
+    ]
+    together = sample_all(mixture, requests)
+    for (spec, used), among in zip(requests, together, strict=True):
+        alone = sample(mixture, spec, used)
+        for one, other in zip(alone.sequences, among.sequences, strict=True):
+            assert one.tokens.tobytes() == other.tokens.tobytes()
+            assert one.logprobs.tobytes() == other.logprobs.tobytes()
+
+
+def test_projections_that_a_model_lacks_are_named(tmp_path: Path, tokenizer: Any) -> None:
+    chosen = config("mixtral", **GROUPED, num_local_experts=2)
+    source = str(write_model(tmp_path / "model", chosen, tokenizer))
+    mixtral = load_model("mixtral", source, device="cpu")
+    with pytest.raises(InputError, match=r"train_mlp is True.*set it to False"):
+        mixtral.new_run(AdapterConfig(rank=4))
+    assert mixtral.new_run(MIXTURE).arena.size
