@@ -53,6 +53,7 @@ failures = st.builds(
     Failure, st.sampled_from(["no", "nö \U0001f600 '\"\0"]), st.sampled_from(["user", "server"])
 )
 numbers = st.integers(0, 50)
+sometimes = st.sampled_from([False, False, True])
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -144,6 +145,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.operations)
     @rule(
         index=numbers,
+        late=sometimes,
         result=payloads,
         media=st.sampled_from(["json", "protobuf"]),
         checkpoint=st.booleans(),
@@ -153,13 +155,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def succeed(
         self,
         index: int,
+        late: bool,
         result: bytes,
         media: str,
         checkpoint: bool,
         sampler: bool,
         data: st.DataObject,
     ) -> None:
-        request_id = pick(list(self.model.operations), index)
+        request_id = pick(self.ids(late), index)
         made = data.draw(self.checkpoint_records()) if checkpoint else None
         served = self.sampler_record("sampler-x") if sampler else None
         operation = self.wait(
@@ -171,12 +174,39 @@ class LedgerMachine(RuleBasedStateMachine):
         assert operation == self.model.operations[request_id]
 
     @precondition(lambda self: self.model.operations)
-    @rule(index=numbers, failure=failures)
-    def fail(self, index: int, failure: Failure) -> None:
-        request_id = pick(list(self.model.operations), index)
+    @rule(index=numbers, late=sometimes, failure=failures)
+    def fail(self, index: int, late: bool, failure: Failure) -> None:
+        request_id = pick(self.ids(late), index)
         operation = self.wait(self.ledger.fail(request_id, failure.message, failure.category))
         self.model.fail(request_id, failure, self.moment)
         assert operation == self.model.operations[request_id]
+
+    def ids(self, ended: bool) -> list[str]:
+        """The ids of operations that ended or did not; of all when there is none such."""
+        operations = self.model.operations
+        return [
+            key for key, each in operations.items() if (each.status != "pending") == ended
+        ] or list(operations)
+
+    @rule(data=st.data())
+    def save_checkpoint(self, data: st.DataObject) -> None:
+        new = NewOperation("run-a", 50 + len(self.model.operations), "save_state", b"")
+        self.accept(new)
+        request_id = self.model.places[new.scope, new.seq_id]
+        made = data.draw(self.checkpoint_records())
+        self.wait(self.ledger.succeed(request_id, b"{}", "json", checkpoint=made))
+        self.model.succeed(request_id, b"{}", "json", made, None, self.moment)
+
+    @rule(run_id=st.sampled_from(RUNS), failure=failures)
+    def fail_a_creation_and_create_again(self, run_id: str, failure: Failure) -> None:
+        new = NewOperation(run_id, 0, "create_model", b"")
+        for _ in range(2):
+            self.accept(new, run=self.run_record(run_id), replace_failed=True)
+            first = self.model.places[run_id, 0]
+            operation = self.wait(self.ledger.fail(first, failure.message, failure.category))
+            self.model.fail(first, failure, self.moment)
+            assert operation == self.model.operations[first]
+        self.accept(new, run=self.run_record(run_id), replace_failed=True)
 
     # Sessions and samplers
 
