@@ -32,8 +32,10 @@ def export(state: RunState, directory: Path) -> Path:
     return directory
 
 
-def reference(family: str, directories: dict[str, Path], adapter: Path) -> Any:
-    base = AutoModelForCausalLM.from_pretrained(directories[family], dtype=torch.float32)
+def reference(
+    family: str, directories: dict[str, Path], adapter: Path, dtype: torch.dtype = torch.float32
+) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(directories[family], dtype=dtype)
     loaded = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
     loaded.eval()
     return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from everstep.engine import attention, probe
@@ -22,6 +23,8 @@ from everstep.engine.lora import Binding, Bound, LoraProjection, features
 from everstep.engine.state import Adapter, AdapterLayout, RunState, read_adapter
 from everstep.engine.targets import Targets, find_targets
 
+_VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
+"""What a configuration says of its file, not of the model."""
 _HEAD_CELLS = 1 << 24
 """Logits that exist at once: rows of a piece times the vocabulary."""
 
@@ -189,7 +192,7 @@ def load_model(
         architecture=type(module).__name__,
         vocab_size=module.get_input_embeddings().weight.shape[0],
         max_context_length=_context_length(module.config),
-        fingerprint=_fingerprint(module),
+        fingerprint=_fingerprint(module, source),
         eos_token_ids=_eos(module, tokenizer),
         tokenizer_id=str(Path(source).resolve()) if Path(source).is_dir() else source,
         device=device,
@@ -227,12 +230,12 @@ def _eos(module: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
 
 
-def _fingerprint(module: Any) -> str:
+def _fingerprint(module: Any, source: str) -> str:
+    """Of the configuration as it was published, not as this version of transformers fills it up."""
     hasher = blake3(max_threads=blake3.AUTO)
-    config = module.config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "_attn_implementation"):
-        config.pop(volatile, None)
-    hasher.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
+    config, _ = PretrainedConfig.get_config_dict(source)
+    published = {key: value for key, value in config.items() if key not in _VOLATILE}
+    hasher.update(json.dumps(published, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

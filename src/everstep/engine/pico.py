@@ -42,7 +42,7 @@ def write_pico(directory: Path) -> None:
     Args:
         directory: loads with AutoTokenizer and AutoModelForCausalLM afterwards.
     """
-    if all((directory / name).exists() for name in _FILES):
+    if _whole(directory):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
@@ -56,12 +56,17 @@ def write_pico(directory: Path) -> None:
         _write_json(temporary / "tokenizer.json", _tokenizer())
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config())
         (temporary / "model.safetensors").write_bytes(_weights())
-        if directory.exists():
+        if directory.exists() and not _whole(directory):
             shutil.rmtree(directory)
         temporary.replace(directory)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if not _whole(directory):  # another process may have been faster
+            raise
+
+
+def _whole(directory: Path) -> bool:
+    return all((directory / name).exists() for name in _FILES)
 
 
 def _config() -> dict[str, Any]:

@@ -59,5 +59,7 @@ def _check_prompt_scores(spec: SampleSpec, length: int, vocab_size: int) -> None
         raise InputError(
             f"target_prompt_logprobs must have shape [{length - 1}, K]; got {list(targets.shape)}."
         )
+    if targets.dtype.kind != "i":
+        raise InputError(f"target_prompt_logprobs must be int64 token ids; got {targets.dtype}.")
     if targets.size and (targets.min() < -1 or targets.max() >= vocab_size):
         raise InputError(f"target_prompt_logprobs holds ids outside -1 to {vocab_size - 1}.")
