@@ -19,6 +19,7 @@ from everstep.engine import (
     load_model,
     optim_step,
 )
+from everstep.engine.lora import Binding, Bound, LoraProjection
 from everstep.engine.state import Adapter
 from tests.engine.helpers import (
     adapter,
@@ -62,6 +63,19 @@ def test_base_weights_are_bfloat16_and_everything_of_a_run_float32(half: Model) 
     assert state.arena.buffers["exp_avg"].norm() > 0
     (output,) = forward(half, state, examples(1, (9,))).outputs
     assert output["logprobs"].dtype == np.float32
+
+
+def test_the_low_rank_product_is_computed_in_float32() -> None:
+    random = torch.Generator().manual_seed(1)
+    base = torch.nn.Linear(16, 24, bias=False, dtype=torch.bfloat16)
+    base.weight.data.zero_()
+    x = torch.randn(16, 16, generator=random).bfloat16()
+    a, b = torch.randn(4, 16, generator=random), torch.randn(24, 4, generator=random)
+    binding = Binding()
+    projection = LoraProjection(base, "p", binding)
+    with torch.no_grad(), binding.to(Bound({"p": (a, b)}, 0.37)):
+        found = projection(x)
+    assert torch.equal(found, ((x.float() @ a.T @ b.T) * 0.37).bfloat16())
 
 
 def test_neighbours_dont_matter_to_a_sample(half: Model) -> None:

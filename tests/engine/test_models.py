@@ -10,7 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, load_model, optim_step
+from everstep.engine import (
+    AdamParams,
+    AdapterConfig,
+    Model,
+    SampleSpec,
+    attention,
+    load_model,
+    optim_step,
+)
 from everstep.engine.attention import KvCache
 from everstep.engine.errors import InputError, ModelUnsupported
 from everstep.engine.state import Adapter
@@ -112,9 +120,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "attention the engine can take over",
     ),
-    "position biases": (
-        config("bloom", vocab_size=259, hidden_size=32, n_layer=2, n_head=4, seq_length=64),
-        "",
+    "position biases in a mask": (
+        config(
+            "bloom",
+            vocab_size=259,
+            hidden_size=32,
+            n_layer=2,
+            n_head=4,
+            max_position_embeddings=64,
+        ),
+        "Bloom",
+    ),
+    "a context of unknown length": (
+        config("bloom", vocab_size=259, hidden_size=32, n_layer=2, n_head=4),
+        "how long its context is",
     ),
     "attention sinks": (
         config("gpt_oss", **GROUPED, head_dim=8, num_local_experts=2),
@@ -173,12 +192,26 @@ def test_a_model_whose_cache_goes_wrong_is_refused(
 def test_a_model_whose_attention_differs_from_transformers_is_refused(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from everstep.engine import attention
-
     exact = attention._causal
     monkeypatch.setattr(attention, "_causal", lambda q, k, v, s: exact(1.5 * q, k, v, s))
     with pytest.raises(ModelUnsupported, match="transformers' own attention"):
         load_model("llama", str(directories["llama"]), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"attention_mask": torch.zeros(1, 1, 3, 3)},
+        {"attention_mask": None, "is_causal": False},
+        {"attention_mask": None, "s_aux": torch.zeros(4)},
+        {"attention_mask": None, "position_bias": torch.zeros(1, 4, 3, 3)},
+    ],
+    ids=str,
+)
+def test_attention_that_is_more_than_causal_is_refused(special: dict[str, Any]) -> None:
+    rows = torch.ones(1, 4, 3, 8)
+    with pytest.raises(ModelUnsupported, match="not supported"):
+        attention.attend(torch.nn.Module(), rows, rows, rows, **special)
 
 
 def test_a_directory_without_a_model_is_an_error_that_names_it(tmp_path: Path) -> None:
