@@ -13,7 +13,8 @@ from typing import Any
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from everstep.vault.errors import CheckpointDamaged
+from everstep.vault.errors import CheckpointDamaged, FormatTooNew
+from everstep.vault.keys import CheckpointId
 
 FORMAT_VERSION = 1
 
@@ -73,6 +74,11 @@ class Manifest(BaseModel):
     files: dict[str, FileRef]
 
     @property
+    def id(self) -> CheckpointId:
+        """Kind, run and name."""
+        return CheckpointId(self.kind, self.run_id, self.name)
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(ref.size for ref in self.files.values())
@@ -92,7 +98,8 @@ class Manifest(BaseModel):
             where: what to call it in an error.
 
         Raises:
-            CheckpointDamaged: it is not what was written, or of a newer release.
+            CheckpointDamaged: it is not what was written.
+            FormatTooNew: a newer release wrote it.
         """
         try:
             content = json.loads(data)
@@ -103,7 +110,7 @@ class Manifest(BaseModel):
             raise CheckpointDamaged(f"{where}: the manifest's bytes don't hash to what it says")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
-            raise CheckpointDamaged(
+            raise FormatTooNew(
                 f"{where}: format {version}; this release reads {FORMAT_VERSION}. Upgrade everstep."
             )
         try:

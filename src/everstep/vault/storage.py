@@ -24,6 +24,7 @@ from everstep.vault.errors import UnsafeName
 
 Buffer = bytes | bytearray | memoryview
 _CHUNK = 8 << 20
+_READ = 1 << 20
 _WRITTEN = Failpoint("vault.write.written", "a temporary file is written, and not durable")
 _SYNCED = Failpoint("vault.write.synced", "a file's content is durable, its name is not there")
 _NAMED = Failpoint("vault.write.named", "a file has its name, and the name is not durable")
@@ -44,6 +45,12 @@ class Storage(Protocol):
     def read(self, key: str) -> memoryview:
         """The bytes of a key; raises FileNotFoundError."""
 
+    def chunks(self, key: str, *, cold: bool = False) -> Iterator[memoryview]:
+        """The bytes of a key one after the other, each valid until the next is asked for.
+
+        Raises FileNotFoundError; ``cold``: from the medium, not from a cache of it.
+        """
+
     def size(self, key: str) -> int | None:
         """The size of a key in bytes; None when there is none."""
 
@@ -56,8 +63,14 @@ class Storage(Protocol):
     def delete(self, key: str) -> bool:
         """Remove a key durably; returns whether it was there."""
 
+    def move(self, key: str, to: str) -> bool:
+        """Give what lies under a key another one, durably; returns whether it was there."""
+
     def sync(self, prefix: str) -> None:
         """Make durable what reads show under a prefix, also what its writer died over."""
+
+    def free(self) -> int | None:
+        """Bytes that can still be written; None when there is no bound."""
 
 
 class LocalStorage:
@@ -104,6 +117,18 @@ class LocalStorage:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
+    def chunks(self, key: str, *, cold: bool = False) -> Iterator[memoryview]:
+        """Read a file through one buffer."""
+        with self._path(key).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            buffer = memoryview(bytearray(min(max(size, 1), _READ)))
+            while count := file.readinto(buffer):
+                yield buffer[:count]
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def size(self, key: str) -> int | None:
         """The size of a file."""
         try:
@@ -132,12 +157,29 @@ class LocalStorage:
         sync_directory(target.parent)
         return True
 
+    def move(self, key: str, to: str) -> bool:
+        """Rename a file; fsync the directory that has it now, then the one that had it."""
+        source, target = self._path(key), self._path(to)
+        self._make(target.parent)
+        try:
+            source.replace(target)
+        except FileNotFoundError:
+            return False
+        sync_directory(target.parent)
+        sync_directory(source.parent)
+        return True
+
     def sync(self, prefix: str) -> None:
         """Fsync the directories."""
         directory = self._path(prefix.removesuffix("/"))
         for each in (directory, *directory.rglob("*")):
             if each.is_dir():
                 sync_directory(each)
+
+    def free(self) -> int:
+        """Bytes of the file system that a user may take; none when it has no inodes left."""
+        found = os.statvfs(self._root)
+        return 0 if found.f_files and not found.f_favail else found.f_bavail * found.f_frsize
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,14 +9,25 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from everstep.failpoints import Failpoint
+from everstep.vault.collection import Collection
 from everstep.vault.errors import (
     CheckpointDamaged,
     CheckpointExists,
     CheckpointNotFound,
-    UnsafeName,
+    CheckpointQuarantined,
+    FormatTooNew,
 )
+from everstep.vault.keys import (
+    KINDS,
+    MANIFESTS,
+    blob_key,
+    manifest_key,
+    part,
+)
+from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.quarantine import Note, Quarantine
+from everstep.vault.room import Room, size_of
 from everstep.vault.storage import (
     Buffer,
     LocalStorage,
@@ -29,10 +37,7 @@ from everstep.vault.storage import (
     write_synced,
 )
 
-KINDS = ("training", "sampler", "snapshot")
-_PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=:-]{0,127}", re.ASCII)
 _PARALLEL_FROM = 1 << 20
-_MARKED = Failpoint("vault.collect.marked", "a collection knows what to keep, and removed nothing")
 
 
 class Vault:
@@ -40,20 +45,25 @@ class Vault:
 
         <root>/blobs/ab/<blake3>                        files, once each
         <root>/manifests/<kind>/<run>/<name>.json       checkpoints
+        <root>/quarantine/                              damaged files and notes of them
         <root>/tmp/                                     what is being written
 
     Args:
         root: the directory.
         writer: whether this process writes: it removes what a crash left in ``tmp``.
+        reserve_bytes: what a save has to leave free on the disk.
+
+    Attributes:
+        quarantine: the damaged files that were moved away.
     """
 
-    def __init__(self, root: Path, *, writer: bool = True) -> None:
+    def __init__(self, root: Path, *, writer: bool = True, reserve_bytes: int = 0) -> None:
         storage = LocalStorage(root)
         self._storage: Storage = storage
-        self._lock = threading.Lock()
-        self._pinned = 0
-        self._collecting = threading.Lock()
-        self._fresh: set[str] = set()  # what was put or committed while a collection goes on
+        self._locks = Locks(root)
+        self._room = Room(storage, root, reserve_bytes)
+        self.quarantine = Quarantine(storage)
+        self._collection = Collection(self, self._locks)
         if writer:
             storage.clean()
 
@@ -65,7 +75,12 @@ class Vault:
 
         Args:
             chunks: the content.
+
+        Raises:
+            DiskFull: there is no room; nothing of it stays.
         """
+        expected = size_of(chunks)
+        self.check_room(expected or 0)
         hasher = blake3()
         size = 0
 
@@ -78,22 +93,39 @@ class Vault:
                 yield view
 
         def key() -> str:
-            self._keep(hasher.hexdigest())
-            return _blob_key(hasher.hexdigest())
+            self._collection.keep(hasher.hexdigest())
+            return blob_key(hasher.hexdigest())
 
-        self._storage.write(hashed(), key, replace=True)
+        with self._locks.writing(), self._room.told(expected):
+            self._storage.write(hashed(), key, replace=True)
         return FileRef(blake3=hasher.hexdigest(), size=size)
+
+    def check_room(self, size: int) -> None:
+        """Raise `DiskFull` unless so many bytes fit on the disk and the reserve stays free."""
+        self._room.check(size)
+
+    @property
+    def storage(self) -> Storage:
+        """Where everything lies, for what looks at files rather than checkpoints."""
+        return self._storage
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every process from collecting anything, as a backup does while it copies."""
+        with self._locks.holding():
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Move a damaged file away while no process writes; gives whether that is so."""
+        with self._locks.alone() as alone:
+            yield alone
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
         """Keep every file that is put inside from being collected before it is committed."""
-        with self._lock:
-            self._pinned += 1
-        try:
+        with self._collection.pinned(), self._locks.writing():
             yield
-        finally:
-            with self._lock:
-                self._pinned -= 1
 
     def commit(self, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Make a checkpoint appear: whole, durable, at once.
@@ -105,15 +137,17 @@ class Vault:
         Raises:
             CheckpointExists: the name is taken.
             CheckpointDamaged: a file that it names is not there in its size.
+            DiskFull: there is no room for the manifest.
         """
-        key = _manifest_key(manifest.kind, manifest.run_id, manifest.name)
+        key = manifest_key(*manifest.id)
         with self.pinned():
-            self._keep(*(ref.blake3 for ref in manifest.files.values()))
+            self._collection.keep(*(ref.blake3 for ref in manifest.files.values()))
             for name, ref in manifest.files.items():
-                if self._storage.size(_blob_key(ref.blake3)) != ref.size:
+                if self._storage.size(blob_key(ref.blake3)) != ref.size:
                     raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
             try:
-                self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
+                with self._room.told():
+                    self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
             except FileExistsError as error:
                 raise CheckpointExists(f"{_label(manifest)} exists already") from error
 
@@ -123,16 +157,36 @@ class Vault:
         Raises:
             CheckpointNotFound: there is none.
             CheckpointDamaged: it is not what was written.
+            CheckpointQuarantined: it, or a file that it names, was found damaged before.
         """
-        key = _manifest_key(kind, run_id, name)
+        manifest = self.recorded(kind, run_id, name)
+        for file, ref in manifest.files.items():
+            note = self.quarantine.of(blob_key(ref.blake3))
+            if note is not None:
+                raise _quarantined(_label(manifest), file, note)
+        return manifest
+
+    def recorded(self, kind: str, run_id: str, name: str) -> Manifest:
+        """Read a manifest, whatever became of the files that it names; raises as `manifest`."""
+        key = manifest_key(kind, run_id, name)
         label = f"checkpoint {run_id}/{kind}/{name}"
         try:
             data = bytes(self._storage.read(key))
         except FileNotFoundError as error:
+            note = self.quarantine.of(key)
+            if note is not None:
+                raise _quarantined(label, "its manifest", note) from error
             raise CheckpointNotFound(f"{label} does not exist") from error
-        manifest = Manifest.decode(data, label)
-        if (manifest.kind, manifest.run_id, manifest.name) != (kind, run_id, name):
-            raise CheckpointDamaged(f"{label}: the manifest there is that of {_label(manifest)}")
+        try:
+            manifest = Manifest.decode(data, label)
+        except FormatTooNew:
+            raise
+        except CheckpointDamaged as error:
+            raise CheckpointDamaged(str(error), key) from error
+        if manifest.id != (kind, run_id, name):
+            raise CheckpointDamaged(
+                f"{label}: the manifest there is that of {_label(manifest)}", key
+            )
         return manifest
 
     def read(self, manifest: Manifest, filename: str) -> memoryview:
@@ -145,76 +199,80 @@ class Vault:
         ref = manifest.files.get(filename)
         if ref is None:
             raise CheckpointNotFound(f"{_label(manifest)} has no file {filename}")
+        key = blob_key(ref.blake3)
         try:
-            data = self._storage.read(_blob_key(ref.blake3))
+            data = self._storage.read(key)
         except FileNotFoundError as error:
-            raise CheckpointDamaged(f"{_label(manifest)}: {filename} is missing") from error
+            note = self.quarantine.of(key)
+            if note is not None:
+                raise _quarantined(_label(manifest), filename, note) from error
+            raise CheckpointDamaged(f"{_label(manifest)}: {filename} is missing", key) from error
         if len(data) != ref.size:
             raise CheckpointDamaged(
-                f"{_label(manifest)}: {filename} has {len(data)} bytes instead of {ref.size}"
+                f"{_label(manifest)}: {filename} has {len(data)} bytes instead of {ref.size}", key
             )
         threads = blake3.AUTO if len(data) >= _PARALLEL_FROM else 1
         found = blake3(data, max_threads=threads).hexdigest()
         if found != ref.blake3:
             raise CheckpointDamaged(
                 f"{_label(manifest)}: {filename} hashes to {found[:16]}… instead of "
-                f"{ref.blake3[:16]}…"
+                f"{ref.blake3[:16]}…",
+                key,
             )
         return data
 
     def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
-        """All checkpoints, or those of a run or kind. Raises `CheckpointDamaged` on a bad one."""
+        """All checkpoints, or those of a run or kind, without quarantined ones.
+
+        Raises `CheckpointDamaged` on a bad one.
+        """
         for each in KINDS if kind is None else (kind,):
             for run, name in self.names(each, run_id):
                 try:
                     yield self.manifest(each, run, name)
-                except CheckpointNotFound:
-                    continue  # deleted since it was listed
+                except (CheckpointNotFound, CheckpointQuarantined):
+                    continue  # deleted since it was listed, or not to be loaded
 
     def names(self, kind: str, run_id: str | None = None) -> Iterator[tuple[str, str]]:
         """Run and name of all checkpoints of a kind, or of a run's, unread."""
-        prefix = f"manifests/{_part(kind)}/" + ("" if run_id is None else f"{_part(run_id)}/")
+        prefix = f"{MANIFESTS}{part(kind)}/" + ("" if run_id is None else f"{part(run_id)}/")
         for key in self._storage.keys(prefix):
             *_, run, name = key.split("/")
             yield run, name.removesuffix(".json")
 
+    def all_recorded(self) -> Iterator[Manifest]:
+        """All manifests, also those of which a file is missing or quarantined.
+
+        Raises `CheckpointDamaged` on a manifest that can't be read.
+        """
+        for kind in KINDS:
+            for run, name in self.names(kind):
+                try:
+                    yield self.recorded(kind, run, name)
+                except (CheckpointNotFound, CheckpointQuarantined):
+                    continue
+
     def delete(self, kind: str, run_id: str, name: str) -> bool:
         """Remove a checkpoint; returns whether it was there. Its files stay until `collect`."""
-        return self._storage.delete(_manifest_key(kind, run_id, name))
+        key = manifest_key(kind, run_id, name)
+        deleted = self._storage.delete(key)
+        return self.quarantine.forget(key) or deleted
 
-    def collect(self, grace_seconds: float = 3600.0) -> list[FileRef]:
+    def collect(self, grace_seconds: float = 3600.0, *, dry_run: bool = False) -> list[FileRef]:
         """Remove files that no checkpoint names.
 
         A file that is younger than the grace period stays, and so does every file while one is
-        pinned: its checkpoint may be about to be committed.
+        pinned or `held`: its checkpoint may be about to be committed. What a quarantined manifest
+        seems to name stays as well: someone may repair it.
+
+        Args:
+            grace_seconds: how old a file has to be.
+            dry_run: only say what would be removed.
 
         Returns:
             What was removed.
         """
-        with self._collecting:
-            with self._lock:
-                if self._pinned:
-                    return []
-                self._fresh.clear()
-            reachable = {ref.blake3 for m in self.manifests() for ref in m.files.values()}
-            _MARKED()
-            self._storage.sync("manifests/")  # a manifest that is gone must not come back
-            removed = []
-            for key in list(self._storage.keys("blobs/")):
-                if key.rsplit("/", 1)[-1] not in reachable:
-                    removed += self._remove(key, grace_seconds)
-            return removed
-
-    def _remove(self, key: str, grace_seconds: float) -> list[FileRef]:
-        """Remove a file, unless it was put or committed since the collection began."""
-        digest = key.rsplit("/", 1)[-1]
-        with self._lock:  # so that neither can happen between the look and the removal
-            size = self._storage.size(key)
-            if self._pinned or digest in self._fresh or size is None:
-                return []
-            if time.time() - self._storage.modified(key) < grace_seconds:
-                return []
-            return [FileRef(blake3=digest, size=size)] if self._storage.delete(key) else []
+        return self._collection.collect(grace_seconds, dry_run=dry_run)
 
     def export(self, manifest: Manifest, directory: Path) -> list[Path]:
         """Copy a checkpoint's files, durably, under their own names; none unless all verify.
@@ -223,7 +281,7 @@ class Vault:
             manifest: the checkpoint.
             directory: created when it isn't there; files of the same names are replaced.
         """
-        files = {directory / _part(name): self.read(manifest, name) for name in manifest.files}
+        files = {directory / part(name): self.read(manifest, name) for name in manifest.files}
         directory.mkdir(parents=True, exist_ok=True)
         for target, content in files.items():
             temporary = directory / f".{uuid.uuid4().hex}"
@@ -236,28 +294,14 @@ class Vault:
         sync_directory(directory)
         return list(files)
 
-    def _keep(self, *digests: str) -> None:
-        """Note files that a collection which goes on must not take."""
-        with self._lock:
-            if self._collecting.locked():
-                self._fresh.update(digests)
 
-
-def _part(text: str) -> str:
-    """A part of a key, checked: nothing else becomes a file name."""
-    if not _PART.fullmatch(text):
-        raise UnsafeName(f"{text[:200]!r} can't be part of a checkpoint's name")
-    return text
-
-
-def _manifest_key(kind: str, run_id: str, name: str) -> str:
-    if kind not in KINDS:
-        raise UnsafeName(f"{kind!r} is not a kind of checkpoint; it is one of {', '.join(KINDS)}")
-    return f"manifests/{kind}/{_part(run_id)}/{_part(name)}.json"
-
-
-def _blob_key(digest: str) -> str:
-    return f"blobs/{digest[:2]}/{digest}"
+def _quarantined(label: str, file: str, note: Note) -> CheckpointQuarantined:
+    return CheckpointQuarantined(
+        f"{label} is quarantined: {file} ({note.key}) was found damaged at "
+        f"{note.found_at:%Y-%m-%d %H:%M:%S} UTC: {note.reason}. Load another checkpoint; saving "
+        "the same bytes again heals it.",
+        note.key,
+    )
 
 
 def _label(manifest: Manifest) -> str:
