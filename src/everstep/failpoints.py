@@ -80,7 +80,7 @@ def parse(text: str) -> dict[str, tuple[str, int]]:
         known = action in ("kill", "hang") or (
             action.startswith("error:") and hasattr(errno, action.removeprefix("error:"))
         )
-        if not equals or not known or not (count or "1").isdecimal():
+        if not name or not equals or not known or not (count or "1").isdecimal():
             raise ValueError(f"{VARIABLE}: {part!r} is not name=action[@n]")
         armed[name] = (action, int(count or 1))
     return armed

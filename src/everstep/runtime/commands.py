@@ -49,6 +49,7 @@ from everstep.wire.proto import decode_training_pass, encode_forward_backward_ou
 
 _log = structlog.get_logger("everstep.worker")
 _BEGUN = Failpoint("worker.command.begun", "a command is about to be executed")
+_STEP_BEGUN = Failpoint("worker.optim_step.begun", "a step of the optimizer is about to be made")
 _DONE = Failpoint("worker.command.done", "a command is executed, the service was not told")
 _CAPTURED = Failpoint("worker.save.captured", "a state is captured, nothing of it is written")
 _SAMPLED = Failpoint("worker.sample.step", "a step of sampling is about to be made")
@@ -179,6 +180,7 @@ class Commands:
     def _optim_step(self, message: Message) -> _Steps:
         yield from ()
         _, state = self._runs[message.header["run"]]
+        _STEP_BEGUN()
         return {"metrics": optim_step(state, AdamParams(**message.header["params"]))}, b""
 
     def _drop(self, message: Message) -> _Steps:

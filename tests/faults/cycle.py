@@ -1,0 +1,80 @@
+"""One round of everything that a run can do: the same numbers, wherever it is interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.scenario import MODEL, connect, data
+
+SAMPLED = 6
+
+
+class Looper:
+    """A client with one run, going round and round.
+
+    Args:
+        sdk: ``everstep`` or ``tinker``.
+        url: the service.
+        seed: of the run.
+    """
+
+    def __init__(self, sdk: Any, url: str, seed: int) -> None:
+        self.sdk = sdk
+        self.service = connect(sdk, url)
+        self.run = self.service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
+        self.rest = self.service.create_rest_client()
+        self.rounds = 0
+
+    def round(self) -> list[Any]:
+        """Train, save, sample, load, delete; returns every number that was seen."""
+        sdk, run, number = self.sdk, self.run, self.rounds
+        self.rounds += 1
+        seen: list[Any] = []
+        steps = [self._step(number * 3 + step) for step in range(2)]
+        saved = run.save_state(f"s{number}")
+        for_sampling = run.save_weights_for_sampler("sampled" if number == 0 else f"w{number}")
+        pending = run.forward_backward(data(sdk, 2, number * 3 + 2), "cross_entropy")
+        for passed, stepped in steps:
+            seen += [_numbers(passed.result()), stepped.result().metrics]
+        path = saved.result().path
+        sampler = self.service.create_sampling_client(
+            model_path=for_sampling.result().path
+        ).result()
+        prompt = sdk.types.ModelInput.from_ints([5, 6, 7])
+        params = sdk.types.SamplingParams(max_tokens=SAMPLED, seed=number, temperature=1.0)
+        sampled = sampler.sample(prompt, 2, params).result()
+        seen += [(list(s.tokens), list(s.logprobs or [])) for s in sampled.sequences]
+        seen.append(_numbers(pending.result()))
+        run.load_state_with_optimizer(path).result()
+        seen += [_numbers(future.result()) for future in self._step(number * 3 + 2)[:1]]
+        if number > 0:
+            name = f"{run.model_id}/weights/s{number - 1}"
+            self.rest.delete_checkpoint_from_tinker_path(f"tinker://{name}").result()
+        return seen
+
+    def listed(self) -> list[str]:
+        """The paths of the run's checkpoints."""
+        found = self.rest.list_checkpoints(self.run.model_id).result()
+        return [checkpoint.tinker_path for checkpoint in found.checkpoints]
+
+    def close(self) -> None:
+        """End the session."""
+        self.service.close("success").result()
+
+    def _step(self, shift: int) -> list[Any]:
+        params = self.sdk.types.AdamParams(learning_rate=0.01, weight_decay=0.1)
+        passed = self.run.forward_backward(data(self.sdk, 2, shift), "cross_entropy")
+        return [passed, self.run.optim_step(params)]
+
+
+def _numbers(output: Any) -> tuple[float, list[float]]:
+    logprobs = [x for out in output.loss_fn_outputs for x in out["logprobs"].tolist()]
+    return output.metrics["loss:sum"], logprobs
+
+
+def uninterrupted(sdk: Any, url: str, seed: int, rounds: int) -> list[list[Any]]:
+    """What comes out when nothing happens."""
+    looper = Looper(sdk, url, seed)
+    seen = [looper.round() for _ in range(rounds)]
+    looper.close()
+    return seen

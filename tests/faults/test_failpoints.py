@@ -1,0 +1,115 @@
+"""P3 and P4 at every failpoint: the process is killed there, and no client notices.
+
+The list of failpoints is the registry's, so that a new one is covered by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ALL_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinker
+
+import everstep
+import everstep.runtime.commands
+import everstep.server
+from everstep import failpoints
+from everstep.vault import Vault
+from everstep.wire.paths import parse_path
+from tests.conftest import Service
+from tests.faults.cycle import Looper, uninterrupted
+from tests.faults.keeper import Keeper
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+NOT_ON_THE_WAY = ("vault.collect", "vault.quarantine")
+"""Collections and repairs are started by hand; tests of the vault kill them."""
+POINTS = [name for name in failpoints.registered() if not name.startswith(NOT_ON_THE_WAY)]
+SHARDS = 2
+COUNTS = (1, 3, 8) if os.environ.get("EVERSTEP_SOAK") else (1,)
+MOST_ROUNDS = 4
+SEEDS = {everstep: 11, tinker: 12}
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_killed_at_every_failpoint_no_client_notices(
+    shard: int, tmp_path: Path, service: Service
+) -> None:
+    points = [(name, count) for count in COUNTS for name in POINTS[shard::SHARDS]]
+    seen = {sdk: [] for sdk in SEEDS}  # type: ignore[var-annotated]
+
+    def arming(start: int) -> dict[str, str]:
+        if start == 0 or start > len(points):
+            return {}
+        name, count = points[start - 1]
+        fired(tmp_path, start).mkdir(exist_ok=True)
+        return {
+            failpoints.VARIABLE: f"{name}=kill@{count}",
+            failpoints.ONCE_VARIABLE: str(fired(tmp_path, start)),
+        }
+
+    with Keeper(tmp_path / "home", "replay_seconds=0.2", environment=arming) as keeper:
+        loopers = {sdk: Looper(sdk, keeper.url, seed) for sdk, seed in SEEDS.items()}
+        with ThreadPoolExecutor(len(loopers)) as pool:
+            for start, (name, count) in enumerate(points, start=1):
+                if keeper.starts <= start:
+                    keeper.kill()  # the process before this one lives on; this one is armed
+                for _ in range(MOST_ROUNDS):
+                    rounds = {sdk: pool.submit(each.round) for sdk, each in loopers.items()}
+                    if name.startswith("runtime.recover"):
+                        give_it_something_to_recover(keeper, set(rounds.values()))
+                    for sdk, numbers in rounds.items():
+                        seen[sdk].append(numbers.result())
+                    if (fired(tmp_path, start) / name).exists():
+                        break
+                else:
+                    pytest.fail(f"{name}@{count} was not reached in {MOST_ROUNDS} rounds")
+        for looper in loopers.values():
+            check_all_listed_load(keeper.home, looper.listed())
+            looper.close()
+    for sdk, seed in SEEDS.items():
+        assert seen[sdk] == uninterrupted(sdk, service.url, seed, len(seen[sdk]))
+
+
+def give_it_something_to_recover(keeper: Keeper, rounds: set[Future[Any]]) -> None:
+    """Kill the worker again and again while the clients go round."""
+    while wait(rounds, timeout=0.5, return_when=ALL_COMPLETED).not_done:
+        if keeper.ready():
+            keeper.kill_worker()
+
+
+def fired(tmp_path: Path, start: int) -> Path:
+    """Where a failpoint that fired leaves its mark."""
+    return tmp_path / f"fired-{start}"
+
+
+def check_all_listed_load(home: Path, paths: list[str]) -> None:
+    """What is listed can be loaded, and hashes to what its manifest says."""
+    vault = Vault(home / "vault", writer=False)
+    assert paths
+    for path in paths:
+        parsed = parse_path(path)
+        manifest = vault.manifest(str(parsed.kind), parsed.run_id, parsed.name)
+        for name in manifest.files:
+            vault.read(manifest, name)
+
+
+def test_the_registry_knows_the_failpoints_of_every_room() -> None:
+    rooms = {name.split(".")[0] for name in failpoints.registered()}
+    assert rooms >= {"ledger", "vault", "runtime", "worker"}
+    assert all(failpoints.registered().values()), "each says what it means"
+
+
+@pytest.mark.parametrize("text", ["a", "a=explode", "a=kill@x", "a=error:ENOTHING", "=kill@"])
+def test_what_can_not_be_armed_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=failpoints.VARIABLE):
+        failpoints.parse(text)
+
+
+def test_a_failpoint_that_is_not_armed_does_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        failpoints.Failpoint("tests.nothing.happens", "only here")()

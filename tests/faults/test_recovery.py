@@ -1,0 +1,229 @@
+"""Recovery: what is replayed is checked, and every way a worker can end is survived."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import everstep
+from everstep.vault import Vault
+from tests.faults.keeper import Keeper
+from tests.scenario import MODEL, connect, data, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    with Keeper(tmp_path / "home") as running:
+        yield running
+
+
+def fresh(keeper: Keeper, seed: int = 3) -> everstep.TrainingClient:
+    service = connect(everstep, keeper.url)
+    return service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
+
+
+def change_ledger(keeper: Keeper, statement: str, *values: object) -> None:
+    """Change the database while the service is dead, as nothing of ours would."""
+    with sqlite3.connect(keeper.home / "ledger.sqlite") as database:
+        changed = database.execute(statement, values).rowcount
+    assert changed == 1
+
+
+class Stopped:
+    """A keeper's service, dead for as long as a test needs it to be."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    def __enter__(self) -> None:
+        self.keeper.pause()
+
+    def __exit__(self, *error: object) -> None:
+        self.keeper.resume()
+
+
+def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keeper: Keeper) -> None:
+    run, neighbour = fresh(keeper), fresh(keeper, 4)
+    train(everstep, run, 3)
+    expected = train(everstep, neighbour, 2)
+    with Stopped(keeper):
+        path = "UPDATE operations SET result = ? WHERE scope = ? AND seq_id = 4"
+        result = {"metrics": {"step": 2.0, "grad_norm": 123.0}, "type": "optim_step"}
+        change_ledger(keeper, path, json.dumps(result).encode(), run.model_id)
+    with pytest.raises(everstep.RequestFailedError, match="corrupted") as caught:
+        train(everstep, run, 1)
+    assert "operation 4 (optim_step)" in str(caught.value)
+    assert "grad_norm was 123.0" in str(caught.value)
+    assert caught.value.category == "server"
+    with pytest.raises(everstep.RequestFailedError, match="operation 4"):
+        run.save_state("late").result()
+    rest = everstep.RestClient(base_url=keeper.url)
+    assert rest.get_training_run(run.model_id).result().corrupted
+    assert not rest.get_training_run(neighbour.model_id).result().corrupted
+    keeper.kill()
+    with pytest.raises(everstep.RequestFailedError, match="operation 4"):
+        run.save_state("later").result()
+    again = fresh(keeper, 4)
+    assert train(everstep, again, 2) == expected
+    assert train(everstep, neighbour, 1)
+
+
+def test_a_damaged_snapshot_is_passed_over_for_an_older_one(keeper: Keeper) -> None:
+    twin, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, twin, 4)
+    begun = train(everstep, run, 1)
+    run.save_state("one").result()
+    begun += train(everstep, run, 1, shift=1)
+    run.save_state("two").result()
+    begun += train(everstep, run, 1, shift=2)
+    with Stopped(keeper):
+        vault = Vault(keeper.home / "vault", writer=False)
+        newest = vault.manifest("training", run.model_id, "two")
+        blob = newest.files["optimizer.safetensors"].blake3
+        file = keeper.home / "vault" / "blobs" / blob[:2] / blob
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    assert begun + train(everstep, run, 1, shift=3) == expected
+    assert "a state can't be used" in keeper.log.read_text()
+
+
+def test_another_numeric_environment_says_so_and_compares_to_a_tolerance(keeper: Keeper) -> None:
+    run = fresh(keeper)
+    before = train(everstep, run, 3)
+    with Stopped(keeper):
+        environment = "UPDATE runs SET environment = json_set(environment, '$.threads', 99)"
+        change_ledger(keeper, f"{environment} WHERE run_id = ?", run.model_id)
+    after = train(everstep, run, 1, shift=9)
+    assert after != before
+    log = keeper.log.read_text()
+    assert "the numeric environment has changed" in log
+    assert "99 → " in log
+    keeper.kill()
+    assert train(everstep, run, 1)
+    assert keeper.log.read_text().count("the numeric environment has changed") == 1
+
+
+def test_a_base_model_with_other_weights_is_not_gone_on_with_and_nothing_is_lost(
+    keeper: Keeper,
+) -> None:
+    run = fresh(keeper)
+    train(everstep, run, 2)
+    with Stopped(keeper):
+        change_ledger(
+            keeper,
+            "UPDATE runs SET environment = json_set(environment, '$.base_fingerprint', 'other') "
+            "WHERE run_id = ?",
+            run.model_id,
+        )
+    waiting = run.save_state("kept")
+    with pytest.raises(TimeoutError):
+        waiting.result(5)
+    assert "has other weights than when it was trained" in keeper.log.read_text()
+    with Stopped(keeper):
+        change_ledger(keeper, "UPDATE runs SET environment = NULL WHERE run_id = ?", run.model_id)
+    assert waiting.result(60).path.endswith("/kept")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_worker_that_ends_is_replaced_and_no_client_notices(
+    keeper: Keeper, number: signal.Signals
+) -> None:
+    twin, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, twin, 3)
+    begun = train(everstep, run, 1)
+    pending = run.forward_backward(data(everstep, shift=1), "cross_entropy")
+    keeper.kill_worker(number)
+    run.optim_step(everstep.AdamParams(learning_rate=0.01, weight_decay=0.1)).result()
+    output = pending.result()
+    assert output.metrics["loss:sum"] == expected[1][0]
+    assert begun == expected[:1]
+    assert train(everstep, run, 1, shift=2) == expected[2:]
+    assert "the worker ended; starting another" in keeper.log.read_text()
+
+
+def test_a_hung_worker_is_killed_and_its_operation_tried_again(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def hang(start: int) -> dict[str, str]:
+        return {
+            "EVERSTEP_FAILPOINTS": "worker.command.begun=hang@4",
+            "EVERSTEP_FAILPOINTS_ONCE": str(marks),
+        }
+
+    with Keeper(tmp_path / "home", "hang_seconds=3", environment=hang) as keeper:
+        run = fresh(keeper)
+        seen = train(everstep, run, 3)
+        assert (marks / "worker.command.begun").exists()
+        assert "hung: it made no step" in keeper.log.read_text()
+        assert train(everstep, fresh(keeper), 3) == seen
+
+
+def test_an_operation_that_ends_its_worker_again_and_again_is_failed_alone(tmp_path: Path) -> None:
+    def poison(start: int) -> dict[str, str]:
+        return {"EVERSTEP_FAILPOINTS": "worker.optim_step.begun=kill"}
+
+    with Keeper(tmp_path / "home", "worker_attempts=2", environment=poison) as keeper:
+        run, neighbour = fresh(keeper), fresh(keeper, 4)
+        loss = run.forward_backward(data(everstep), "cross_entropy").result().metrics["loss:sum"]
+        with pytest.raises(everstep.RequestFailedError, match="ended 2 times") as caught:
+            run.optim_step(everstep.AdamParams(learning_rate=0.01)).result()
+        assert caught.value.category == "server"
+        again = run.forward_backward(data(everstep), "cross_entropy").result().metrics["loss:sum"]
+        assert again == loss, "the run goes on with the weights it had"
+        neighbour.forward_backward(data(everstep), "cross_entropy").result()
+
+
+def test_more_runs_than_fit_into_memory_go_on_exactly(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Keeper(home) as roomy:
+        twin = fresh(roomy)
+        expected = [train(everstep, twin, 1, shift=step)[0] for step in range(4)]
+    with Keeper(tmp_path / "tight", "memory_bytes=1000000") as keeper:
+        runs = [fresh(keeper) for _ in range(12)]
+        seen: list[list[object]] = [[] for _ in runs]
+        for step in range(4):
+            for index, run in enumerate(runs):
+                seen[index] += train(everstep, run, 1, shift=step)
+        assert all(numbers == expected for numbers in seen)
+        assert keeper.log.read_text().count("run evicted") > len(runs)
+
+
+def test_a_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
+    twin, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, twin, 3)
+    begun = train(everstep, run, 2)
+    home, url = keeper.home, keeper.url
+    assert keeper.stop() == 0
+    with sqlite3.connect(home / "ledger.sqlite") as database:
+        # Whatever was recorded before the snapshot is not looked at again.
+        database.execute("UPDATE operations SET result = x'00' WHERE kind = 'optim_step'")
+    with Keeper(home) as second:
+        run.holder.http.base_url = second.url
+        assert begun + train(everstep, run, 1, shift=2) == expected
+    assert url != second.url
+
+
+def test_a_poll_is_told_why_its_run_waits(tmp_path: Path) -> None:
+    with Keeper(tmp_path / "home") as keeper:
+        run = fresh(keeper)
+        with Stopped(keeper):
+            waiting = run.forward_backward(data(everstep), "cross_entropy")
+        assert waiting.result(120).metrics["loss:sum"] > 0
+
+
+def test_a_second_service_on_one_home_is_refused(keeper: Keeper, tmp_path: Path) -> None:
+    keeper.wait_ready()
+    second = Keeper(keeper.home)
+    second.wait_until(lambda: second.starts > 1)
+    second.stop(signal.SIGKILL)
+    assert "is in use by another everstep service" in second.log.read_text()
+    assert keeper.ready()
