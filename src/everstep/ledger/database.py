@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from everstep.ledger.errors import LedgerLocked, LedgerTooNew
+from everstep.ledger.errors import LedgerError, LedgerLocked, LedgerTooNew
+
+_PATIENCE_SECONDS = 5.0
 
 
 def open_engine(path: Path) -> Engine:
@@ -38,6 +42,45 @@ def open_engine(path: Path) -> Engine:
     return engine
 
 
+def open_read_only(path: Path) -> Engine:
+    """Open the SQLite database at a path to read it, as it is, also while a service writes it.
+
+    A connection that can't write never checkpoints either, so the one of the service stays the
+    only one that does.
+
+    Raises:
+        LedgerError: it isn't there, or has another schema than this release's.
+    """
+    if not path.is_file():
+        raise LedgerError(f"There is no {path}.")
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro",
+            uri=True,
+            check_same_thread=False,
+            isolation_level=None,
+            timeout=_PATIENCE_SECONDS,
+        ),
+        poolclass=StaticPool,
+    )
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    try:
+        with engine.begin() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise LedgerError(f"{path} can't be read: {error}") from error
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if current != head:
+        engine.dispose()
+        raise LedgerError(
+            f"{path} has schema {current}, this release reads {head}. Start the service of this "
+            "release once: it migrates an older one."
+        )
+    return engine
+
+
 def _configure(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by us, never behind our back
     cursor = connection.cursor()
@@ -56,8 +99,7 @@ def _begin(connection: Any) -> None:
 
 
 def _migrate(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _config()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     with engine.begin() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
@@ -68,6 +110,12 @@ def _migrate(engine: Engine) -> None:
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 class HomeLock:

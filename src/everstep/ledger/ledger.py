@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, delete, insert, select, update
 
+from everstep.ledger import index
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
-from everstep.ledger.database import HomeLock, open_engine
+from everstep.ledger.database import HomeLock, open_engine, open_read_only
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
@@ -26,7 +29,7 @@ from everstep.ledger.writer import Writer
 class Ledger:
     """The queue and the write-ahead log. Every method returns when its writes are durable."""
 
-    def __init__(self, lock: HomeLock, engine: Engine) -> None:
+    def __init__(self, lock: HomeLock | None, engine: Engine) -> None:
         self._lock = lock
         self._engine = engine
         self._writer = Writer(engine)
@@ -46,11 +49,21 @@ class Ledger:
             lock.release()
             raise
 
+    @classmethod
+    async def open_read_only(cls, path: Path) -> Ledger:
+        """Open the database beside a service that has it: reads only, a write is `NotWritten`.
+
+        Raises:
+            LedgerError: it isn't there, or has another schema than this release's.
+        """
+        return cls(None, await asyncio.to_thread(open_read_only, path))
+
     async def close(self) -> None:
         """Write what was queued, then close."""
         await asyncio.to_thread(self._writer.close)
         self._engine.dispose()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def commits(self) -> int:
@@ -286,3 +299,31 @@ class Ledger:
         """Whether a checkpoint was deleted: so that a second deletion is no error."""
         query = select(t.deleted_checkpoints).where(t.deleted_checkpoints.c.path == path)
         return await self._writer.run(lambda c: c.execute(query).one_or_none() is not None)
+
+    # Upkeep of the index
+
+    async def every_checkpoint(self) -> list[Checkpoint]:
+        """All rows of the index, also expired, quarantined and unlisted ones."""
+        return await self._writer.run(index.every_checkpoint)
+
+    async def expired_checkpoints(self, before: datetime) -> list[Checkpoint]:
+        """Checkpoints that had expired at a time."""
+        return await self._writer.run(lambda c: index.expired(c, before))
+
+    async def pending_operations(self, kinds: Iterable[str]) -> list[Operation]:
+        """Operations of some kinds that have not ended, of all scopes."""
+        return await self._writer.run(lambda c: index.pending(c, kinds))
+
+    async def set_quarantined(self, paths: Iterable[str]) -> int:
+        """Make exactly these checkpoints the quarantined ones; returns how many rows changed."""
+        return await self._writer.run(lambda c: index.set_quarantined(c, paths))
+
+    async def recreate(
+        self, runs: Iterable[Run], checkpoints: Iterable[Checkpoint]
+    ) -> tuple[int, int]:
+        """Insert the runs and checkpoints that are neither there nor were deleted.
+
+        Returns:
+            How many runs and how many checkpoints were inserted.
+        """
+        return await self._writer.run(lambda c: index.recreate(c, runs, checkpoints))

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Table,
+    and_,
     delete,
     func,
     insert,
@@ -185,7 +186,7 @@ def delete_checkpoint(connection: Connection, path: str) -> bool:
 def unexpired() -> ColumnElement[bool]:
     """Checkpoints that exist for clients."""
     expires = t.checkpoints.c.expires_at
-    return or_(expires.is_(None), expires > now())
+    return and_(~t.checkpoints.c.quarantined, or_(expires.is_(None), expires > now()))
 
 
 def checkpoints_where(connection: Connection, *where: ColumnElement[bool]) -> list[Checkpoint]:

@@ -115,7 +115,12 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in the index; ``listed`` is False for an unnamed sampler save."""
+    """A checkpoint in the index.
+
+    Attributes:
+        listed: False for an unnamed sampler save.
+        quarantined: a file of it was found damaged; it exists for no client until that is healed.
+    """
 
     path: str
     run_id: str
@@ -130,3 +135,4 @@ class Checkpoint:
     expires_at: datetime | None
     public: bool = False
     listed: bool = True
+    quarantined: bool = False

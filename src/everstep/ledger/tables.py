@@ -122,6 +122,7 @@ checkpoints = Table(
     Column("expires_at", UtcTime),
     Column("public", Boolean, nullable=False),
     Column("listed", Boolean, nullable=False),
+    Column("quarantined", Boolean, nullable=False),
 )
 
 deleted_checkpoints = Table(
