@@ -210,10 +210,8 @@ class Acceptance:
             )
         return models[name]
 
-    # Training operations
-
-    async def _training_pass(self, request: TrainingPass) -> Entry:
-        run = await self.run(request.model_id)
+    def base(self, run: Run) -> ModelInfo:
+        """Return the base model of a run; raises `Rejected` (503) when it isn't served now."""
         info = self._models().get(run.base_model)
         if info is None:
             raise Rejected(
@@ -221,6 +219,13 @@ class Acceptance:
                 f"Model {run.base_model} of run {run.run_id} is not served now. Start the service "
                 f"with --model {run.base_model}.",
             )
+        return info
+
+    # Training operations
+
+    async def _training_pass(self, request: TrainingPass) -> Entry:
+        run = await self.run(request.model_id)
+        info = self.base(run)
         kind = names.FORWARD if request.forward_only else names.FORWARD_BACKWARD
         failure = None
         try:

@@ -44,9 +44,9 @@ class Views:
         )
 
     async def model_info(self, model_id: str) -> types.GetInfoResponse:
-        """A run's model; raises `Rejected` (404) for an unknown run."""
+        """A run's model; raises `Rejected`: 404 for an unknown run, 503 when it isn't served."""
         run = await self._acceptance.run(model_id)
-        info = self._acceptance.model(run.base_model)
+        info = self._acceptance.base(run)
         return types.GetInfoResponse.model_validate(
             {
                 "model_id": run.run_id,

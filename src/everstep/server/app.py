@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI, Request
 
@@ -19,14 +19,8 @@ from everstep.server import (
     routes_training,
 )
 from everstep.server.common import add_error_handlers, runtime_of
+from everstep.server.openapi import DESCRIPTION, describe, errors
 from everstep.wire import types
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": types.ErrorResponse, "description": "The request is wrong; the text says how"},
-    404: {"model": types.ErrorResponse, "description": "What it names does not exist"},
-    413: {"model": types.ErrorResponse, "description": "The body is over the limit"},
-    503: {"model": types.ErrorResponse, "description": "Not ready; try again"},
-}
 
 
 def create_app(
@@ -62,12 +56,14 @@ def create_app(
         app.state.stopping.set()
         await runtime.close()
 
-    app = FastAPI(title="Everstep", description=__doc__ or "", lifespan=lifespan)
+    app = FastAPI(
+        title="Everstep", version=version("everstep"), description=DESCRIPTION, lifespan=lifespan
+    )
     app.state.stopping = asyncio.Event()
     add_error_handlers(app)
     health = APIRouter(tags=["health"])
 
-    @health.get("/healthz", responses={503: _ERRORS[503]})
+    @health.get("/healthz", responses=errors())
     async def healthz(request: Request) -> types.HealthResponse:
         """Well only when requests will succeed."""
         if not runtime_of(request).ready:
@@ -84,5 +80,6 @@ def create_app(
         routes_checkpoints.router,
         routes_tokenizers.router,
     ):
-        app.include_router(router, prefix="/api/v1", responses=_ERRORS)
+        app.include_router(router, prefix="/api/v1")
+    describe(app)
     return app

@@ -77,6 +77,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return _error(error.status_code, str(error.detail))
 
+    @app.exception_handler(Exception)  # it is logged as well
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return _error(500, "The service failed to answer this; its log says why.")
+
     @app.exception_handler(NotWritten)
     async def not_written(request: Request, error: NotWritten) -> JSONResponse:
         _log.error("not accepted", reason=str(error))

@@ -1,19 +1,73 @@
-"""Results that are kept as protobuf, in the JSON form of older SDKs."""
+"""Results that are kept as protobuf, in the JSON form of older SDKs.
+
+JSON has no form for NaN and the infinities. They travel as the strings "NaN", "Infinity" and
+"-Infinity", as in protobuf's own JSON: SDKs read them as numbers, and a loss that diverged is seen.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from everstep.wire.outputs import ForwardBackwardOutput, SampleResponse
 from everstep.wire.proto import decode_forward_backward_output, decode_sample_response
+
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+
+
+class TensorResult(BaseModel):
+    """An array: its values, flat, and its shape."""
+
+    data: list[Number]
+    dtype: Literal["float32", "int64"]
+    shape: list[int]
+
+
+class TrainingPassResult(BaseModel):
+    """What forward and forward_backward give: tensors a datum, metrics ``name:reduction``."""
+
+    loss_fn_output_type: str
+    loss_fn_outputs: list[dict[str, TensorResult]]
+    metrics: dict[str, Number]
+
+
+class SequenceResult(BaseModel):
+    """A sampled sequence, with the tokens that stopped it."""
+
+    stop_reason: Literal["stop", "length"]
+    tokens: list[int]
+    logprobs: list[Number] | None
+    topk_logprobs: list[list[tuple[int, Number]] | None] | None
+
+
+class AltTokensResult(BaseModel):
+    """Tokens drawn at every prompt position after the first."""
+
+    tokens: TensorResult
+    logprobs: TensorResult
+
+
+class SampleResult(BaseModel):
+    """What asample gives; a prompt's logprob is null where there is none, as for the first."""
+
+    type: Literal["sample"]
+    sequences: list[SequenceResult]
+    prompt_logprobs: list[Number | None] | None
+    topk_prompt_logprobs: list[list[tuple[int, Number]] | None] | None
+    target_prompt_logprobs: TensorResult | None = None
+    prompt_alt_tokens: AltTokensResult | None = None
 
 
 def json_result(kind: str, body: bytes) -> dict[str, Any]:
     """Convert a result of a sample or a training pass."""
     if kind == "sample":
-        return _sample(decode_sample_response(body))
-    return _pass(decode_forward_backward_output(body))
+        content = _sample(decode_sample_response(body))
+    else:
+        content = _pass(decode_forward_backward_output(body))
+    finite: dict[str, Any] = _finite(content)
+    return finite
 
 
 def _pass(output: ForwardBackwardOutput) -> dict[str, Any]:
@@ -49,16 +103,20 @@ def _sample(response: SampleResponse) -> dict[str, Any]:
             "tokens": response.prompt_alt_tokens.tokens.to_dict(),
             "logprobs": response.prompt_alt_tokens.logprobs.to_dict(),
         }
-    finite: dict[str, Any] = _finite(content)
-    return finite
+    return content
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else _name(value)
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def _name(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"

@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse
 from everstep.ledger import Operation
 from everstep.runtime import Rejected, UnknownFuture
 from everstep.server.common import body_of, runtime_of, stopping_of
-from everstep.server.results import json_result
+from everstep.server.openapi import errors, message, takes
+from everstep.server.results import SampleResult, TrainingPassResult, json_result
 from everstep.wire import types
 from everstep.wire.base import parse
 from everstep.wire.proto import PROTOBUF
@@ -23,30 +24,55 @@ INLINE_BYTES = 4 << 20
 """Larger results are announced by their size first, to clients that allow it."""
 
 
+RESULTS = (
+    TrainingPassResult
+    | SampleResult
+    | types.CreateModelResponse
+    | types.OptimStepResponse
+    | types.SaveWeightsResponse
+    | types.LoadWeightsResponse
+    | types.SaveWeightsForSamplerResponseInternal
+    | types.UnloadModelResponse
+    | types.CompleteMetadataResponse
+    | types.RequestFailedResponse
+)
+_PROTOBUF_RESULT = (
+    "The result of a training pass (ForwardBackwardOutput) or of a sample (SampleResponse), of the "
+    "package tinker_public (everstep/wire/everstep.proto), to clients whose Accept names this type."
+)
+
+
 @router.post(
     "/retrieve_future",
+    openapi_extra=takes(types.FutureRetrieveRequest),
     responses={
-        200: {"description": "The result, its size, or the failure"},
+        **errors(400, 404, 413),
+        200: {
+            "model": RESULTS,
+            "description": "The result; its size, where it is large and allow_metadata_only is "
+            "set; or the failure",
+            "content": {PROTOBUF: message(_PROTOBUF_RESULT)},
+        },
         408: {"model": types.TryAgainResponse, "description": "Not finished yet; ask again"},
     },
     response_model=None,
 )
 async def retrieve_future(request: Request) -> Response:
     """The result of an operation; protobuf where that is accepted."""
-    message = parse(types.FutureRetrieveRequest, await body_of(request))
+    wanted = parse(types.FutureRetrieveRequest, await body_of(request))
     try:
-        operation = await _wait(request, message.request_id)
+        operation = await _wait(request, wanted.request_id)
     except UnknownFuture as error:
-        raise Rejected(404, f"There is no future {message.request_id} here.") from error
+        raise Rejected(404, f"There is no future {wanted.request_id} here.") from error
     if operation is None:
-        reason = await runtime_of(request).waits_for(message.request_id)
+        reason = await runtime_of(request).waits_for(wanted.request_id)
         answer = types.TryAgainResponse(
-            request_id=message.request_id,
+            request_id=wanted.request_id,
             queue_state="active" if reason is None else "paused_capacity",
             queue_state_reason=reason,
         )
         return JSONResponse(answer.model_dump(exclude_none=True), status_code=408)
-    return _answer(operation, request, message.allow_metadata_only)
+    return _answer(operation, request, wanted.allow_metadata_only)
 
 
 async def _wait(request: Request, request_id: str) -> Operation | None:

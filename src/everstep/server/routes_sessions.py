@@ -7,25 +7,26 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 
 from everstep.server.common import body_of, runtime_of
+from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import parse
 
 router = APIRouter(tags=["sessions"])
 
 
-@router.post("/client/config")
+@router.post("/client/config", openapi_extra=takes(types.ClientConfigRequest, empty=True))
 async def client_config(request: Request) -> types.ClientConfigResponse:
     """Flags for a client; those that older SDKs know move them onto today's endpoints."""
     return types.ClientConfigResponse()
 
 
-@router.post("/client/dynamic_config")
+@router.post("/client/dynamic_config", openapi_extra=takes(types.ClientConfigRequest, empty=True))
 async def client_dynamic_config(request: Request) -> types.ClientDynamicConfigResponse:
     """Flags that a client asks for again from time to time."""
     return types.ClientDynamicConfigResponse()
 
 
-@router.get("/get_server_capabilities")
+@router.get("/get_server_capabilities", responses=errors())
 async def get_server_capabilities(request: Request) -> types.GetServerCapabilitiesResponse:
     """The models that are served."""
     runtime = runtime_of(request)
@@ -33,7 +34,11 @@ async def get_server_capabilities(request: Request) -> types.GetServerCapabiliti
     return runtime.views.capabilities()
 
 
-@router.post("/create_session")
+@router.post(
+    "/create_session",
+    openapi_extra=takes(types.CreateSessionRequest),
+    responses=errors(400, 413),
+)
 async def create_session(
     request: Request, x_idempotency_key: Annotated[str | None, Header()] = None
 ) -> types.CreateSessionResponse:
@@ -42,7 +47,11 @@ async def create_session(
     return await runtime_of(request).sessions.create(message, x_idempotency_key)
 
 
-@router.post("/session_heartbeat")
+@router.post(
+    "/session_heartbeat",
+    openapi_extra=takes(types.SessionHeartbeatRequest),
+    responses=errors(400, 404, 410, 413),
+)
 async def session_heartbeat(request: Request) -> types.SessionHeartbeatResponse:
     """Note that a session's client is alive; 410 once the session is finished."""
     message = parse(types.SessionHeartbeatRequest, await body_of(request))
@@ -50,7 +59,11 @@ async def session_heartbeat(request: Request) -> types.SessionHeartbeatResponse:
     return types.SessionHeartbeatResponse()
 
 
-@router.post("/sessions/{session_id}/finish")
+@router.post(
+    "/sessions/{session_id}/finish",
+    openapi_extra=takes(types.FinishSessionRequest, empty=True),
+    responses=errors(400, 404, 413),
+)
 async def finish_session(request: Request, session_id: str) -> types.HealthResponse:
     """End a session; its first end counts."""
     message = parse(types.FinishSessionRequest, await body_of(request) or b"{}")
@@ -58,7 +71,9 @@ async def finish_session(request: Request, session_id: str) -> types.HealthRespo
     return types.HealthResponse()
 
 
-@router.post("/telemetry")
+@router.post(
+    "/telemetry", openapi_extra=takes(types.TelemetrySendRequest), responses=errors(400, 413)
+)
 async def telemetry(request: Request) -> types.TelemetryResponse:
     """Take a client's events; they are not kept."""
     parse(types.TelemetrySendRequest, await body_of(request))

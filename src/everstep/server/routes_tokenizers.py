@@ -7,12 +7,13 @@ import base64
 from fastapi import APIRouter, Request
 
 from everstep.server.common import runtime_of
+from everstep.server.openapi import errors
 from everstep.wire import types
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/tokenizers/{model_name:path}")
+@router.get("/tokenizers/{model_name:path}", responses=errors(404))
 async def get_tokenizer(request: Request, model_name: str) -> types.TokenizerResponse:
     """A model's tokenizer as files that `AutoTokenizer` loads, each in base64."""
     files = await runtime_of(request).tokenizer_files(model_name)
