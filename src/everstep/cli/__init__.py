@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from everstep.cli.options import DEFAULT_HOME, Home
+from everstep.cli.vault import app as vault_app
+
 app = typer.Typer(
     name="everstep",
     help="Fine-tuning over the Tinker protocol that never loses a step.",
@@ -14,10 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Home = Annotated[
-    Path, typer.Option(envvar="EVERSTEP_HOME", help="Where everything is kept.", file_okay=False)
-]
-_HOME = Path("~/.everstep")
+app.add_typer(vault_app)
 
 
 @app.callback()
@@ -27,7 +27,7 @@ def _everstep() -> None:
 
 @app.command()
 def serve(
-    home: Home = _HOME,
+    home: Home = DEFAULT_HOME,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8055,
     model: Annotated[
@@ -64,7 +64,7 @@ def quickstart(
         str, typer.Option(metavar="NAME_OR_PATH", help="A model of the hub, or a directory.")
     ] = "everstep/pico",
     steps: Annotated[int, typer.Option(min=1, help="Training steps before the checkpoint.")] = 150,
-    home: Home = _HOME,
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """Train on real text, save, restore into new clients, and compare bit for bit."""
     from everstep.cli.quickstart import quickstart as command

@@ -18,6 +18,12 @@ def every_checkpoint(connection: Connection) -> list[Checkpoint]:
     return [q.record(Checkpoint, row) for row in connection.execute(query)]
 
 
+def is_indexed(connection: Connection, path: str) -> bool:
+    """Whether a checkpoint has a row, be it expired, quarantined or unlisted."""
+    query = select(t.checkpoints.c.path).where(t.checkpoints.c.path == path)
+    return connection.execute(query).first() is not None
+
+
 def expired(connection: Connection, before: datetime) -> list[Checkpoint]:
     """Checkpoints that had expired at a time, the longest expired first."""
     expires = t.checkpoints.c.expires_at

@@ -306,6 +306,10 @@ class Ledger:
         """All rows of the index, also expired, quarantined and unlisted ones."""
         return await self._writer.run(index.every_checkpoint)
 
+    async def is_indexed(self, path: str) -> bool:
+        """Whether a checkpoint has a row, be it expired, quarantined or unlisted."""
+        return await self._writer.run(lambda c: index.is_indexed(c, path))
+
     async def expired_checkpoints(self, before: datetime) -> list[Checkpoint]:
         """Checkpoints that had expired at a time."""
         return await self._writer.run(lambda c: index.expired(c, before))

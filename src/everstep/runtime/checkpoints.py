@@ -11,8 +11,8 @@ from everstep.failpoints import Failpoint
 from everstep.ledger import Checkpoint, Ledger
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.settings import Settings
-from everstep.vault import Vault
-from everstep.wire.errors import WireError
+from everstep.vault import CheckpointId, CheckpointQuarantined, Vault, VaultError
+from everstep.wire.errors import ErrorCategory, WireError
 from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path, validate_name
 
 _UNLISTED = Failpoint(
@@ -41,6 +41,7 @@ class Checkpoints:
             raise OperationFailed(str(error)) from error
         checkpoint = await self._ledger.checkpoint(str(path))
         if checkpoint is None:
+            await self._refuse_quarantined(path)
             raise OperationFailed(
                 f"Checkpoint {text} does not exist: it was never saved, was deleted, or has "
                 "expired. List the run's checkpoints to see what is there."
@@ -66,6 +67,17 @@ class Checkpoints:
             )
         return checkpoint
 
+    async def _refuse_quarantined(self, path: TinkerPath) -> None:
+        """Raise `OperationFailed` for a checkpoint of which a file is in quarantine."""
+        if path.kind is CheckpointKind.EXTERNAL:
+            return
+        try:
+            await asyncio.to_thread(self._vault.manifest, str(path.kind), path.run_id, path.name)
+        except CheckpointQuarantined as error:
+            raise OperationFailed(str(error), ErrorCategory.SERVER) from error
+        except VaultError:
+            return
+
     def source(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Where a worker finds the checkpoint in the vault."""
         return {"kind": checkpoint.kind, "run": checkpoint.run_id, "name": checkpoint.name}
@@ -85,11 +97,38 @@ class Checkpoints:
         except WireError as error:
             raise Rejected(400, str(error)) from error
         async with self.lock(str(path)):  # a save under this name is recorded, or not yet begun
-            if await self._ledger.delete_checkpoint(str(path)):
-                _UNLISTED()
-                await asyncio.to_thread(self._vault.delete, str(path.kind), path.run_id, path.name)
-            elif not await self._ledger.was_deleted(str(path)):
+            if not await self.remove(path) and not await self._ledger.was_deleted(str(path)):
                 raise Rejected(404, f"Checkpoint {path} does not exist.")
+
+    async def remove(self, path: TinkerPath) -> bool:
+        """Delete what lies under a path whose `lock` is held; returns whether it was listed."""
+        if not await self._ledger.delete_checkpoint(str(path)):
+            return False
+        _UNLISTED()
+        await asyncio.to_thread(self._vault.delete, str(path.kind), path.run_id, path.name)
+        return True
+
+    async def follow_quarantine(self) -> int:
+        """Bring the index in line with the vault: what is quarantined, and what was healed.
+
+        For the start of a service and whenever a file was moved away.
+
+        Returns:
+            How many checkpoints changed.
+        """
+        return await self._ledger.set_quarantined(await asyncio.to_thread(self._quarantined))
+
+    def _quarantined(self) -> list[str]:
+        found = []
+        for note in self._vault.quarantine.standing():
+            for each in note.checkpoints:
+                try:
+                    self._vault.manifest(*each)
+                except CheckpointQuarantined:
+                    found.append(each)
+                except VaultError:
+                    continue
+        return [path for path in map(path_of, found) if path is not None]
 
     def lock(self, path: str) -> asyncio.Lock:
         """What a save holds until it is recorded, and a deletion while it deletes."""
@@ -103,6 +142,13 @@ class Checkpoints:
                 f"ttl_seconds must be from {low} to {high}, or absent for a checkpoint that "
                 f"never expires; got {ttl_seconds}."
             )
+
+
+def path_of(checkpoint: CheckpointId) -> str | None:
+    """What clients call a checkpoint; None for a snapshot, which they don't see."""
+    if checkpoint.kind not in (CheckpointKind.TRAINING, CheckpointKind.SAMPLER):
+        return None
+    return str(TinkerPath(checkpoint.run_id, CheckpointKind(checkpoint.kind), checkpoint.name))
 
 
 def expiry(accepted_at: datetime, ttl_seconds: int | None) -> datetime | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from everstep.engine import Capture
 from everstep.vault import FileRef, Manifest, Vault
+from everstep.vault.inspection import quarantining
+from everstep.vault.room import size_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -28,10 +30,15 @@ def write_checkpoint(
 
     Returns:
         ``size_bytes`` of all files and the ``step`` of the state.
+
+    Raises:
+        DiskFull: there is no room for all of it; nothing was written, or nothing of it stays.
     """
     with vault.pinned():
         try:
-            files = {name: vault.put(chunks) for name, chunks in capture.files().items()}
+            contents = capture.files()
+            vault.check_room(sum(size_of(chunks) or 0 for chunks in contents.values()))
+            files = {name: vault.put(chunks) for name, chunks in contents.items()}
         finally:
             capture.release()
         manifest = _manifest(draft, int(capture.meta["step"]), environment, files)
@@ -59,7 +66,7 @@ def _manifest(
 def read_checkpoint(
     vault: Vault, source: Mapping[str, Any], optimizer: bool
 ) -> tuple[Manifest, dict[str, memoryview]]:
-    """Read a checkpoint's verified files.
+    """Read a checkpoint's verified files. One that is damaged is moved to quarantine.
 
     Args:
         vault: where it lies.
@@ -69,6 +76,7 @@ def read_checkpoint(
     Raises:
         VaultError: it is absent or damaged; the text names the file.
     """
-    manifest = vault.manifest(source["kind"], source["run"], source["name"])
-    wanted = manifest.files if optimizer else [ADAPTER_FILE]
-    return manifest, {name: vault.read(manifest, name) for name in wanted}
+    with quarantining(vault):
+        manifest = vault.manifest(source["kind"], source["run"], source["name"])
+        wanted = manifest.files if optimizer else [ADAPTER_FILE]
+        return manifest, {name: vault.read(manifest, name) for name in wanted}

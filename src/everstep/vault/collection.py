@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from everstep.failpoints import Failpoint
-from everstep.vault.keys import BLOBS, MANIFESTS, digest_of
+from everstep.vault.keys import BLOBS, MANIFESTS, CheckpointId, digest_of
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef
 
@@ -52,14 +52,22 @@ class Collection:
             if self._collecting.locked():
                 self._fresh.update(digests)
 
-    def collect(self, grace_seconds: float, *, dry_run: bool) -> list[FileRef]:
+    @property
+    def held(self) -> bool:
+        """Whether another process keeps everything from being collected."""
+        with self._locks.collecting() as free:
+            return not free
+
+    def collect(
+        self, grace_seconds: float, *, dry_run: bool, without: Container[CheckpointId]
+    ) -> list[FileRef]:
         """Remove files that no checkpoint names; see `Vault.collect`."""
         with self._collecting, self._locks.collecting() as free:
             with self._lock:
                 if (self._pinned or not free) and not dry_run:
                     return []
                 self._fresh.clear()
-            reachable = self._mark()
+            reachable = self._mark(without if dry_run else ())
             _MARKED()
             storage = self._vault.storage
             if not dry_run:
@@ -72,9 +80,10 @@ class Collection:
                 self._vault.quarantine.prune(reachable, grace_seconds)
             return removed
 
-    def _mark(self) -> set[str]:
+    def _mark(self, without: Container[CheckpointId]) -> set[str]:
         """Hashes of all files that are needed."""
-        reachable = {ref.blake3 for m in self._vault.all_recorded() for ref in m.files.values()}
+        needed = (each for each in self._vault.all_recorded() if each.id not in without)
+        reachable = {ref.blake3 for each in needed for ref in each.files.values()}
         for note in self._vault.quarantine.standing():
             reachable.update(note.files)
         return reachable

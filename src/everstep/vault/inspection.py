@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from blake3 import blake3
 
 from everstep.vault.errors import (
@@ -9,8 +12,10 @@ from everstep.vault.errors import (
     CheckpointNotFound,
     CheckpointQuarantined,
     FormatTooNew,
+    VaultError,
 )
-from everstep.vault.keys import MANIFESTS, CheckpointId, checkpoint_of, digest_of
+from everstep.vault.keys import MANIFESTS, CheckpointId, blob_key, checkpoint_of, digest_of
+from everstep.vault.manifest import Manifest
 from everstep.vault.quarantine import Note
 from everstep.vault.storage import Storage
 from everstep.vault.vault import Vault
@@ -37,7 +42,26 @@ def put_away(vault: Vault, key: str) -> Note | None:
         reason = damage(vault, key) if alone else None
         if reason is None:
             return None
-        return vault.quarantine.put_away(key, reason, touched(vault, key))
+        owners = touched(vault, key)
+        if not owners and vault.storage.size(key) is None:
+            return None  # nobody misses it
+        return vault.quarantine.put_away(key, reason, owners)
+
+
+@contextmanager
+def quarantining(vault: Vault) -> Iterator[None]:
+    """Move a file to quarantine over which something inside fails; the error goes on its way."""
+    try:
+        yield
+    except CheckpointQuarantined:
+        raise
+    except CheckpointDamaged as error:
+        if error.key is not None:
+            try:
+                put_away(vault, error.key)
+            except (OSError, VaultError) as failure:
+                error.add_note(f"It could not be moved to quarantine: {failure}")
+        raise
 
 
 def touched(vault: Vault, key: str) -> set[CheckpointId]:
@@ -45,36 +69,63 @@ def touched(vault: Vault, key: str) -> set[CheckpointId]:
     own = checkpoint_of(key)
     if own is not None:
         return {own}
-    found = set()
-    for each in vault.storage.keys(MANIFESTS):
-        checkpoint = checkpoint_of(each)
+    digest = digest_of(key)
+    return {
+        manifest.id
+        for manifest in _readable(vault)
+        if any(ref.blake3 == digest for ref in manifest.files.values())
+    }
+
+
+def missing(vault: Vault) -> list[str]:
+    """Keys of the files that checkpoints name, and that are neither there nor quarantined."""
+    keys = {blob_key(ref.blake3) for each in _readable(vault) for ref in each.files.values()}
+    absent = [key for key in sorted(keys) if vault.storage.size(key) is None]
+    return [key for key in absent if vault.quarantine.of(key) is None]
+
+
+def _readable(vault: Vault) -> Iterator[Manifest]:
+    """All manifests that can be read."""
+    for key in vault.storage.keys(MANIFESTS):
+        checkpoint = checkpoint_of(key)
         if checkpoint is None:
             continue
         try:
-            manifest = vault.recorded(*checkpoint)
+            yield vault.recorded(*checkpoint)
         except (CheckpointNotFound, CheckpointDamaged):
             continue
-        if any(ref.blake3 == digest_of(key) for ref in manifest.files.values()):
-            found.add(checkpoint)
-    return found
 
 
-def blob_damage(storage: Storage, key: str) -> str | None:
-    """What is wrong with a file that lies under its hash; None: nothing."""
-    hasher = blake3()
-    size = 0
+def blob_damage(
+    storage: Storage, key: str, *, on_read: Callable[[int], None] | None = None
+) -> str | None:
+    """What is wrong with a file that lies under its hash, read through once; None: nothing.
+
+    Args:
+        storage: where it lies.
+        key: the file.
+        on_read: told of every so many bytes that were read.
+    """
+    hasher = blake3(max_threads=blake3.AUTO)
     try:
         for chunk in storage.chunks(key):
             hasher.update(chunk)
-            size += len(chunk)
-    except FileNotFoundError:
-        return "it is missing"
+            if on_read is not None:
+                on_read(len(chunk))
     except OSError as error:
-        return f"it can't be read: {error}"
-    found = hasher.hexdigest()
-    if found == digest_of(key):
-        return None
-    return f"its {size} bytes hash to {found[:16]}…, not to its name"
+        return unreadable(error)
+    return mismatch(key, hasher.hexdigest())
+
+
+def unreadable(error: OSError) -> str:
+    """What is wrong with a file that can't be read."""
+    missing = isinstance(error, FileNotFoundError)
+    return "it is missing" if missing else f"it can't be read: {error}"
+
+
+def mismatch(key: str, found: str) -> str | None:
+    """What is wrong with a file, by its hash; None: nothing."""
+    return None if found == digest_of(key) else f"its bytes hash to {found[:16]}…, not to its name"
 
 
 def _unreadable(vault: Vault, checkpoint: CheckpointId) -> str | None:

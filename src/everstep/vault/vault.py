@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from everstep.vault.errors import (
 from everstep.vault.keys import (
     KINDS,
     MANIFESTS,
+    CheckpointId,
     blob_key,
     manifest_key,
     part,
@@ -114,6 +115,11 @@ class Vault:
         """Keep every process from collecting anything, as a backup does while it copies."""
         with self._locks.holding():
             yield
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a backup, or a collection, of some process goes on: then nothing is collected."""
+        return self._collection.held
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -258,7 +264,13 @@ class Vault:
         deleted = self._storage.delete(key)
         return self.quarantine.forget(key) or deleted
 
-    def collect(self, grace_seconds: float = 3600.0, *, dry_run: bool = False) -> list[FileRef]:
+    def collect(
+        self,
+        grace_seconds: float = 3600.0,
+        *,
+        dry_run: bool = False,
+        without: Container[CheckpointId] = (),
+    ) -> list[FileRef]:
         """Remove files that no checkpoint names.
 
         A file that is younger than the grace period stays, and so does every file while one is
@@ -268,11 +280,12 @@ class Vault:
         Args:
             grace_seconds: how old a file has to be.
             dry_run: only say what would be removed.
+            without: for a dry run, checkpoints that would be deleted before.
 
         Returns:
             What was removed.
         """
-        return self._collection.collect(grace_seconds, dry_run=dry_run)
+        return self._collection.collect(grace_seconds, dry_run=dry_run, without=without)
 
     def export(self, manifest: Manifest, directory: Path) -> list[Path]:
         """Copy a checkpoint's files, durably, under their own names; none unless all verify.

@@ -1,0 +1,110 @@
+"""``everstep vault``: verify, collect, prune, rebuild."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
+
+app = typer.Typer(
+    name="vault",
+    help="Look after the checkpoints of a home.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+@app.command()
+def verify(
+    home: Home = DEFAULT_HOME,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also files that no checkpoint names.")
+    ] = False,
+    quarantine: Annotated[
+        bool,
+        typer.Option("--quarantine", help="Move what is damaged out of the way, with a note."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every checkpoint and hash it. Changes nothing; works beside a running service.
+
+    Exits with 1 when something is damaged, and says which runs and checkpoints that touches.
+    """
+    with told():
+        from everstep.cli import vault_work
+
+        ok = vault_work.verify(existing_home(home), everything, quarantine, as_json)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def quarantined(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """List what was found damaged and moved out of the way."""
+    with told():
+        from everstep.cli import vault_work
+
+        vault_work.quarantined(existing_home(home), as_json)
+
+
+@app.command()
+def gc(
+    home: Home = DEFAULT_HOME,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="What is younger than that stays.")
+    ] = 3600.0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Free the disk of expired checkpoints, and of files that no checkpoint names."""
+    with told():
+        from everstep.cli import vault_work
+
+        vault_work.collect(existing_home(home), grace, dry_run, as_json)
+
+
+@app.command()
+def prune(
+    run: Annotated[str, typer.Option(metavar="ID", help="Whose checkpoints.")],
+    keep_last: Annotated[int, typer.Option(min=0, help="Keep the newest so many.")] = 0,
+    keep_best: Annotated[int, typer.Option(min=0, help="Keep the best so many.")] = 0,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The number in user_metadata to go by.")
+    ] = None,
+    mode: Annotated[
+        Literal["min", "max"], typer.Option(help="Whether the smallest or the largest is best.")
+    ] = "min",
+    home: Home = DEFAULT_HOME,
+    dry_run: DryRun = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a run's checkpoints but the last and the best.
+
+    Training and sampler checkpoints count apart; of each, one that verifies always stays.
+    """
+    with told():
+        from everstep.cli import vault_prune
+        from everstep.cli.options import Refused
+        from everstep.vault.retention import Policy
+
+        try:
+            policy = Policy(keep_last, keep_best, metric, mode)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        vault_prune.prune(existing_home(home), run, policy, dry_run, yes, as_json)
+
+
+@app.command()
+def rebuild(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Make the index of checkpoints anew from their manifests, when the database is lost.
+
+    Exits with 1 when a checkpoint is damaged; that one is left out.
+    """
+    with told():
+        from everstep.cli import vault_rebuild
+
+        ok = vault_rebuild.rebuild(existing_home(home), as_json)
+    raise typer.Exit(0 if ok else 1)

@@ -1,0 +1,141 @@
+"""``everstep vault rebuild``: the index of checkpoints, and what is known of runs, from manifests.
+
+What manifests don't know is lost with the database: operations and futures that were not yet part
+of a checkpoint or snapshot, sessions, samplers, what was published, a time to live that was
+changed. A run goes on from its newest state; unnamed sampler saves are listed from now on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from everstep.cli import vault_tables as tables
+from everstep.cli.options import Refused
+from everstep.ledger import Checkpoint, Ledger, Run
+from everstep.runtime import Settings
+from everstep.runtime.checkpoints import Checkpoints, path_of
+from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault
+from everstep.vault.keys import KINDS
+from everstep.vault.verify import Report, verify
+
+_INFIX = ":train:"
+
+
+@dataclass
+class Rebuilt:
+    """What was made anew.
+
+    Attributes:
+        runs: rows of runs that were inserted.
+        checkpoints: rows of checkpoints that were inserted.
+        unknown_runs: runs whose manifests don't know enough for a row.
+        report: of the verification before it.
+    """
+
+    report: Report
+    runs: int = 0
+    checkpoints: int = 0
+    unknown_runs: list[str] = field(default_factory=list)
+
+
+def rebuild(home: Path, as_json: bool) -> bool:
+    """Make the index anew; print what came of it.
+
+    Args:
+        home: the home; no service may have it.
+        as_json: print JSON.
+
+    Returns:
+        Whether nothing is damaged. What is, is not in the index.
+    """
+    wal = home / "ledger.sqlite-wal"
+    if wal.exists() and not (home / "ledger.sqlite").exists():
+        raise Refused(f"{wal} lies there without its database; move it away, then rebuild.")
+    done = asyncio.run(_rebuild(home, as_json))
+    if as_json:
+        content = tables.report_json(done.report, [])
+        content |= {"runs": done.runs, "recreated": done.checkpoints}
+        tables.print_json(content | {"unknown_runs": done.unknown_runs})
+        return done.report.ok
+    out = tables.console()
+    if done.report.damaged:
+        out.print(tables.damage_table(done.report.damaged))
+    out.print(f"{done.checkpoints} checkpoints and {done.runs} runs are back in the index.")
+    if done.unknown_runs:
+        out.print("Not enough is known of the runs " + ", ".join(done.unknown_runs))
+    return done.report.ok
+
+
+async def _rebuild(home: Path, quiet: bool) -> Rebuilt:
+    ledger = await Ledger.open(home / "ledger.sqlite")
+    try:
+        vault = Vault(home / "vault", writer=False)
+        with tables.progress_bar("verifying", quiet=quiet) as progress:
+            done = Rebuilt(verify(vault, progress=progress))
+        damaged = {each for damage in done.report.damaged for each in damage.checkpoints}
+        by_run: dict[str, list[Manifest]] = defaultdict(list)
+        for manifest in _sound(vault, damaged):
+            by_run[manifest.run_id].append(manifest)
+        rows = [row for manifests in by_run.values() for row in map(_row, manifests) if row]
+        runs = {run_id: _run(run_id, manifests) for run_id, manifests in by_run.items()}
+        done.unknown_runs = sorted(run_id for run_id, run in runs.items() if run is None)
+        done.runs, done.checkpoints = await ledger.recreate(filter(None, runs.values()), rows)
+        await Checkpoints(ledger, vault, Settings()).follow_quarantine()
+        return done
+    finally:
+        await ledger.close()
+
+
+def _sound(vault: Vault, damaged: set[CheckpointId]) -> list[Manifest]:
+    """All checkpoints and snapshots that can be loaded."""
+    found = []
+    for each in (CheckpointId(kind, *names) for kind in KINDS for names in vault.names(kind)):
+        if each not in damaged:
+            with contextlib.suppress(CheckpointQuarantined):
+                found.append(vault.manifest(*each))
+    return found
+
+
+def _row(manifest: Manifest) -> Checkpoint | None:
+    """A checkpoint's row; None for a snapshot, which is not in the index."""
+    path = path_of(manifest.id)
+    if path is None:
+        return None
+    return Checkpoint(
+        path=path,
+        run_id=manifest.run_id,
+        kind=manifest.kind,
+        name=manifest.name,
+        created_at=manifest.created_at,
+        size_bytes=manifest.size,
+        base_model=manifest.base_model,
+        lora=manifest.lora,
+        optimizer=manifest.optimizer,
+        user_metadata=manifest.user_metadata,
+        expires_at=manifest.expires_at,
+        public=manifest.public,
+    )
+
+
+def _run(run_id: str, manifests: list[Manifest]) -> Run | None:
+    """A run's row; None unless its session is known and a state with its optimizer is there."""
+    session_id, infix, _ = run_id.rpartition(_INFIX)
+    states = [each for each in manifests if each.optimizer is not None]
+    if not infix or not states:
+        return None
+    newest = max(states, key=lambda each: each.position)
+    times = [each.created_at for each in manifests]
+    return Run(
+        run_id=run_id,
+        session_id=session_id,
+        base_model=newest.base_model,
+        lora=newest.lora,
+        optimizer=newest.optimizer or {},
+        user_metadata={},
+        created_at=min(times),
+        last_request_at=max(times),
+    )

@@ -1,0 +1,151 @@
+"""``everstep vault verify``, ``quarantined`` and ``gc``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from everstep.cli import vault_tables as tables
+from everstep.cli.options import Refused
+from everstep.ledger import Ledger
+from everstep.runtime import Settings
+from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.upkeep import Leftovers, Upkeep
+from everstep.vault import CheckpointId, FileRef, Note, Vault, VaultBusy
+from everstep.vault.inspection import put_away
+from everstep.vault.room import readable
+from everstep.vault.verify import Report
+from everstep.vault.verify import verify as verify_vault
+
+
+@asynccontextmanager
+async def opened(home: Path, *, read_only: bool = False) -> AsyncIterator[Ledger]:
+    """The ledger of a home, to oneself; or only to read it, beside a service.
+
+    Raises:
+        Refused: there is none.
+        LedgerLocked: a service has it.
+    """
+    path = home / "ledger.sqlite"
+    if not path.exists():
+        raise Refused(
+            f"{home} has a vault, but no {path.name}: if it was lost, bring it back from a backup "
+            "(everstep restore), or make it anew with 'everstep vault rebuild'."
+        )
+    ledger = await (Ledger.open_read_only(path) if read_only else Ledger.open(path))
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def verify(home: Path, everything: bool, quarantine: bool, as_json: bool) -> bool:
+    """Verify a home's vault and print what was found.
+
+    Args:
+        home: the home.
+        everything: also files that no checkpoint names.
+        quarantine: move what is damaged away; no service may have the home.
+        as_json: print JSON.
+
+    Returns:
+        Whether nothing is damaged.
+    """
+    vault = Vault(home / "vault", writer=False)
+
+    def look() -> Report:
+        with tables.progress_bar("verifying", quiet=as_json) as progress:
+            return verify_vault(vault, everything=everything, progress=progress)
+
+    async def look_and_move() -> tuple[Report, list[Note]]:
+        async with opened(home) as ledger:
+            report = look()
+            notes = [put_away(vault, each.key) for each in report.damaged]
+            await Checkpoints(ledger, vault, Settings()).follow_quarantine()
+            return report, [note for note in notes if note is not None]
+
+    report, notes = asyncio.run(look_and_move()) if quarantine else (look(), [])
+    if as_json:
+        tables.print_json(tables.report_json(report, notes))
+    else:
+        _print_report(report, notes)
+    return report.ok
+
+
+def _print_report(report: Report, notes: list[Note]) -> None:
+    out = tables.console()
+    if report.quarantined:
+        out.print(tables.quarantine_table(report.quarantined))
+    if report.damaged:
+        out.print(tables.damage_table(report.damaged))
+    out.print(
+        f"{report.checkpoints} checkpoints, {report.files} files, {readable(report.size)}: "
+        + ("all as they were written." if report.ok else f"{len(report.damaged)} damaged.")
+    )
+    if notes:
+        out.print(f"{len(notes)} moved to quarantine; saving the same bytes again heals them.")
+    elif report.damaged:
+        out.print("Move them out of the way with 'everstep vault verify --quarantine'.")
+
+
+def quarantined(home: Path, as_json: bool) -> None:
+    """Print what is in a home's quarantine."""
+    notes = list(Vault(home / "vault", writer=False).quarantine.standing())
+    if as_json:
+        tables.print_json([tables.note_json(note) for note in notes])
+    elif notes:
+        tables.console().print(tables.quarantine_table(notes))
+    else:
+        tables.console().print("Nothing is in quarantine.")
+
+
+def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
+    """Collect what nobody needs any more, and print what that is.
+
+    Args:
+        home: the home; without ``dry_run`` no service may have it.
+        grace: what is younger than so many seconds stays.
+        dry_run: only print.
+        as_json: print JSON.
+
+    Raises:
+        VaultBusy: a backup is being made.
+    """
+    found, files = asyncio.run(_collect(home, grace, dry_run))
+    size = sum(ref.size for ref in files)
+    if as_json:
+        tables.print_json(
+            {
+                "dry_run": dry_run,
+                "expired": [each.path for each in found.expired],
+                "orphaned": [tables.called(each) for each in found.orphaned],
+                "files": [f"{ref.blake3}" for ref in files],
+                "bytes": size,
+            }
+        )
+        return
+    out = tables.console()
+    rows = [(each.path, f"expired {each.expires_at:%Y-%m-%d %H:%M}") for each in found.expired]
+    rows += [(tables.called(each), "not in the index") for each in found.orphaned]
+    rows += [(ref.blake3, readable(ref.size)) for ref in files] if dry_run else []
+    if rows:
+        out.print(tables.lines("To be removed" if dry_run else "Removed", rows))
+    checkpoints = len(found.expired) + len(found.orphaned)
+    verb = "would be removed" if dry_run else "removed"
+    out.print(f"{checkpoints} checkpoints and {len(files)} files {verb}: {readable(size)}.")
+
+
+async def _collect(home: Path, grace: float, dry_run: bool) -> tuple[Leftovers, list[FileRef]]:
+    async with opened(home, read_only=dry_run) as ledger:
+        vault = Vault(home / "vault", writer=not dry_run)
+        upkeep = Upkeep(ledger, vault, Checkpoints(ledger, vault, Settings()), grace)
+        found = await upkeep.leftovers()
+        if dry_run:
+            gone = {CheckpointId(e.kind, e.run_id, e.name) for e in found.expired}
+            return found, vault.collect(grace, dry_run=True, without=gone | set(found.orphaned))
+        if vault.is_held:
+            raise VaultBusy(f"A backup of {home} is being made; collect when it is done.")
+        await upkeep.remove(found)
+        return found, vault.collect(grace)
