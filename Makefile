@@ -25,7 +25,7 @@ endif
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test fast slow lint format proto hooks clean
+.PHONY: help quickstart install test fast slow soak lint format proto hooks clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(VENV)/.test ## Install, then everything that CI runs: lint, types, contr
 
 fast: $(VENV)/.test ## The fast tests only
 	@$(PYTEST) -m "not slow" $(ARGS)
+
+soak: $(VENV)/.test ## Kill, cut and corrupt for SECONDS (default 600) a test; EVERSTEP_SEED repeats one
+	@EVERSTEP_SOAK=$(or $(SECONDS),600) $(PYTEST) tests/faults $(ARGS)
 
 slow: $(VENV)/.test ## The slow tests only: real server processes, the official client
 	@$(PYTEST) -m slow $(ARGS)
