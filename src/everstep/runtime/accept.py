@@ -20,7 +20,7 @@ from everstep.engine.errors import InputError
 from everstep.engine.info import ModelInfo
 from everstep.engine.sample_validation import check_sample
 from everstep.engine.validation import check_adapter, check_pass
-from everstep.ledger import Failure, Ledger, NewOperation, Operation, Run
+from everstep.ledger import Failure, Ledger, NewOperation, Operation, Run, Session
 from everstep.runtime import names
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected
@@ -88,9 +88,11 @@ class Acceptance:
         """Return what to append for a request.
 
         Raises:
-            Rejected: it names no known session, run or sampler, or has no sequence id.
+            Rejected: it names no known session, run or sampler, or one whose session is
+                finished, or has no sequence id.
         """
         entry = await self._entry(request)
+        await self._check_open(entry.operation)
         if entry.run is not None or entry.operation.kind == names.SAMPLE:
             return entry
         run = await self._ledger.run(entry.operation.scope)
@@ -127,11 +129,21 @@ class Acceptance:
         """The entry of a request whose body could not be read, but whose run and place are known.
 
         Raises:
-            Rejected: there is no such run.
+            Rejected: there is no such run, or its session is finished.
         """
         run = await self.run(model_id)
         failure = Failure(message, ErrorCategory.USER)
-        return Entry(NewOperation(run.run_id, seq_id, kind, b"", failure, run.session_id))
+        operation = NewOperation(run.run_id, seq_id, kind, b"", failure, run.session_id)
+        await self._check_open(operation)
+        return Entry(operation)
+
+    async def _check_open(self, operation: NewOperation) -> None:
+        """Raise `Rejected` (400) for a new operation of a finished session; a retry may come."""
+        session = await self._ledger.session(operation.session_id or "")
+        if session is None or session.finished is None:
+            return
+        if await self._ledger.operation_at(operation.scope, operation.seq_id) is None:
+            raise _finished(session)
 
     async def run(self, model_id: str | None) -> Run:
         """Return a run that exists; raises `Rejected` (404) otherwise."""
@@ -150,7 +162,7 @@ class Acceptance:
         if session is None:
             raise Rejected(404, f"Session {session_id} does not exist. Create it first.")
         if session.finished is not None:
-            raise Rejected(400, f"Session {session_id} is finished ({session.finished}).")
+            raise _finished(session)
         return session.session_id
 
     # Creation
@@ -346,6 +358,14 @@ def _required(value: int | None, field: str) -> int:
     if value is None or value < 0:
         raise Rejected(400, f"{field} is required and must be 0 or greater; got {value}.")
     return value
+
+
+def _finished(session: Session) -> Rejected:
+    return Rejected(
+        400,
+        f"Session {session.session_id} is finished ({session.finished}) and takes no new "
+        "operations. Open another one, and go on from a checkpoint.",
+    )
 
 
 def _failure(error: Exception) -> Failure:

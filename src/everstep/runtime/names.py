@@ -18,6 +18,8 @@ SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
 LOAD_WEIGHTS = "load_weights"
 UNLOAD_MODEL = "unload_model"
 SAMPLE = "sample"
+MISSING = "missing"
+"""Takes the place of an operation that did not arrive in time."""
 
 CHANGES_STATE = frozenset({FORWARD_BACKWARD, OPTIM_STEP, LOAD_WEIGHTS})
 """Kinds that change a run's state: what recovery applies again."""

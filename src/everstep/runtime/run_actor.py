@@ -15,6 +15,7 @@ from collections.abc import Callable
 import structlog
 
 from everstep.ledger import Failure, Ledger, NewOperation, Operation
+from everstep.runtime import names
 from everstep.runtime.errors import OperationFailed, RunCorrupted, RunUnavailable, WorkerLost
 from everstep.runtime.execution import Execution
 from everstep.runtime.recovery import Recovery
@@ -226,7 +227,7 @@ class RunActor:
             if operation is None:
                 failure = Failure(text, ErrorCategory.USER)
                 await self._ledger.accept(
-                    NewOperation(self.run_id, seq_id, "missing", b"", failure)
+                    NewOperation(self.run_id, seq_id, names.MISSING, b"", failure)
                 )
             elif operation.status == "pending":
                 await self._execution.fail(operation, OperationFailed(text))

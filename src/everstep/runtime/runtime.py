@@ -12,7 +12,7 @@ import structlog
 
 from everstep.engine.info import ModelInfo
 from everstep.failpoints import Failpoint
-from everstep.ledger import Ledger, Operation, SequenceConflict
+from everstep.ledger import Ledger, NewOperation, Operation, SequenceConflict
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.checkpoints import Checkpoints
@@ -245,7 +245,8 @@ class Runtime:
 
     async def _append(self, entry: Entry) -> types.UntypedAPIFuture:
         new = entry.operation
-        self._check_not_far_ahead(new.scope, new.seq_id)
+        if new.kind != names.SAMPLE:
+            await self._check_not_far_ahead(new.scope, new.seq_id)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
         _VALIDATED()
@@ -257,7 +258,7 @@ class Runtime:
                 match_payload=entry.match_payload,
             )
         except SequenceConflict as error:
-            raise Rejected(400, str(error)) from error
+            operation = await self._gave_up(new, error)
         _ACCEPTED()
         if entry.executes:
             self._schedule(operation)
@@ -265,12 +266,23 @@ class Runtime:
             raise entry.rejected
         return future_of(operation)
 
-    def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
-        actor = self._actors.get(scope)
-        if actor is not None and seq_id > actor.position + _FARTHEST_AHEAD:
+    async def _gave_up(self, new: NewOperation, conflict: SequenceConflict) -> Operation:
+        """What was put into the place of an operation that comes too late; it says so."""
+        known = await self._ledger.operation_at(new.scope, new.seq_id)
+        if known is None or known.kind != names.MISSING:
+            raise Rejected(400, str(conflict)) from conflict
+        return known
+
+    async def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
+        """Raise `Rejected` (400) for a place that no client can have come to by counting."""
+        actor = self._actors.get(scope)  # it counts from the start again while it is brought back
+        after = seq_id - _FARTHEST_AHEAD - 1
+        if after < 0 or (actor is not None and after < actor.position):
+            return
+        if not await self._ledger.operations(scope, after=after, limit=1):
             raise Rejected(
                 400,
-                f"seq_id {seq_id} is too far ahead of {actor.position}, the last one executed; "
+                f"seq_id {seq_id} is too far ahead: none of the {_FARTHEST_AHEAD} before it came; "
                 "sequence ids count up by one.",
             )
 

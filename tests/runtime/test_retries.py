@@ -1,0 +1,82 @@
+"""A retry is the same operation, also in another process of the service; another one is not."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from everstep.engine import Model
+from tests.runtime.local import MODEL, Local, batch
+
+
+def test_every_request_sent_again_after_a_restart_gets_what_it_got_before(
+    home: Path, pico: Model
+) -> None:
+    key = {"X-Idempotency-Key": uuid.uuid4().hex}
+    with Local(home, pico) as service:
+        session = service.post("create_session", key)["session_id"]
+        create = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
+        run = service.result(service.post("create_model", **create)["request_id"])["model_id"]
+        sampler = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL}
+        sampler_id = service.post("create_sampling_session", **sampler)["sampling_session_id"]
+        requests = [
+            ("create_model", create),
+            ("forward_backward", {"seq_id": 1, "forward_backward_input": batch()}),
+            ("optim_step", {"seq_id": 2, "adam_params": {}}),
+            ("save_weights", {"seq_id": 3, "path": "a"}),
+            ("save_weights_for_sampler", {"seq_id": 4, "path": "a"}),
+            ("save_weights_for_sampler", {"seq_id": 5, "sampling_session_seq_id": 1}),
+            ("load_weights", {"seq_id": 6, "path": f"tinker://{run}/weights/a", "optimizer": True}),
+            (
+                "load_weights",
+                {
+                    "session_id": session,
+                    "model_seq_id": 1,
+                    "path": f"tinker://{run}/weights/a",
+                    "optimizer": False,
+                },
+            ),
+            (
+                "asample",
+                {
+                    "sampling_session_id": sampler_id,
+                    "seq_id": 0,
+                    "prompt": {"chunks": [{"tokens": [1, 2, 3]}]},
+                    "sampling_params": {"max_tokens": 4},
+                },
+            ),
+        ]
+        of_the_run = ("session_id", "sampling_session_id")
+        for _, body in requests:
+            if not any(name in body for name in of_the_run):
+                body["model_id"] = run
+        answers = [service.post(route, **body) for route, body in requests]
+        results = [service.result(answer["request_id"]) for answer in answers]
+    assert not [result for result in results if "error" in result]
+    with service.after() as service:
+        assert service.post("create_session", key)["session_id"] == session
+        again = service.post("create_sampling_session", **sampler)
+        assert again["sampling_session_id"] == sampler_id
+        requests[5][1]["sampling_session_seq_id"] = 2  # the SDK counts it up with each attempt
+        for (route, body), answer, result in zip(requests, answers, results, strict=True):
+            assert service.post(route, **body) == answer
+            assert service.result(answer["request_id"]) == result
+        assert {kind for kind, _ in service.finished} <= {"restore"}, "nothing is executed again"
+
+
+def test_another_payload_in_a_place_that_was_used_is_refused(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run, twin = service.new_run(), service.new_run()
+        service.send(run, "forward_backward", forward_backward_input=batch())
+        others = {
+            "forward_backward": {"forward_backward_input": batch(shift=1)},
+            "forward": {"forward_input": batch()},
+            "optim_step": {"adam_params": {}},
+        }
+        for route, body in others.items():
+            status, text = service.refused(route, model_id=run, seq_id=1, **body)
+            assert status == 400
+            assert f"seq_id 1 of {run} was used before, for a forward_backward" in text
+        step = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
+        first = service.train(twin, 0)[1]
+        assert service.do(run, "optim_step", **step) == first, "the first one counted"

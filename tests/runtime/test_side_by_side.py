@@ -1,0 +1,129 @@
+"""What goes on at the same time: saves beside training, runs beside runs, more than memory holds.
+
+Every order here is made by a gate, or is that in which the worker finished its calls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everstep.engine import Model
+from everstep.runtime.turns import Turns
+from tests.runtime.local import Local, batch
+
+
+@pytest.mark.parametrize("route", ["save_weights", "save_weights_for_sampler"])
+def test_a_save_is_written_while_training_goes_on_and_holds_the_state_of_its_place(
+    home: Path, pico: Model, route: str
+) -> None:
+    with Local(home, pico, hold_seconds=0.02) as service:
+        run, twin = service.new_run(), service.new_run()
+        expected = service.train(twin, 0, 1, 2)
+        seen = service.train(run, 0)
+        with service.writes.shut():
+            saving = service.send(run, route, path="a")
+            seen += service.train(run, 1, 2)  # these are finished, and the save is not
+            service.writes.wait_reached()
+            assert service.poll(saving).status_code == 408
+            assert service.http.get(f"training_runs/{run}/checkpoints").json()["checkpoints"] == []
+        path = service.result(saving)["path"]
+        assert seen == expected
+        service.do(run, "load_weights", path=path, optimizer=route == "save_weights")
+        assert service.train(run, 1)[0] == expected[2], "the loss right after the save's place"
+
+
+def test_saves_of_a_run_are_written_in_order_and_each_holds_its_own_state(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        seen, saves = [], []
+        with service.writes.shut():
+            for step in range(3):
+                seen.append(service.train(run, step))
+                saves.append(service.send(run, "save_weights", path=f"s{step}"))
+        paths = [service.result(each)["path"] for each in saves]
+        for step, path in enumerate(paths[:-1]):
+            service.do(run, "load_weights", path=path, optimizer=True)
+            assert service.train(run, step + 1) == seen[step + 1]
+
+
+def test_a_short_pass_does_not_wait_for_the_end_of_a_long_one_of_another_run(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        long_run, short_run, twin = service.new_run(), service.new_run(), service.new_run()
+        tokens = [i % 250 for i in range(1025)]
+        inputs = {"target_tokens": {"data": tokens[1:], "dtype": "int64"}}
+        datum = {"model_input": {"chunks": [{"tokens": tokens[:-1]}]}, "loss_fn_inputs": inputs}
+        long_pass = {"data": [datum] * 12, "loss_fn": "cross_entropy"}  # six micro-batches
+        service.finished.clear()
+        with service.steps.shut():
+            first = service.send(long_run, "forward_backward", forward_backward_input=long_pass)
+            service.steps.wait_reached()  # it has begun
+            others = service.step(short_run, 0)
+        assert [service.result(each) for each in others] == service.train(twin, 0)
+        service.result(first)
+        assert [run for kind, run in service.finished if run != twin] == [
+            short_run,
+            short_run,
+            long_run,
+        ]
+
+
+def test_turns_go_round_and_a_lane_keeps_its_order() -> None:
+    seen: list[str] = []
+
+    def task(name: str, steps: int) -> Any:
+        for step in range(steps):
+            seen.append(f"{name}{step}")
+            yield
+
+    turns = Turns()
+    turns.add("a", 1, task("long", 4))
+    turns.add("a", 2, task("next", 1))
+    turns.add("b", 3, task("short", 1))
+    turns.add("c", 4, task("other", 2))
+    while turns.busy:
+        turns.step()
+    assert seen == [
+        *("long0", "short0", "other0"),
+        *("long1", "other1"),
+        *("long2", "long3", "next0"),
+    ]
+
+
+def test_more_runs_than_memory_holds_take_turns_in_it_and_change_no_number(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        alone = [service.new_run(seed) for seed in range(3)]
+        expected = [service.train(run, *range(3)) for run in alone]
+    with service.after(memory_bytes=1) as service:
+        runs = [service.new_run(seed) for seed in range(3)]
+        seen: list[list[Any]] = [[] for _ in runs]
+        for step in range(3):
+            for number, run in enumerate(runs):
+                seen[number] += service.train(run, step)
+        assert seen == expected
+        evicted = [run for kind, run in service.finished if kind == "drop"]
+        assert set(evicted) >= set(runs)
+
+
+def test_a_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run, twin = service.new_run(), service.new_run()
+        expected = service.train(twin, 0, 1)
+        seen = service.train(run, 0)
+        seen.append(service.do(run, "forward_backward", forward_backward_input=batch(1)))
+        answer = service.result(service.post("unload_model", model_id=run)["request_id"])
+        assert answer["model_id"] == run
+        assert service.finished[-1] == ("drop", run)
+        step = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
+        seen.append(service.do(run, "optim_step", **step))
+        assert seen == expected
+        assert ("restore", run) in service.finished
+        assert service.train(run, 2) == service.train(twin, 2)
