@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everstep.cli.options import DEFAULT_HOME, Home
+from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
 from everstep.cli.vault import app as vault_app
 
 app = typer.Typer(
@@ -70,6 +70,45 @@ def quickstart(
     from everstep.cli.quickstart import quickstart as command
 
     command(data, model, steps, home)
+
+
+@app.command()
+def backup(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False)],
+    home: Home = DEFAULT_HOME,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy files that could be shared by hard links.")
+    ] = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many backups DIR holds at most.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Back a home up into DIR, verified; also while its service runs. Brings only what is new.
+
+    Exits with 1 when something is damaged; that is left out, and named.
+    """
+    with told():
+        from everstep.cli.backup import backup as command
+
+        target = directory.expanduser().resolve()
+        ok = command(existing_home(home), target, link=not copy, keep=keep, as_json=as_json)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def restore(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False)],
+    home: Home = DEFAULT_HOME,
+    at: Annotated[
+        str | None, typer.Option(metavar="ID", help="Which backup; the newest when not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a home of a backup. The home has to be empty or absent."""
+    with told():
+        from everstep.cli.backup import restore as command
+
+        target = home.expanduser().resolve()
+        command(directory.expanduser().resolve(), target, backup_id=at, as_json=as_json)
 
 
 def main() -> None:

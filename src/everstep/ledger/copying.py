@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import delete, func, select
@@ -97,6 +99,22 @@ class Copy:
         query = select(t.operations.c.scope).where(t.operations.c.request_id == request_id)
         with self._engine.begin() as connection:
             return connection.execute(query).first() is not None
+
+    def last_saves(self, kinds: Mapping[str, str]) -> dict[tuple[str, str, str], int]:
+        """The sequence id of the last save that succeeded, by kind, run and name.
+
+        Args:
+            kinds: operations that save, with the kind of what they save.
+        """
+        columns = t.operations.c
+        query = select(columns.kind, columns.scope, columns.seq_id, columns.payload).where(
+            columns.kind.in_(list(kinds)), columns.status == "succeeded"
+        )
+        with self._engine.begin() as connection:
+            return {
+                (kinds[kind], scope, json.loads(payload)["name"]): seq_id
+                for kind, scope, seq_id, payload in connection.execute(query.order_by("seq_id"))
+            }
 
     def drop(self, path: str) -> None:
         """Remove a checkpoint from the index."""

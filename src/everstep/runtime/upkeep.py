@@ -24,7 +24,8 @@ from everstep.vault import CheckpointId, Vault
 from everstep.vault.keys import manifest_key
 from everstep.wire.paths import parse_path
 
-_SAVES = {names.SAVE_WEIGHTS: "training", names.SAVE_WEIGHTS_FOR_SAMPLER: "sampler"}
+SAVES = {names.SAVE_WEIGHTS: "training", names.SAVE_WEIGHTS_FOR_SAMPLER: "sampler"}
+"""Operations that save, with the kind of what they save."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Upkeep:
         expired = await self._ledger.expired_checkpoints(self._before())
         old = await asyncio.to_thread(self._old)  # before the index is asked
         known = {each.path for each in await self._ledger.every_checkpoint()}
-        awaited = {_awaited(each) for each in await self._ledger.pending_operations(_SAVES)}
+        awaited = {_awaited(each) for each in await self._ledger.pending_operations(SAVES)}
         orphaned = [each for each in old if path_of(each) not in known and each not in awaited]
         return Leftovers(expired, orphaned)
 
@@ -76,7 +77,7 @@ class Upkeep:
     async def _is_orphaned(self, checkpoint: CheckpointId) -> bool:
         """Whether that is still so, under the lock of its path."""
         waiting = await self._ledger.operations(checkpoint.run_id, status="pending")
-        if checkpoint in {_awaited(each) for each in waiting if each.kind in _SAVES}:
+        if checkpoint in {_awaited(each) for each in waiting if each.kind in SAVES}:
             return False
         return self._is_old(checkpoint) and not await self._ledger.is_indexed(
             str(path_of(checkpoint))
@@ -89,7 +90,7 @@ class Upkeep:
         """Manifests that were written longer ago than the grace period, without snapshots."""
         found = (
             CheckpointId(kind, *names)
-            for kind in _SAVES.values()
+            for kind in SAVES.values()
             for names in self._vault.names(kind)
         )
         return [each for each in found if self._is_old(each)]
@@ -105,4 +106,4 @@ class Upkeep:
 def _awaited(operation: Operation) -> CheckpointId:
     """What a pending save is about to write, or has written and not recorded."""
     name = json.loads(operation.payload)["name"]
-    return CheckpointId(_SAVES[operation.kind], operation.scope, name)
+    return CheckpointId(SAVES[operation.kind], operation.scope, name)

@@ -110,6 +110,15 @@ class LocalStorage:
         _DURABLE()
         return key
 
+    def link(self, path: Path, key: str) -> None:
+        """Give a durable file of the same file system a second name here, durably."""
+        temporary = self._temporary / uuid.uuid4().hex
+        target = self._path(key)
+        self._make(target.parent)
+        os.link(path, temporary)
+        temporary.replace(target)
+        sync_directory(target.parent)
+
     def read(self, key: str) -> memoryview:
         """Map a file."""
         with self._path(key).open("rb") as file:

@@ -1,0 +1,237 @@
+"""Backups: what several moments of a home need, files once each.
+
+    <directory>/blobs/ab/<blake3>                       shared by all backups in it
+    <directory>/backups/<id>/ledger.sqlite              the database as of one moment
+    <directory>/backups/<id>/manifests/<kind>/<run>/<name>.json
+    <directory>/backups/<id>/backup.json                what this one is, and what it left out
+    <directory>/tmp/                                    what is being written
+
+A backup is whole or absent: it is written under ``tmp`` and appears in one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from everstep.vault.errors import CheckpointDamaged, VaultBusy, VaultError
+from everstep.vault.inspection import blob_damage
+from everstep.vault.keys import (
+    BLOBS,
+    MANIFESTS,
+    CheckpointId,
+    blob_key,
+    checkpoint_of,
+    digest_of,
+    manifest_key,
+)
+from everstep.vault.locks import Locks
+from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.storage import LocalStorage, sync_directory, write_synced
+
+DATABASE = "ledger.sqlite"
+_NOTE = "backup.json"
+
+
+class BackupNote(BaseModel):
+    """What a backup is.
+
+    Attributes:
+        id: its name: when its ledger was copied.
+        made_at: the same, as a time.
+        checkpoints: how many checkpoints and snapshots it has.
+        files: how many files those name.
+        size: bytes of them.
+        left_out: checkpoints that it could not take, with why.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    made_at: datetime
+    checkpoints: int
+    files: int
+    size: int
+    left_out: dict[str, str]
+
+
+class BackupDirectory:
+    """A directory of backups, for one process at a time.
+
+    Args:
+        path: where; it is created, or holds earlier backups.
+
+    Raises:
+        VaultError: something else is there.
+        VaultBusy: another process is at it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.exists() and any(path.iterdir()) and not (path / "backups").is_dir():
+            raise VaultError(f"{path} is not empty and holds no backup; choose another directory.")
+        self.path = path
+        self.storage = LocalStorage(path)
+        (path / "backups").mkdir(exist_ok=True)
+        sync_directory(path)
+        self._open = contextlib.ExitStack()
+        if not self._open.enter_context(Locks(path).collecting()):
+            self.close()
+            raise VaultBusy(f"Another backup or restore is at {path}; wait for it.")
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._open.close()
+
+    def ids(self) -> list[str]:
+        """The backups in it, oldest first."""
+        return sorted(path.name for path in (self.path / "backups").iterdir())
+
+    def of(self, backup_id: str) -> Path:
+        """Where a backup lies."""
+        return self.path / "backups" / backup_id
+
+    def note(self, backup_id: str) -> BackupNote:
+        """What a backup is; raises `CheckpointDamaged` when that can't be read."""
+        path = self.of(backup_id) / _NOTE
+        try:
+            return BackupNote.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise CheckpointDamaged(f"{path} can't be read: {error}") from error
+
+    def manifests(self, backup_id: str) -> Iterator[Manifest]:
+        """What a backup has; raises `CheckpointDamaged` on a manifest that is not as written."""
+        root = self.of(backup_id)
+        for path in sorted((root / MANIFESTS).rglob("*.json")):
+            manifest = Manifest.decode(path.read_bytes(), str(path))
+            if checkpoint_of(path.relative_to(root).as_posix()) != manifest.id:
+                raise CheckpointDamaged(f"{path}: the manifest there is that of {manifest.id}")
+            yield manifest
+
+    def stage(self) -> Path:
+        """An empty directory to write a backup in; what a broken one left is removed."""
+        for leftover in (self.path / "tmp").iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        stage = self.path / "tmp" / "stage"
+        stage.mkdir()
+        return stage
+
+    def take(
+        self, source: Path, ref: FileRef, *, link: bool, on_read: Callable[[int], None]
+    ) -> str | None:
+        """Have a file here, read back from here; returns what is wrong with it, if anything.
+
+        Args:
+            source: the root of the vault that has it.
+            ref: the file.
+            link: give it a second name instead of a copy, where that can be done.
+            on_read: told of every so many bytes that were verified.
+        """
+        key = blob_key(ref.blake3)
+        for _ in range(2):  # what an earlier backup has here may be damaged: then once more
+            if self.storage.size(key) != ref.size:
+                try:
+                    self._bring(source, key, link)
+                except FileNotFoundError:
+                    return "it is missing"
+            reason = blob_damage(self.storage, key, on_read=on_read)
+            if reason is None:
+                return None
+            self.storage.delete(key)
+        return reason
+
+    def _bring(self, source: Path, key: str, link: bool) -> None:
+        if link:
+            try:
+                self.storage.link(source / key, key)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                pass  # another file system, or one without links: a copy then
+            else:
+                return
+        there = LocalStorage(source)
+        self.storage.write(there.chunks(key), lambda: key, replace=True)
+
+    def finish(self, stage: Path, note: BackupNote, manifests: list[Manifest]) -> None:
+        """Make a staged backup appear: whole, durable, at once."""
+        for manifest in manifests:
+            path = stage / manifest_key(*manifest.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(path, [manifest.encode()])
+        write_synced(stage / _NOTE, [note.model_dump_json(indent=1).encode()])
+        for directory, _, _ in os.walk(stage, topdown=False):
+            sync_directory(Path(directory))
+        stage.rename(self.of(note.id))
+        sync_directory(self.path / "backups")
+        sync_directory(self.path / "tmp")
+
+    def check(self, backup_id: str) -> None:
+        """Raise `CheckpointDamaged` unless a backup's manifests and their files are all here."""
+        for manifest in self.manifests(backup_id):
+            for name, ref in manifest.files.items():
+                if self.storage.size(blob_key(ref.blake3)) != ref.size:
+                    raise CheckpointDamaged(f"backup {backup_id}: {manifest.id}: no whole {name}")
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest so many backups, and files that none needs."""
+        for old in self.ids()[:-keep]:
+            doomed = self.path / "tmp" / old
+            self.of(old).rename(doomed)
+            sync_directory(self.path / "backups")
+            shutil.rmtree(doomed)
+        needed = {
+            ref.blake3
+            for backup_id in self.ids()
+            for manifest in self.manifests(backup_id)
+            for ref in manifest.files.values()
+        }
+        for key in list(self.storage.keys(BLOBS)):
+            if digest_of(key) not in needed:
+                self.storage.delete(key)
+
+
+class Sightings:
+    """Manifests as they were seen in a vault that goes on changing."""
+
+    def __init__(self) -> None:
+        self._seen: dict[CheckpointId, list[tuple[int, Manifest]]] = {}
+        self.damaged: dict[CheckpointId, str] = {}
+        self._looks = 0
+
+    def look(self, keys: Iterator[str], read: Callable[[CheckpointId], Manifest]) -> None:
+        """Note what is there now.
+
+        Args:
+            keys: of manifests.
+            read: reads one.
+        """
+        self._looks += 1
+        for key in keys:
+            checkpoint = checkpoint_of(key)
+            if checkpoint is None:
+                continue
+            try:
+                manifest = read(checkpoint)
+            except CheckpointDamaged as error:
+                self.damaged[checkpoint] = str(error)
+                continue
+            except VaultError:
+                continue  # deleted since it was listed
+            seen = self._seen.setdefault(checkpoint, [])
+            if manifest not in [each for _, each in seen]:
+                seen.append((self._looks, manifest))
+
+    def __iter__(self) -> Iterator[CheckpointId]:
+        return iter(list(self._seen))
+
+    def newest(self, checkpoint: CheckpointId, fits: Callable[[Manifest], bool]) -> Manifest | None:
+        """The newest manifest of a checkpoint that was there before the last look, or fits."""
+        for look, manifest in reversed(self._seen.get(checkpoint, [])):
+            if look < self._looks or fits(manifest):
+                return manifest
+        return None
