@@ -30,7 +30,7 @@ SAMPLE = {
     "prompt_logprobs": True,
     "topk_prompt_logprobs": 2,
     "topk_sample_logprobs": 2,
-    "target_prompt_logprobs": {"data": [-1, 6, 7], "dtype": "int64", "shape": [3]},
+    "target_prompt_logprobs": {"data": [6, -1], "dtype": "int64", "shape": [2, 1]},
     "prompt_alt_tokens_k": 2,
 }
 
