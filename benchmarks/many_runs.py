@@ -113,9 +113,7 @@ def report(service: everstep.ServiceClient, count: int, home: Path) -> None:
     print(f"{'runs':>6}  memory of service and worker")
     for index, size in sizes[:: max(1, len(sizes) // 10)]:
         print(f"{index:>6}  {size:8.0f} MiB")
-    print(
-        f"after {IN_MEMORY}: {few:.0f} MiB; after {count}: {sizes[-1][1]:.0f} MiB; ratio ", end=""
-    )
+    last = sizes[-1][1]
     print(f"after {IN_MEMORY}: {few:.0f} MiB; after {count}: {last:.0f}; ratio {last / few:.2f}")
     print(f"create and train a step: {1000 * created / count:.0f} ms a run")
     print(f"come back and train a step: {1000 * back / len(returning):.0f} ms; all exact")

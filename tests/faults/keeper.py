@@ -85,7 +85,20 @@ class Keeper:
             self._changed.notify_all()
         self._thread.join(GIVE_UP_SECONDS)
         assert not self._thread.is_alive(), "the service did not end"
+        self.wait_until(lambda: not self.left_behind())
         return self._process.returncode
+
+    def left_behind(self) -> list[int]:
+        """Processes that name the home in their arguments: none may outlive its service."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (process / "cmdline").read_bytes()
+            except OSError:
+                continue  # it ended
+            if f'"{self.home}"'.encode() in arguments:
+                found.append(int(process.name))
+        return found
 
     def kill(self) -> None:
         """SIGKILL the service, and wait until it was started again."""

@@ -58,13 +58,16 @@ class BlockingChannel:
             self._sock.sendall(frame)
 
     def receive(self) -> Message | None:
-        """Wait for one message; None when the other side is gone."""
-        head = self._stream.read(_FRAME.size)
-        if len(head) < _FRAME.size:
+        """Wait for one message; None when the other side is gone, however it went."""
+        try:
+            head = self._stream.read(_FRAME.size)
+            if len(head) < _FRAME.size:
+                return None
+            header_size, body_size = _FRAME.unpack(head)
+            header = self._stream.read(header_size)
+            body = self._stream.read(body_size)
+        except OSError:  # killed with something of ours unread, it resets the connection
             return None
-        header_size, body_size = _FRAME.unpack(head)
-        header = self._stream.read(header_size)
-        body = self._stream.read(body_size)
         if len(header) < header_size or len(body) < body_size:
             return None
         return Message(json.loads(header), body)

@@ -6,6 +6,7 @@ Commands and replies are `channel` messages; `commands` says what each one does.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
     threading.Thread(target=_read, args=(channel, inbox), name="reader", daemon=True).start()
     torch.set_num_threads(arguments["threads"])
     home = Path(arguments["home"])
+    _sole_worker(home)  # held for the life of this process
     try:
         models = _load_models(home, arguments)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
@@ -58,14 +60,22 @@ def main(argv: list[str]) -> None:
         turns.step()
 
 
+def _sole_worker(home: Path) -> None:
+    """Wait until no other worker is alive on a home, and let no other begin while we live."""
+    lock = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def _read(channel: BlockingChannel, inbox: queue.SimpleQueue[Message]) -> None:
     """Pass commands on; end the process at once when the service is gone.
 
     A worker that outlived its service could race the service's successor.
     """
-    while (message := channel.receive()) is not None:
-        inbox.put(message)
-    os._exit(0)
+    try:
+        while (message := channel.receive()) is not None:
+            inbox.put(message)
+    finally:
+        os._exit(0)
 
 
 def _load_models(home: Path, arguments: dict[str, Any]) -> dict[str, Model]:
