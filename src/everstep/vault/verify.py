@@ -131,7 +131,7 @@ def verify(vault: Vault, *, everything: bool = False, progress: Progress | None 
 
 
 def _unreadable(vault: Vault, found: Survey) -> Iterator[Damage]:
-    for key, reason in found.unreadable.items():
+    for key, reason in sorted(found.unreadable.items()):
         checkpoint = checkpoint_of(key)
         if vault.storage.size(key) is not None:
             yield Damage(key, reason, (checkpoint,) if checkpoint else ())
