@@ -1,0 +1,311 @@
+"""``everstep backup`` and ``everstep restore``: consistent, whole or absent, verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import everstep
+import everstep.cli.backup as command
+from everstep.cli import app
+from everstep.ledger import Ledger
+from everstep.vault import Vault
+from everstep.vault.keys import manifest_key
+from tests.conftest import Service
+from tests.scenario import MODEL, connect, train
+from tests.vault.checkpoints import load
+from tests.vault.homes import RUN, Home, rot
+
+PATH = f"tinker://{RUN}/weights"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.save("x", b"content of x")
+    home.save("y", b"content of y", kind="sampler")
+    home.snapshot(b"snapshot")
+    return home
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.output
+
+
+def backup(home: Home, to: Path, *options: str, code: int = 0) -> Any:
+    return json.loads(call("backup", to, "--home", home.path, "--json", *options, code=code))
+
+
+def restored(place: Path, to: Path, *options: str) -> dict[str, dict[str, bytes]]:
+    """All checkpoints of a restored home, whose index has exactly them."""
+    call("restore", place, "--home", to, *options)
+    vault = Vault(to / "vault")
+    found = {each.name: load(vault, each) for each in vault.manifests() if each.kind != "snapshot"}
+
+    async def listed(ledger: Ledger) -> set[str]:
+        return {row.name for row in await ledger.every_checkpoint()}
+
+    again = Home.__new__(Home)
+    again.path = to
+    assert again.ledger(listed) == set(found)
+    return found
+
+
+def content(name: str) -> dict[str, bytes]:
+    return {"adapter": f"content of {name}".encode(), "config": b"config"}
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("options", [[], ["--copy"]])
+def test_a_backup_is_restored_as_it_was(home: Home, tmp_path: Path, options: list[str]) -> None:
+    note = backup(home, tmp_path / "b", *options)
+    assert (note["checkpoints"], note["files"], note["left_out"]) == (3, 4, {})
+    links = home.blob(home.vault.manifest("training", RUN, "x")).stat().st_nlink
+    assert links == (1 if options else 2)
+    text = call("backup", tmp_path / "b2", "--home", home.path)
+    assert "3 checkpoints and snapshots, 4 files" in text
+    shutil.rmtree(home.path)
+    assert restored(tmp_path / "b", home.path) == {"x": content("x"), "y": content("y")}
+    assert len(list(Vault(home.path / "vault").manifests(kind="snapshot"))) == 1
+    home.vault = Vault(home.path / "vault")
+    home.save("z", b"content of z")  # it goes on
+    assert call("vault", "verify", "--all", "--home", home.path)
+
+
+def test_what_an_earlier_backup_brought_is_not_brought_again(home: Home, tmp_path: Path) -> None:
+    backup(home, tmp_path / "b", "--copy")
+    first = {path: path.stat().st_ino for path in (tmp_path / "b" / "blobs").glob("*/*")}
+    home.save("z", b"content of z")
+    home.vault.delete("sampler", RUN, "y")
+    note = backup(home, tmp_path / "b", "--copy", code=1)  # its row says that it is there
+    assert note["left_out"] == {f"tinker://{RUN}/sampler_weights/y": "its manifest is missing"}
+    second = {path: path.stat().st_ino for path in (tmp_path / "b" / "blobs").glob("*/*")}
+    assert len(first.items() & second.items()) == 3  # x, the snapshot, the shared configuration
+    assert len(second) == 4
+    assert restored(tmp_path / "b", tmp_path / "r") == {"x": content("x"), "z": content("z")}
+
+
+def test_several_backups_are_kept_and_any_is_restored(home: Home, tmp_path: Path) -> None:
+    first = backup(home, tmp_path / "b", "--keep", "2")["id"]
+    home.save("z", b"content of z")
+    second = backup(home, tmp_path / "b", "--keep", "2")["id"]
+    assert set(restored(tmp_path / "b", tmp_path / "r1", "--at", first)) == {"x", "y"}
+    assert set(restored(tmp_path / "b", tmp_path / "r2")) == {"x", "y", "z"}
+    text = call("restore", tmp_path / "b", "--home", tmp_path / "r3", "--at", "other", code=1)
+    assert first in text and second in text
+    backup(home, tmp_path / "b")
+    assert len(list((tmp_path / "b" / "backups").iterdir())) == 1
+
+
+def test_damage_in_the_home_is_left_out_and_told(home: Home, tmp_path: Path) -> None:
+    home.save("z", b"content of z")
+    rot(home.blob(home.vault.manifest("training", RUN, "x")))
+    rot(home.path / "vault" / manifest_key("training", RUN, "z"))
+    note = backup(home, tmp_path / "b", code=1)
+    assert set(note["left_out"]) == {f"{PATH}/x", f"{PATH}/z"}
+    assert restored(tmp_path / "b", tmp_path / "r") == {"y": content("y")}
+
+
+def test_damage_in_the_backup_is_mended_by_the_next_one(home: Home, tmp_path: Path) -> None:
+    backup(home, tmp_path / "b", "--copy")
+    blob = home.blob(home.vault.manifest("training", RUN, "x")).relative_to(home.path / "vault")
+    rot(tmp_path / "b" / blob)
+    text = call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
+    assert "damaged in the backup" in text and blob.name in text
+    assert not (tmp_path / "r").exists()
+    assert not list(tmp_path.glob(".r*"))
+    backup(home, tmp_path / "b", "--copy")
+    assert restored(tmp_path / "b", tmp_path / "r")["x"] == content("x")
+
+
+@pytest.mark.parametrize("file", ["ledger.sqlite", "backup.json", "x.json", "gone"])
+def test_no_damaged_backup_is_restored(home: Home, tmp_path: Path, file: str) -> None:
+    note = backup(home, tmp_path / "b", "--copy")
+    (path,) = Path(note["path"]).rglob("x.json" if file == "gone" else file)
+    if file == "gone":
+        path.unlink()
+    elif file == "ledger.sqlite":
+        path.write_bytes(path.read_bytes()[: 4096 * 3])
+    else:
+        rot(path)
+    call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
+    assert not (tmp_path / "r").exists()
+
+
+def test_nothing_is_restored_over_anything(home: Home, tmp_path: Path) -> None:
+    backup(home, tmp_path / "b")
+    before = tree(home.path)
+    assert "is not empty" in call("restore", tmp_path / "b", "--home", home.path, code=1)
+    assert tree(home.path) == before
+    (tmp_path / "r").mkdir()
+    assert restored(tmp_path / "b", tmp_path / "r")
+
+
+def test_a_directory_of_other_things_is_no_place_for_backups(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis").write_bytes(b"mine")
+    assert "holds no backup" in call("backup", tmp_path / "b", "--home", home.path, code=1)
+    assert "holds no backup" in call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
+    assert tree(tmp_path / "b") == {"thesis": b"mine"}
+    inside = home.path / "backup"
+    assert "lies in the home" in call("backup", inside, "--home", home.path, code=1)
+
+
+# What goes on meanwhile
+
+
+def while_copying(
+    monkeypatch: pytest.MonkeyPatch, before: Callable[[], object], after: Callable[[], object]
+) -> None:
+    """Have something happen just before the ledger is copied, and just after, once."""
+    real = command.copy_database
+
+    def copy(source: Path, target: Path) -> None:
+        monkeypatch.setattr(command, "copy_database", real)
+        before()
+        real(source, target)
+        after()
+
+    monkeypatch.setattr(command, "copy_database", copy)
+
+
+def nothing() -> None: ...
+
+
+def delete(home: Home, name: str) -> None:
+    async def work(ledger: Ledger) -> None:
+        await ledger.delete_checkpoint(f"{PATH}/{name}")
+
+    home.ledger(work)
+    home.vault.delete("training", RUN, name)
+    home.vault.collect(0)
+
+
+CHANGES: dict[str, tuple[Callable[[Home], object], Callable[[Home], object], dict[str, str]]] = {
+    "saved before": (lambda h: h.save("z", b"content of z"), id, {"x": "x", "z": "z"}),
+    "saved after": (id, lambda h: h.save("z", b"content of z"), {"x": "x"}),
+    "deleted before": (lambda h: delete(h, "x"), id, {}),
+    "deleted after": (id, lambda h: delete(h, "x"), {"x": "x"}),
+    "overwritten before": (lambda h: h.save("x", b"content of new"), id, {"x": "new"}),
+    "overwritten after": (id, lambda h: h.save("x", b"content of new"), {"x": "x"}),
+    "overwritten twice": (
+        lambda h: h.save("x", b"content of new"),
+        lambda h: h.save("x", b"content of newer"),
+        {"x": "newer"},  # the one between was never seen: so the ledger was copied again
+    ),
+    "saved and deleted": (
+        lambda h: h.save("z", b"content of z"),
+        lambda h: delete(h, "z"),
+        {"x": "x"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_backup_beside_a_service_is_of_one_moment(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    before, after, expected = CHANGES[change]
+    while_copying(monkeypatch, lambda: before(home), lambda: after(home))
+    assert backup(home, tmp_path / "b")["left_out"] == {}
+    found = restored(tmp_path / "b", tmp_path / "r")
+    del found["y"]
+    assert found == {name: content(of) for name, of in expected.items()}
+
+
+def test_no_state_is_ahead_of_the_ledger(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def goes_on() -> None:
+        home.save("z", b"content of z")
+        home.snapshot(b"later")
+
+    while_copying(monkeypatch, nothing, goes_on)
+    backup(home, tmp_path / "b")
+    restored(tmp_path / "b", tmp_path / "r")
+    positions = [each.position for each in Vault(tmp_path / "r" / "vault").manifests()]
+    assert max(positions) == 2
+
+
+def test_a_save_that_was_not_recorded_is_made_again_by_who_starts_on_it(
+    home: Home, tmp_path: Path
+) -> None:
+    home.save("pending", b"content of pending", record=False)
+    backup(home, tmp_path / "b")
+    assert set(restored(tmp_path / "b", tmp_path / "r")) == {"x", "y"}
+
+    async def work(ledger: Ledger) -> list[str]:
+        return [each.kind for each in await ledger.pending_operations(["save_weights"])]
+
+    again = Home.__new__(Home)
+    again.path = tmp_path / "r"
+    assert again.ledger(work) == ["save_weights"]
+
+
+def test_nothing_is_collected_while_files_are_copied(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while_copying(monkeypatch, nothing, lambda: delete(home, "x"))
+    backup(home, tmp_path / "b")
+    assert [ref.size for ref in home.vault.collect(0)] == [len(b"content of x")]
+
+
+def test_a_backup_that_is_broken_off_leaves_the_earlier_one(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(home, tmp_path / "b")
+    home.save("z", b"content of z")
+    real = os.rename
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", broken)
+        assert "Input/output" in call("backup", tmp_path / "b", "--home", home.path, code=1)
+    assert os.rename is real
+    assert set(restored(tmp_path / "b", tmp_path / "r1")) == {"x", "y"}
+    backup(home, tmp_path / "b")
+    assert list((tmp_path / "b" / "tmp").iterdir()) == []
+    assert set(restored(tmp_path / "b", tmp_path / "r2")) == {"x", "y", "z"}
+
+
+@pytest.mark.slow
+def test_a_home_that_is_backed_up_beside_its_service_goes_on_exactly(tmp_path: Path) -> None:
+    service = Service(tmp_path / "home")
+    client = connect(everstep, service.url)
+    run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1)
+    train(everstep, run, 2)
+    path = run.save_state("x").result().path
+    train(everstep, run, 1, shift=2)
+    call("backup", tmp_path / "b", "--home", tmp_path / "home")
+    losses = train(everstep, run, 2, shift=3)
+    service.kill()
+
+    call("restore", tmp_path / "b", "--home", tmp_path / "restored")
+    service = Service(tmp_path / "restored")
+    try:
+        client = connect(everstep, service.url)
+        again = client.create_training_client_from_state_with_optimizer(path)
+        train(everstep, again, 1, shift=2)
+        assert train(everstep, again, 2, shift=3) == losses
+    finally:
+        service.stop()
+    call("vault", "verify", "--all", "--home", tmp_path / "restored")
