@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import everstep
 import everstep.cli.backup as command
 from everstep.cli import app
 from everstep.ledger import Ledger
 from everstep.vault import Vault
 from everstep.vault.keys import manifest_key
-from tests.conftest import Service
-from tests.scenario import MODEL, connect, train
 from tests.vault.checkpoints import load
 from tests.vault.homes import RUN, Home, rot
 
@@ -141,8 +138,6 @@ def test_no_damaged_backup_is_restored(home: Home, tmp_path: Path, file: str) ->
     (path,) = Path(note["path"]).rglob("x.json" if file == "gone" else file)
     if file == "gone":
         path.unlink()
-    elif file == "ledger.sqlite":
-        path.write_bytes(path.read_bytes()[: 4096 * 3])
     else:
         rot(path)
     call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
@@ -285,27 +280,3 @@ def test_a_backup_that_is_broken_off_leaves_the_earlier_one(
     backup(home, tmp_path / "b")
     assert list((tmp_path / "b" / "tmp").iterdir()) == []
     assert set(restored(tmp_path / "b", tmp_path / "r2")) == {"x", "y", "z"}
-
-
-@pytest.mark.slow
-def test_a_home_that_is_backed_up_beside_its_service_goes_on_exactly(tmp_path: Path) -> None:
-    service = Service(tmp_path / "home")
-    client = connect(everstep, service.url)
-    run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1)
-    train(everstep, run, 2)
-    path = run.save_state("x").result().path
-    train(everstep, run, 1, shift=2)
-    call("backup", tmp_path / "b", "--home", tmp_path / "home")
-    losses = train(everstep, run, 2, shift=3)
-    service.kill()
-
-    call("restore", tmp_path / "b", "--home", tmp_path / "restored")
-    service = Service(tmp_path / "restored")
-    try:
-        client = connect(everstep, service.url)
-        again = client.create_training_client_from_state_with_optimizer(path)
-        train(everstep, again, 1, shift=2)
-        assert train(everstep, again, 2, shift=3) == losses
-    finally:
-        service.stop()
-    call("vault", "verify", "--all", "--home", tmp_path / "restored")

@@ -9,13 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import everstep
 from everstep.cli import app
 from everstep.ledger import Ledger, Run
-from everstep.vault import Vault
 from everstep.vault.keys import manifest_key
-from tests.conftest import Service
-from tests.scenario import MODEL, connect, train
 from tests.vault.homes import RUN, Home, rot
 
 PATH = f"tinker://{RUN}/weights"
@@ -254,38 +250,3 @@ def test_a_database_that_is_damaged_is_not_written_over(home: Home) -> None:
     lose_the_database(home.path)
     (home.path / "ledger.sqlite-wal").write_bytes(b"x")
     assert "without its database" in vault(home.path, "rebuild", code=1)
-
-
-# With a service
-
-
-@pytest.mark.slow
-def test_beside_a_service_and_after_its_database_was_lost(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    service = Service(home)
-    client = connect(everstep, service.url)
-    run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1)
-    train(everstep, run, 2)
-    path = run.save_state("x").result().path
-    report = told(home, "verify")
-    assert report["ok"] and report["checkpoints"] >= 1
-    assert told(home, "gc", "--grace", "0", "--dry-run")["expired"] == []
-    for command in (["gc"], ["verify", "--quarantine"], ["rebuild"]):
-        assert "in use by another everstep service" in vault(home, *command, code=1)
-    weights = Vault(home / "vault", writer=False).manifest("training", path.split("/")[2], "x")
-    assert service.stop() == 0
-
-    lose_the_database(home)
-    assert told(home, "rebuild")["recreated"] == 1
-    assert told(home, "gc", "--grace", "0")["orphaned"] == []
-    service = Service(home)
-    try:
-        client = connect(everstep, service.url)
-        again = client.create_training_client_from_state_with_optimizer(path)
-        saved = again.save_state("y").result().path
-        copy = Vault(home / "vault", writer=False).manifest("training", saved.split("/")[2], "y")
-        assert copy.files == weights.files
-        listed = client.create_rest_client().list_user_checkpoints().result().checkpoints
-        assert {each.tinker_path for each in listed} == {path, saved}
-    finally:
-        service.stop()

@@ -34,14 +34,14 @@ from everstep.ledger import Checkpoint
 from everstep.ledger.copying import Copy, check_database, copy_database
 from everstep.runtime.upkeep import SAVES
 from everstep.vault import CheckpointDamaged, CheckpointId, FileRef, Manifest, Vault
-from everstep.vault.backup import DATABASE, BackupDirectory, BackupNote, Sightings
+from everstep.vault.backup import DATABASE, BackupDirectory, BackupNote, file_ref
 from everstep.vault.keys import MANIFESTS, blob_key
 from everstep.vault.room import readable
+from everstep.vault.sightings import Sightings
 from everstep.vault.storage import sync_directory, write_synced
 from everstep.vault.verify import verify
 
 _ATTEMPTS = 5
-_CHUNK = 8 << 20
 
 
 def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool) -> bool:
@@ -81,6 +81,7 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
             checkpoints=len(chosen),
             files=len(files),
             size=sum(ref.size for ref in files.values()),
+            ledger=file_ref(stage / DATABASE),
             left_out=left_out,
         )
         place.finish(stage, note, chosen)
@@ -247,8 +248,7 @@ def _fill(
                     )
                 there.add(ref.blake3)
         vault.commit(manifest)
-    with (place.of(note.id) / DATABASE).open("rb") as database:
-        write_synced(stage / DATABASE, iter(lambda: database.read(_CHUNK), b""))
+    write_synced(stage / DATABASE, place.ledger(note.id))
     check_database(stage / DATABASE)
     report = verify(vault, everything=True, progress=progress)
     if not report.ok or report.checkpoints != note.checkpoints:

@@ -12,20 +12,22 @@ A backup is whole or absent: it is written under ``tmp`` and appears in one rena
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict
 
 from everstep.vault.errors import CheckpointDamaged, VaultBusy, VaultError
 from everstep.vault.inspection import blob_damage
 from everstep.vault.keys import (
     BLOBS,
     MANIFESTS,
-    CheckpointId,
     blob_key,
     checkpoint_of,
     digest_of,
@@ -37,6 +39,7 @@ from everstep.vault.storage import LocalStorage, sync_directory, write_synced
 
 DATABASE = "ledger.sqlite"
 _NOTE = "backup.json"
+_CHUNK = 8 << 20
 
 
 class BackupNote(BaseModel):
@@ -48,6 +51,7 @@ class BackupNote(BaseModel):
         checkpoints: how many checkpoints and snapshots it has.
         files: how many files those name.
         size: bytes of them.
+        ledger: hash and size of its copy of the ledger.
         left_out: checkpoints that it could not take, with why.
     """
 
@@ -57,7 +61,26 @@ class BackupNote(BaseModel):
     checkpoints: int
     files: int
     size: int
+    ledger: FileRef
     left_out: dict[str, str]
+
+    def encode(self) -> bytes:
+        """The note as it is written, with a hash of itself."""
+        content = self.model_dump_json()
+        sealed = {"note": content, "blake3": blake3(content.encode()).hexdigest()}
+        return json.dumps(sealed, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> BackupNote:
+        """Read a note; raises `CheckpointDamaged` when it is not what was written."""
+        try:
+            sealed = json.loads(data)
+            note = cls.model_validate_json(sealed["note"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointDamaged(f"{where} can't be read: {error!r}") from error
+        if note.encode() != data:
+            raise CheckpointDamaged(f"{where}: its bytes don't hash to what it says")
+        return note
 
 
 class BackupDirectory:
@@ -99,9 +122,22 @@ class BackupDirectory:
         """What a backup is; raises `CheckpointDamaged` when that can't be read."""
         path = self.of(backup_id) / _NOTE
         try:
-            return BackupNote.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            data = path.read_bytes()
+        except OSError as error:
             raise CheckpointDamaged(f"{path} can't be read: {error}") from error
+        return BackupNote.decode(data, str(path))
+
+    def ledger(self, backup_id: str) -> Iterator[bytes]:
+        """A backup's copy of the ledger; a damaged one ends in `CheckpointDamaged`.
+
+        Args:
+            backup_id: which.
+        """
+        path = self.of(backup_id) / DATABASE
+        with path.open("rb") as file:
+            found = yield from _hashed(file)
+        if found != self.note(backup_id).ledger:
+            raise CheckpointDamaged(f"{path} is damaged: its bytes are not those that were written")
 
     def manifests(self, backup_id: str) -> Iterator[Manifest]:
         """What a backup has; raises `CheckpointDamaged` on a manifest that is not as written."""
@@ -163,7 +199,7 @@ class BackupDirectory:
             path = stage / manifest_key(*manifest.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, [manifest.encode()])
-        write_synced(stage / _NOTE, [note.model_dump_json(indent=1).encode()])
+        write_synced(stage / _NOTE, [note.encode()])
         for directory, _, _ in os.walk(stage, topdown=False):
             sync_directory(Path(directory))
         stage.rename(self.of(note.id))
@@ -171,7 +207,9 @@ class BackupDirectory:
         sync_directory(self.path / "tmp")
 
     def check(self, backup_id: str) -> None:
-        """Raise `CheckpointDamaged` unless a backup's manifests and their files are all here."""
+        """Raise `CheckpointDamaged` unless a backup's ledger, manifests and files are all here."""
+        for _ in self.ledger(backup_id):
+            pass
         for manifest in self.manifests(backup_id):
             for name, ref in manifest.files.items():
                 if self.storage.size(blob_key(ref.blake3)) != ref.size:
@@ -195,43 +233,23 @@ class BackupDirectory:
                 self.storage.delete(key)
 
 
-class Sightings:
-    """Manifests as they were seen in a vault that goes on changing."""
-
-    def __init__(self) -> None:
-        self._seen: dict[CheckpointId, list[tuple[int, Manifest]]] = {}
-        self.damaged: dict[CheckpointId, str] = {}
-        self._looks = 0
-
-    def look(self, keys: Iterator[str], read: Callable[[CheckpointId], Manifest]) -> None:
-        """Note what is there now.
-
-        Args:
-            keys: of manifests.
-            read: reads one.
-        """
-        self._looks += 1
-        for key in keys:
-            checkpoint = checkpoint_of(key)
-            if checkpoint is None:
-                continue
+def file_ref(path: Path) -> FileRef:
+    """Hash and size of a file."""
+    with path.open("rb") as file:
+        hashed = _hashed(file)
+        while True:
             try:
-                manifest = read(checkpoint)
-            except CheckpointDamaged as error:
-                self.damaged[checkpoint] = str(error)
-                continue
-            except VaultError:
-                continue  # deleted since it was listed
-            seen = self._seen.setdefault(checkpoint, [])
-            if manifest not in [each for _, each in seen]:
-                seen.append((self._looks, manifest))
+                next(hashed)
+            except StopIteration as end:
+                ref: FileRef = end.value
+                return ref
 
-    def __iter__(self) -> Iterator[CheckpointId]:
-        return iter(list(self._seen))
 
-    def newest(self, checkpoint: CheckpointId, fits: Callable[[Manifest], bool]) -> Manifest | None:
-        """The newest manifest of a checkpoint that was there before the last look, or fits."""
-        for look, manifest in reversed(self._seen.get(checkpoint, [])):
-            if look < self._looks or fits(manifest):
-                return manifest
-        return None
+def _hashed(file: BinaryIO) -> Generator[bytes, None, FileRef]:
+    """A file's chunks; returns its hash and size."""
+    hasher, size = blake3(), 0
+    while chunk := file.read(_CHUNK):
+        hasher.update(chunk)
+        size += len(chunk)
+        yield chunk
+    return FileRef(blake3=hasher.hexdigest(), size=size)
