@@ -21,7 +21,7 @@ def split(data: Sequence[Datum], most: int, most_bytes: int) -> list[list[Datum]
     chunks: list[list[Datum]] = []
     room = 0
     for datum in data:
-        size = _datum_bytes(datum)
+        size = datum_bytes(datum)
         if not chunks or len(chunks[-1]) >= most or size > room:
             chunks.append([])
             room = most_bytes
@@ -54,7 +54,7 @@ def combine(results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
     return ForwardBackwardOutput(results[0].loss_fn_output_type, outputs, metrics)
 
 
-def _datum_bytes(datum: Datum) -> int:
+def datum_bytes(datum: Datum) -> int:
     """About as many bytes as the datum takes in a request."""
     chunks = sum(_chunk_bytes(chunk) for chunk in datum.model_input.chunks)
     return chunks + sum(_tensor_bytes(tensor) for tensor in datum.loss_fn_inputs.values())

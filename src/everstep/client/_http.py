@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -71,6 +71,10 @@ class Http:
         """Wait between two attempts."""
         await asyncio.sleep(seconds)
 
+    def now(self) -> float:
+        """Seconds on the clock that `wait` moves on."""
+        return monotonic()
+
     async def wait_unpaid(self, since: float | None) -> float | None:
         """Wait for a bill to be paid (402), for up to an hour.
 
@@ -131,8 +135,16 @@ class Http:
                 f"{method} {path}: {self.base_url} can't be reached: {error!r}"
             ) from error
 
-    async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    async def request(
+        self, method: str, path: str, *, hand_back: Container[int] = (), **arguments: Any
+    ) -> httpx.Response:
         """Send a request, again and again for up to five minutes where that may help.
+
+        Args:
+            method: of the request.
+            path: of the request.
+            hand_back: statuses that the caller deals with: raised at once.
+            arguments: see `send`.
 
         Raises:
             APIStatusError: it was refused.
@@ -161,7 +173,7 @@ class Http:
                 if status == UNPAID and (unpaid := await self.wait_unpaid(unpaid)) is not None:
                     begin = monotonic()
                     continue
-                if late or not _may_retry(response):
+                if late or status in hand_back or not _may_retry(response):
                     raise status_error(status, body_of(response))
                 delay = _asked_delay(response) or delay
             attempt += 1

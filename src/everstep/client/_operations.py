@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from everstep.client._hooks import RequestEvent, tell
 from everstep.client._http import read
-from everstep.client._polling import retrieve
+from everstep.client._polling import Asked, retrieve
 from everstep.client._session import Session
 from everstep.wire.base import Request, Response
 from everstep.wire.responses import UntypedAPIFuture
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", bound=Response)
+JSON = {"Content-Type": "application/json"}
 
 
 class Turns:
@@ -33,22 +35,23 @@ class Turns:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._sending: set[asyncio.Task[Any]] = set()
 
-    def take(self, count: int = 1) -> int:
-        """Take ids in the calling thread; returns the first."""
-        with self._lock:
-            first = self._next_id
-            self._next_id += count
-            return first
-
-    def place(self, build: Callable[[int], T]) -> T:
-        """Take an id for what is built with it; none is taken when that raises.
+    def place(self, build: Callable[[int], T], count: int = 1) -> tuple[int, T]:
+        """Take ids in the calling thread for what is built with them; none when that raises.
 
         An id that was taken and never sent would hold up all later operations.
+
+        Args:
+            build: is given the first.
+            count: how many are taken.
+
+        Returns:
+            The first, and what was built.
         """
         with self._lock:
-            built = build(self._next_id)
-            self._next_id += 1
-            return built
+            first = self._next_id
+            built = build(first)
+            self._next_id += count
+            return first, built
 
     async def send(self, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
         """Send when it is the turn of ``first``; whatever comes of it, the next ids get theirs.
@@ -79,18 +82,27 @@ class Turns:
             task.exception()  # where nobody waits any more, it needs no log
 
 
+def encoded(body: Request) -> bytes:
+    """A request as JSON.
+
+    Raises:
+        ValueError: it holds a number that JSON doesn't have.
+    """
+    content = body.model_dump(mode="json", exclude_none=True)
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
 async def submit(
     session: Session,
     path: str,
+    content: bytes,
+    headers: Mapping[str, str] = JSON,
     *,
-    body: Request | None = None,
-    content: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
+    hand_back: Container[int] = (),
 ) -> UntypedAPIFuture:
-    """Send an operation until it is accepted or refused."""
-    json = None if body is None else body.model_dump(mode="json", exclude_none=True)
+    """Send an operation until it is accepted or refused; see `Http.request`."""
     return await session.http.call(
-        "POST", path, UntypedAPIFuture, json=json, content=content, headers=headers
+        "POST", path, UntypedAPIFuture, content=content, headers=headers, hand_back=hand_back
     )
 
 
@@ -132,9 +144,46 @@ async def send_chunks(
     return futures
 
 
-async def json_result(session: Session, future: UntypedAPIFuture, answer: type[Answer]) -> Answer:
+async def json_result(
+    session: Session, future: UntypedAPIFuture, asked: Asked, answer: type[Answer]
+) -> Answer:
     """Wait for a JSON result."""
-    return await retrieve(session.http, future.request_id, None, lambda body: read(answer, body))
+    return await retrieve(
+        session.connection, future.request_id, asked, None, lambda body: read(answer, body)
+    )
+
+
+def place(
+    session: Session,
+    turns: Turns,
+    path: str,
+    build: Callable[[int], Request],
+    asked: Asked,
+    answer: type[Answer],
+) -> tuple[int, Coroutine[Any, Any, Answer]]:
+    """Take a place for a request, in the calling thread.
+
+    Returns:
+        The place, and what sends the request in its turn and awaits the result.
+
+    Raises:
+        ValueError: it can't be sent; no place was taken.
+    """
+    seq_id, content = turns.place(lambda seq_id: encoded(build(seq_id)))
+
+    async def send() -> Answer:
+        future = await in_turn(turns, seq_id, 1, lambda: submit(session, path, content))
+        return await json_result(session, future, asked, answer)
+
+    return seq_id, send()
+
+
+async def create(
+    session: Session, path: str, request: Request, asked: Asked, answer: type[Answer]
+) -> tuple[UntypedAPIFuture, Answer]:
+    """Send an operation that has no place in a run, and await its result."""
+    future = await submit(session, path, encoded(request))
+    return future, await json_result(session, future, asked, answer)
 
 
 async def told(

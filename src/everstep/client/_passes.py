@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
 
 import zstandard
 
 from everstep.client import _operations as ops
-from everstep.client._chunks import combine, split
+from everstep.client._chunks import combine, datum_bytes, split
 from everstep.client._custom_loss import CustomLoss, custom_loss, forward_data
+from everstep.client._errors import TinkerError
 from everstep.client._futures import APIFuture
-from everstep.client._polling import retrieve
+from everstep.client._polling import Asked, retrieve
+from everstep.client._queue import QueueObserver
 from everstep.client._session import Session
 from everstep.client.loss_handle import LossHandle
 from everstep.wire import types
@@ -26,6 +30,14 @@ Chunks = list[list[types.Datum]]
 Config = Mapping[str, float | str] | None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One request of a pass, ready to be sent, and its size before compression."""
+
+    content: bytes
+    size: int
+
+
 class Passes:
     """Sends the passes of one run.
 
@@ -33,21 +45,30 @@ class Passes:
         session: the session.
         turns: the run's places.
         model_id: the run.
+        observer: is told when the service lets them wait.
     """
 
-    def __init__(self, session: Session, turns: ops.Turns, model_id: str) -> None:
+    def __init__(
+        self, session: Session, turns: ops.Turns, model_id: str, observer: QueueObserver
+    ) -> None:
         self._session = session
         self._turns = turns
         self._model_id = model_id
+        self._observer = observer
 
     def run(
         self, data: Sequence[types.Datum], loss_fn: str, config: Config, *, forward_only: bool
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Run a pass with a loss of the service."""
+        asked = self._asked("Forward" if forward_only else "ForwardBackward")
         chunks = self._chunks(data)
-        first = self._turns.take(len(chunks))
-        work = self._run(chunks, loss_fn, config, first, forward_only)
-        return self._told("Forward" if forward_only else "ForwardBackward", first, work)
+        first, parts = self._turns.place(
+            lambda first: self._encode(chunks, loss_fn, config, first, forward_only=forward_only),
+            len(chunks),
+        )
+        work = self._run(parts, first, asked)
+        told = ops.told(self._session, asked.request_type, self._model_id, first, work)
+        return APIFuture.of(told)
 
     def run_custom(
         self, data: Sequence[types.Datum], loss_fn: CustomLoss | LossHandle
@@ -61,71 +82,98 @@ class Passes:
                 config = {"loss_id": loss_fn.loss_id}
                 return self.run(data, "custom", config, forward_only=False)
         chunks = self._chunks(forward_data(data))
-        first = self._turns.take(2 * len(chunks))
-        return self._told("ForwardBackward", first, self._run_custom(data, chunks, loss_fn, first))
+        first, parts = self._turns.place(
+            lambda first: self._forward(chunks, first), 2 * len(chunks)
+        )
+        work = self._run_custom(data, chunks, parts, loss_fn, first)
+        told = ops.told(self._session, "ForwardBackward", self._model_id, first, work)
+        return APIFuture.of(told)
 
     async def _run_custom(
-        self, data: Sequence[types.Datum], chunks: Chunks, loss_fn: CustomLoss, first: int
+        self,
+        data: Sequence[types.Datum],
+        chunks: Chunks,
+        parts: Sequence[_Part],
+        loss_fn: CustomLoss,
+        first: int,
     ) -> types.ForwardBackwardOutput:
         second = first + len(chunks)
         try:
-            forward = await self._run(chunks, "cross_entropy", None, first, forward_only=True)
+            forward = await self._run(parts, first, self._asked("Forward"))
             weighted, metrics = await asyncio.to_thread(custom_loss, data, forward, loss_fn)
+            left = iter(weighted)
+            again = [[next(left) for _ in chunk] for chunk in chunks]
+            parts = self._encode(again, "cross_entropy", None, second, forward_only=False)
         except BaseException:
             # The backward's places are taken: what changes nothing goes there, so that later
-            # operations don't wait for them.
-            await self._run(chunks, "cross_entropy", None, second, forward_only=True)
+            # operations don't wait for them. The error that is told is the loss's.
+            with contextlib.suppress(TinkerError):
+                await self._send(self._forward(chunks, second), second)
             raise
-        left = iter(weighted)
-        again = [[next(left) for _ in chunk] for chunk in chunks]
-        backward = await self._run(again, "cross_entropy", None, second, forward_only=False)
+        backward = await self._run(parts, second, self._asked("ForwardBackward"))
         surrogate = backward.metrics["loss:sum"]
         metrics = {**backward.metrics, **metrics, "surrogate_loss:sum": surrogate}
         return types.ForwardBackwardOutput(
             backward.loss_fn_output_type, backward.loss_fn_outputs, metrics
         )
 
-    async def _run(
-        self, chunks: Chunks, loss_fn: str, config: Config, first: int, forward_only: bool
-    ) -> types.ForwardBackwardOutput:
-        """Send the chunks in one turn, the first one last, and put their results together."""
-        compressed = self._session.config.proto_compress_fwdbwd
-        headers = {"Content-Type": PROTOBUF} | ({"Content-Encoding": "zstd"} if compressed else {})
+    def _forward(self, chunks: Chunks, first: int) -> list[_Part]:
+        return self._encode(chunks, "cross_entropy", None, first, forward_only=True)
 
-        async def send(index: int) -> types.UntypedAPIFuture:
+    def _encode(
+        self, chunks: Chunks, loss_fn: str, config: Config, first: int, *, forward_only: bool
+    ) -> list[_Part]:
+        """A request for each chunk.
+
+        Raises:
+            ValueError: one can't be sent.
+        """
+        parts = []
+        for seq_id, chunk in enumerate(chunks, start=first):
             body = types.ForwardBackwardInput.model_validate(
-                {"data": chunks[index], "loss_fn": loss_fn, "loss_fn_config": config}
+                {"data": chunk, "loss_fn": loss_fn, "loss_fn_config": config}
             )
             request = types.ForwardBackwardRequest(
-                forward_backward_input=body, model_id=self._model_id, seq_id=first + index
+                forward_backward_input=body, model_id=self._model_id, seq_id=seq_id
             )
             content = encode_forward_backward_request(request, forward_only=forward_only)
-            if compressed:
+            if self._session.config.proto_compress_fwdbwd:
                 content = zstandard.compress(content)
-            return await ops.submit(
-                self._session, "/forward_backward", content=content, headers=headers
-            )
+            parts.append(_Part(content, sum(datum_bytes(datum) for datum in chunk)))
+        return parts
 
-        async def send_all() -> list[types.UntypedAPIFuture]:
-            parallel = self._session.config.parallel_fwdbwd_chunks
-            return await ops.send_chunks(send, len(chunks), parallel=parallel)
-
-        futures = await ops.in_turn(self._turns, first, len(chunks), send_all)
+    async def _run(
+        self, parts: Sequence[_Part], first: int, asked: Asked
+    ) -> types.ForwardBackwardOutput:
+        """Send the parts and put their results together."""
+        futures = await self._send(parts, first)
         decode = decode_forward_backward_output
+        connection = self._session.connection
         results = await asyncio.gather(
-            *(retrieve(self._session.http, f.request_id, decode, None) for f in futures)
+            *(retrieve(connection, f.request_id, asked, decode, None) for f in futures)
         )
         return combine(results)
+
+    async def _send(self, parts: Sequence[_Part], first: int) -> list[types.UntypedAPIFuture]:
+        """Send the parts in one turn, the first one last."""
+        config = self._session.config
+        headers = {"Content-Type": PROTOBUF}
+        if config.proto_compress_fwdbwd:
+            headers["Content-Encoding"] = "zstd"
+
+        async def send(index: int) -> types.UntypedAPIFuture:
+            part = parts[index]
+            async with self._session.connection.budgets.passes.reserve(part.size):
+                return await ops.submit(self._session, "/forward_backward", part.content, headers)
+
+        async def send_all() -> list[types.UntypedAPIFuture]:
+            return await ops.send_chunks(send, len(parts), parallel=config.parallel_fwdbwd_chunks)
+
+        return await ops.in_turn(self._turns, first, len(parts), send_all)
 
     def _chunks(self, data: Sequence[types.Datum]) -> Chunks:
         config = self._session.config
         return split(data, config.fwdbwd_max_chunk_len, config.fwdbwd_max_chunk_bytes_count)
 
-    def _told(
-        self,
-        request_type: str,
-        first: int,
-        work: Coroutine[Any, Any, types.ForwardBackwardOutput],
-    ) -> APIFuture[types.ForwardBackwardOutput]:
-        told = ops.told(self._session, request_type, self._model_id, first, work)
-        return APIFuture.of(told)
+    def _asked(self, request_type: str) -> Asked:
+        return Asked(request_type, monotonic(), self._observer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -13,7 +15,9 @@ from everstep.client._errors import (
     RequestFailedError,
     status_error,
 )
-from everstep.client._http import UNPAID, Http, body_of
+from everstep.client._http import UNPAID, body_of
+from everstep.client._queue import QueueObserver, QueueState, tell_queue
+from everstep.client._session import Connection
 from everstep.wire.errors import ErrorCategory, WireError
 from everstep.wire.proto import PROTOBUF
 
@@ -25,17 +29,34 @@ _PROMPT_POLLS = 8
 """So many 5xx in a row are polled again at once; then the service is given time."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An operation as it was asked for.
+
+    Attributes:
+        request_type: ``ForwardBackward``, ``OptimStep``, ``Sample``, ….
+        since: when, on `monotonic`'s clock.
+        observer: is told when the service lets it wait.
+    """
+
+    request_type: str
+    since: float
+    observer: QueueObserver | None = None
+
+
 async def retrieve(
-    http: Http,
+    connection: Connection,
     request_id: str,
+    asked: Asked,
     decode: Callable[[bytes], T] | None,
     read: Callable[[Any], T] | None,
 ) -> T:
-    """Wait for a future's result, however long it takes.
+    """Wait for a future's result, however long it takes; called when it was accepted.
 
     Args:
-        http: the service.
+        connection: to the service.
         request_id: the future.
+        asked: what it is of.
         decode: reads a protobuf result.
         read: reads a JSON result.
 
@@ -44,7 +65,7 @@ async def retrieve(
         APIStatusError: the service doesn't know the future (404), or no longer does (410).
         APIResponseValidationError: the result is not what was asked for.
     """
-    return await _Poll(http, request_id, decode, read).run()
+    return await _Poll(connection, request_id, asked, decode, read).run()
 
 
 class _Poll(Generic[T]):
@@ -52,50 +73,66 @@ class _Poll(Generic[T]):
 
     def __init__(
         self,
-        http: Http,
+        connection: Connection,
         request_id: str,
+        asked: Asked,
         decode: Callable[[bytes], T] | None,
         read: Callable[[Any], T] | None,
     ) -> None:
-        self._http = http
+        self._http = connection.http
+        self._budget = connection.budgets.responses
         self._request_id = request_id
+        self._asked = asked
+        self._roundtrip = monotonic() - asked.since
         self._decode = decode
         self._read = read
-        self._allow_metadata_only = True
+        self._iteration = 0
+        self._size: int | None = None  # of a large result, once it is known
         self._unanswered = 0  # in a row: connection errors and 429
         self._broken = 0  # in a row: 5xx
         self._bad = 0  # 400
         self._unpaid: float | None = None
 
     async def run(self) -> T:
-        """Poll until there is a result."""
-        iteration = 0
-        while True:
-            try:
-                response = await self._send(iteration)
-            except APIConnectionError:
-                await self._back_off()
+        """Poll until there is a result; a large one is fetched when there is room for it."""
+        found = await self._poll()
+        while found is None:
+            if self._size is None:
+                found = await self._poll()
             else:
-                if response.status_code == 200:
-                    found = self._answer(response)
-                    if found is not None:
-                        return found[0]
-                else:
-                    await self._refused(response)
-            iteration += 1
+                async with self._budget.reserve(self._size):
+                    while found is None:
+                        found = await self._poll()
+        tell_queue(self._asked.observer, {"queue_state": QueueState.ACTIVE})
+        return found[0]
 
-    async def _send(self, iteration: int) -> httpx.Response:
+    async def _poll(self) -> tuple[T] | None:
+        """Ask once; None: it may help to ask again."""
+        try:
+            response = await self._send()
+        except APIConnectionError:
+            await self._back_off()
+            return None
+        finally:
+            self._iteration += 1
+        if response.status_code == 200:
+            return self._answer(response)
+        await self._refused(response)
+        return None
+
+    async def _send(self) -> httpx.Response:
+        headers = {
+            "Accept": PROTOBUF if self._decode is not None else "application/json",
+            "X-Tinker-Request-Iteration": str(self._iteration),
+            "X-Tinker-Request-Type": self._asked.request_type,
+        }
+        if self._iteration == 0:
+            headers["X-Tinker-Create-Promise-Roundtrip-Time"] = str(self._roundtrip)
         return await self._http.send(
             "POST",
             "/retrieve_future",
-            json={
-                "request_id": self._request_id,
-                "allow_metadata_only": self._allow_metadata_only,
-            },
-            headers={
-                "Accept": PROTOBUF if self._decode is not None else "application/json",
-                "X-Tinker-Request-Iteration": str(iteration),
-            },
+            json={"request_id": self._request_id, "allow_metadata_only": self._size is None},
+            headers=headers,
             timeout=_POLL_SECONDS,
         )
 
@@ -112,6 +149,7 @@ class _Poll(Generic[T]):
         self._unanswered = 0
         if status == 408:  # not finished yet
             self._broken = self._bad = 0
+            self._tell_queue(body_of(response))
         elif status >= 500:
             self._broken += 1
             if self._broken > _PROMPT_POLLS:
@@ -138,17 +176,24 @@ class _Poll(Generic[T]):
         if not isinstance(answer, dict):
             raise self._wrong("it is not a JSON object")
         if answer.get("type") == "try_again":
+            self._tell_queue(answer)
             return None
         if answer.get("status") == "complete_metadata":
-            if not self._allow_metadata_only:
+            if self._size is not None:
                 raise self._wrong("its size came again instead of itself")
-            self._allow_metadata_only = False
+            size = answer.get("response_payload_size")
+            self._size = size if isinstance(size, int) else 0
             return None
         if "error" in answer:
+            tell_queue(self._asked.observer, {"queue_state": QueueState.ACTIVE})
             raise RequestFailedError(str(answer["error"]), self._request_id, _category(answer))
         if self._read is None:
             raise self._wrong("it is JSON; protobuf was asked for")
         return (self._read(answer),)
+
+    def _tell_queue(self, answer: Any) -> None:
+        if isinstance(answer, dict):
+            tell_queue(self._asked.observer, answer)
 
     def _decoded(self, content: bytes) -> T:
         if self._decode is None:

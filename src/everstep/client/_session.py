@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from everstep.client._budgets import Budgets
 from everstep.client._credentials import Credential
 from everstep.client._errors import APIError, TinkerError
 from everstep.client._hooks import Hook
@@ -50,6 +51,7 @@ class Connection:
         headers: sent with every request.
         config: the service's flags; defaults until `configure`.
         dynamic: its flags that change.
+        budgets: how much may be under way.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Connection:
         self.http = Http(base_url, self.credential, headers)
         self.config = ClientConfigResponse()
         self.dynamic = ClientDynamicConfigResponse()
+        self.budgets = Budgets.of(self.config)
         self._configuring: asyncio.Task[None] | None = None
 
     async def configured(self) -> Http:
@@ -92,6 +95,7 @@ class Connection:
         self.config = await self.http.call(
             "POST", "/client/config", ClientConfigResponse, json=body
         )
+        self.budgets = Budgets.of(self.config)
         if self.config.pjwt_auth_enabled:
             self.credential.exchange(self._token)
         await self.refresh()

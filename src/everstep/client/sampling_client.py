@@ -7,17 +7,19 @@ import base64
 import itertools
 import json
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 from everstep.client import _operations as ops
+from everstep.client._budgets import prompt_bytes
 from everstep.client._errors import APIError, APIStatusError, RateLimitError
 from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture, ConcurrentAPIFuture
 from everstep.client._futures import submit as run
-from everstep.client._polling import retrieve
+from everstep.client._polling import Asked, retrieve
+from everstep.client._queue import PauseLog
 from everstep.client._sample_checks import check_request, check_response
 from everstep.client._session import Connection, Session
 from everstep.client._telemetry import Telemetry
@@ -27,15 +29,15 @@ from everstep.wire import types
 from everstep.wire.proto import decode_sample_response
 
 _log = logging.getLogger("everstep.client")
-_HEADERS = {"X-Tinker-Sampling-Backpressure": "1"}
+_HEADERS = ops.JSON | {"X-Tinker-Sampling-Backpressure": "1"}
+_BUSY = (429,)
 _BUSY_SECONDS = 1.0
 _BUSY_SECONDS_LARGE = 5.0
-_LARGE_PROMPT_TOKENS = 32 * 1024
+_LARGE_PROMPT_BYTES = 128 * 1024
 _AGAIN_SECONDS = 0.5
 _GONE = 410
 _BLOCK = 1_000_000_000
 """Sequence ids of one client of a sampler; its copies each have a block of their own."""
-_LOG_SECONDS = 60.0
 
 
 class SamplingClient:
@@ -69,7 +71,7 @@ class SamplingClient:
         self._joining: asyncio.Task[int] | None = None
         self._places: asyncio.Semaphore | None = None
         self._paused_until = 0.0
-        self._logged = float("-inf")
+        self._pauses = PauseLog(f"Sampling from {sampling_session_id}")
 
     @staticmethod
     def create(
@@ -257,7 +259,7 @@ class SamplingClient:
                     if error.status_code != _GONE:
                         raise
                     # The service no longer has it: this is a new sample, not a retry.
-                    await asyncio.sleep(_AGAIN_SECONDS)
+                    await self.holder.http.wait(_AGAIN_SECONDS)
                     request = request.model_copy(update={"seq_id": next(self._numbers)})
                 else:
                     break
@@ -271,19 +273,27 @@ class SamplingClient:
 
     async def _submit(self, request: types.SampleRequest) -> types.UntypedAPIFuture:
         """Send a sample until the service has a place for it."""
-        large = request.prompt.length > _LARGE_PROMPT_TOKENS
-        while True:
-            if (pause := self._paused_until - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
-            try:
-                return await ops.submit(self.holder, "/asample", body=request, headers=_HEADERS)
-            except RateLimitError:
-                pause = _BUSY_SECONDS_LARGE if large else _BUSY_SECONDS
-                self._paused_until = time.monotonic() + pause
+        http = self.holder.http
+        size = prompt_bytes(request.prompt)
+        content = ops.encoded(request)
+        async with self.holder.connection.budgets.samples.reserve(size):
+            while True:
+                while (pause := self._paused_until - http.now()) > 0:
+                    await http.wait(pause)
+                try:
+                    return await ops.submit(
+                        self.holder, "/asample", content, _HEADERS, hand_back=_BUSY
+                    )
+                except RateLimitError:
+                    pause = _BUSY_SECONDS if size <= _LARGE_PROMPT_BYTES else _BUSY_SECONDS_LARGE
+                    self._paused_until = http.now() + pause
 
     async def _retrieve(self, future: types.UntypedAPIFuture) -> types.SampleResponse:
+        asked = Asked("Sample", monotonic(), self.on_queue_state_change)
         try:
-            return await retrieve(self.holder.http, future.request_id, decode_sample_response, None)
+            return await retrieve(
+                self.holder.connection, future.request_id, asked, decode_sample_response, None
+            )
         except asyncio.CancelledError:
             if self.holder.connection.dynamic.sample_cancel_enabled:
                 self.holder.in_background(self._cancel(future.request_id))
@@ -317,12 +327,13 @@ class SamplingClient:
         return answer.client_counter
 
     def on_queue_state_change(self, queue_state: str, queue_state_reason: str | None) -> None:
-        """Say in the log, at most once a minute, that sampling is paused."""
-        if queue_state == "active" or time.monotonic() - self._logged < _LOG_SECONDS:
-            return
-        self._logged = time.monotonic()
-        reason = queue_state_reason or queue_state
-        _log.warning("sampling from %s is paused: %s", self.sampling_session_id, reason)
+        """Say in the log, at most once a minute, that sampling is paused.
+
+        Args:
+            queue_state: what the service said while it was asked for a result.
+            queue_state_reason: why.
+        """
+        self._pauses(queue_state, queue_state_reason)
 
 
 async def _create(

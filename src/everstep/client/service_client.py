@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,8 @@ from everstep.client._futures import (
     submit,
 )
 from everstep.client._hooks import Hook
+from everstep.client._polling import Asked
+from everstep.client._queue import PauseLog
 from everstep.client._session import Connection, Session, session_request
 from everstep.client._telemetry import Telemetry
 from everstep.client._twins import gives_result
@@ -116,6 +119,8 @@ class ServiceClient:
         assert train_mlp or train_attn or train_unembed, "at least one train_* flag must be True"
         number = self.holder.next_id("model")
 
+        asked = _asked("CreateModel", base_model)
+
         async def work() -> TrainingClient:
             request = types.CreateModelRequest(
                 session_id=await self.holder.id(),
@@ -131,8 +136,9 @@ class ServiceClient:
                 ),
                 optimizer_config=optimizer or types.AdamOptimizerConfig(),
             )
-            future = await _operations.submit(self.holder, "/create_model", body=request)
-            created = await _operations.json_result(self.holder, future, types.CreateModelResponse)
+            _, created = await _operations.create(
+                self.holder, "/create_model", request, asked, types.CreateModelResponse
+            )
             return await self._training_client(number, created.model_id)
 
         return self._created("CreateModel", number, work())
@@ -246,9 +252,11 @@ class ServiceClient:
                 inputs=list(handle.inputs),
                 graph=encode(handle),
             )
-            future = await _operations.submit(self.holder, "/create_custom_loss", body=request)
+            asked = Asked("CreateCustomLoss", monotonic())
             answer = types.CreateCustomLossResponse
-            created = await _operations.json_result(self.holder, future, answer)
+            _, created = await _operations.create(
+                self.holder, "/create_custom_loss", request, asked, answer
+            )
             return replace(handle, loss_id=created.loss_id)
 
         return APIFuture.of(work())
@@ -336,6 +344,8 @@ class ServiceClient:
     ) -> BackcompatTrainingClientFuture[TrainingClient]:
         number = self.holder.next_id("model")
 
+        asked = _asked("LoadWeights", path)
+
         async def work() -> TrainingClient:
             request = types.LoadWeightsRequest(
                 session_id=await self.holder.id(),
@@ -347,8 +357,9 @@ class ServiceClient:
                 weights_access_token=token,
                 **extra,
             )
-            future = await _operations.submit(self.holder, "/load_weights", body=request)
-            loaded = await _operations.json_result(self.holder, future, types.LoadWeightsResponse)
+            future, loaded = await _operations.create(
+                self.holder, "/load_weights", request, asked, types.LoadWeightsResponse
+            )
             run_id = loaded.model_id or future.model_id
             return await self._training_client(
                 number, run_id or f"{request.session_id}:train:{number}"
@@ -364,6 +375,14 @@ class ServiceClient:
 
     async def _training_client(self, number: int, model_id: str) -> TrainingClient:
         info = await self.holder.http.call(
-            "POST", "/get_info", types.GetInfoResponse, json={"model_id": model_id}
+            "POST",
+            "/get_info",
+            types.GetInfoResponse,
+            json={"model_id": model_id, "type": "get_info"},
         )
         return TrainingClient(self.holder, number, model_id, info=info)
+
+
+def _asked(request_type: str, source: str) -> Asked:
+    """A creation that is being asked for; the log says when the service lets it wait."""
+    return Asked(request_type, monotonic(), PauseLog(f"Creation of a run from {source}"))

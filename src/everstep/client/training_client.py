@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic
 from typing import Any, Literal
 
 from everstep.client import _operations as ops
 from everstep.client._custom_loss import CustomLoss
 from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture
 from everstep.client._passes import Passes
+from everstep.client._polling import Asked
+from everstep.client._queue import PauseLog
 from everstep.client._session import Session
 from everstep.client._telemetry import Telemetry
 from everstep.client._tokenizers import load_tokenizer
@@ -42,7 +45,8 @@ class TrainingClient:
         self.holder = holder
         self._info = info
         self._turns = ops.Turns()
-        self._passes = Passes(holder, self._turns, model_id)
+        self._passes = Passes(holder, self._turns, model_id, self.on_queue_state_change)
+        self._pauses = PauseLog(f"Training of {model_id}")
 
     # Training
 
@@ -120,9 +124,14 @@ class TrainingClient:
         if not isinstance(params, types.AdamParams | types.OptimParamsBase):
             raise TypeError(f"optim_step takes AdamParams; got {type(params).__name__}")
         own = "adam_params" if isinstance(params, types.AdamParams) else "optimizer_params"
-        seq_id = self._turns.take()
-        request = types.OptimStepRequest(model_id=self.model_id, seq_id=seq_id, **{own: params})
-        return self._operation("OptimStep", "/optim_step", seq_id, request, types.OptimStepResponse)
+        return self._operation(
+            "OptimStep",
+            "/optim_step",
+            lambda seq_id: types.OptimStepRequest(
+                model_id=self.model_id, seq_id=seq_id, **{own: params}
+            ),
+            types.OptimStepResponse,
+        )
 
     # Persistence
 
@@ -152,17 +161,18 @@ class TrainingClient:
         Example:
             >>> path = client.save_state("step-100").result().path
         """
-        seq_id = self._turns.take()
-        request = types.SaveWeightsRequest(
-            model_id=self.model_id,
-            path=name,
-            seq_id=seq_id,
-            ttl_seconds=ttl_seconds,
-            overwrite=overwrite,
-            user_metadata=user_metadata,
-        )
         return self._operation(
-            "SaveWeights", "/save_weights", seq_id, request, types.SaveWeightsResponse
+            "SaveWeights",
+            "/save_weights",
+            lambda seq_id: types.SaveWeightsRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=seq_id,
+                ttl_seconds=ttl_seconds,
+                overwrite=overwrite,
+                user_metadata=user_metadata,
+            ),
+            types.SaveWeightsResponse,
         )
 
     def load_state(
@@ -211,19 +221,16 @@ class TrainingClient:
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
         """Save weights to sample from, under ``tinker://<run>/sampler_weights/<name>``."""
-        seq_id = self._turns.take()
-        request = types.SaveWeightsForSamplerRequest(
-            model_id=self.model_id,
-            path=name,
-            seq_id=seq_id,
-            ttl_seconds=ttl_seconds,
-            user_metadata=user_metadata,
-        )
         return self._operation(
             "SaveWeightsForSampler",
             "/save_weights_for_sampler",
-            seq_id,
-            request,
+            lambda seq_id: types.SaveWeightsForSamplerRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=seq_id,
+                ttl_seconds=ttl_seconds,
+                user_metadata=user_metadata,
+            ),
             types.SaveWeightsForSamplerResponse,
         )
 
@@ -240,17 +247,17 @@ class TrainingClient:
             ttl_seconds: the files expire after so long; None: never.
             age_encryption_recipients: age or SSH public keys that the files are encrypted for.
         """
-        seq_id = self._turns.take()
-        request = types.SaveWeightsExternalRequest(
-            model_id=self.model_id,
-            path=name,
-            seq_id=seq_id,
-            ttl_seconds=ttl_seconds,
-            age_encryption_recipients=age_encryption_recipients,
-        )
-        answer = types.SaveWeightsExternalResponse
         return self._operation(
-            "SaveWeightsExternal", "/save_weights_external", seq_id, request, answer
+            "SaveWeightsExternal",
+            "/save_weights_external",
+            lambda seq_id: types.SaveWeightsExternalRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=seq_id,
+                ttl_seconds=ttl_seconds,
+                age_encryption_recipients=age_encryption_recipients,
+            ),
+            types.SaveWeightsExternalResponse,
         )
 
     def save_weights_and_get_sampling_client(
@@ -268,21 +275,21 @@ class TrainingClient:
             record_stability_info: see `SamplingClient`.
             kind: ``snapshot``, or ``inflight``: later saves of that kind update this sampler.
         """
-        seq_id = self._turns.take()
-        request = types.SaveWeightsForSamplerRequest(
-            model_id=self.model_id,
-            sampling_session_seq_id=self.holder.next_id("sampler"),
-            kind=kind,
-            seq_id=seq_id,
+        request_type = "SaveWeightsForSampler"
+        seq_id, sent = self._place(
+            request_type,
+            "/save_weights_for_sampler",
+            lambda seq_id: types.SaveWeightsForSamplerRequest(
+                model_id=self.model_id,
+                sampling_session_seq_id=self.holder.next_id("sampler"),
+                kind=kind,
+                seq_id=seq_id,
+            ),
+            types.SaveWeightsForSamplerResponseInternal,
         )
 
         async def work() -> SamplingClient:
-            answer = await self._send(
-                "/save_weights_for_sampler",
-                seq_id,
-                request,
-                types.SaveWeightsForSamplerResponseInternal,
-            )
+            answer = await sent
             if answer.sampling_session_id is None:
                 raise ValueError("the service gave no sampling session for an unnamed save")
             return SamplingClient(
@@ -293,9 +300,8 @@ class TrainingClient:
                 record_stability_info=record_stability_info,
             )
 
-        return BackcompatSamplingClientFuture(
-            self._told("SaveWeightsForSampler", seq_id, work()).future()
-        )
+        told = ops.told(self.holder, request_type, self.model_id, seq_id, work())
+        return BackcompatSamplingClientFuture.of(told)
 
     def create_sampling_client(
         self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
@@ -342,40 +348,49 @@ class TrainingClient:
     create_sampling_client_async = gives_result(create_sampling_client)
     get_info_async = gives_future(get_info)
 
+    def on_queue_state_change(self, queue_state: str, queue_state_reason: str | None) -> None:
+        """Say in the log, at most once a minute, that training is paused.
+
+        Args:
+            queue_state: what the service said while it was asked for a result.
+            queue_state_reason: why.
+        """
+        self._pauses(queue_state, queue_state_reason)
+
     # Sending
 
     def _load(
         self, path: str, token: str | None, *, optimizer: bool
     ) -> APIFuture[types.LoadWeightsResponse]:
-        seq_id = self._turns.take()
-        request = types.LoadWeightsRequest(
-            model_id=self.model_id,
-            seq_id=seq_id,
-            path=path,
-            optimizer=optimizer,
-            weights_access_token=token,
-        )
         return self._operation(
-            "LoadWeights", "/load_weights", seq_id, request, types.LoadWeightsResponse
+            "LoadWeights",
+            "/load_weights",
+            lambda seq_id: types.LoadWeightsRequest(
+                model_id=self.model_id,
+                seq_id=seq_id,
+                path=path,
+                optimizer=optimizer,
+                weights_access_token=token,
+            ),
+            types.LoadWeightsResponse,
         )
 
     def _operation(
         self,
         request_type: str,
         path: str,
-        seq_id: int,
-        request: types.Request,
+        build: Callable[[int], types.Request],
         answer: type[ops.Answer],
     ) -> APIFuture[ops.Answer]:
-        return self._told(request_type, seq_id, self._send(path, seq_id, request, answer))
+        seq_id, sent = self._place(request_type, path, build, answer)
+        return APIFuture.of(ops.told(self.holder, request_type, self.model_id, seq_id, sent))
 
-    def _told(self, request_type: str, seq_id: int, work: Any) -> APIFuture[Any]:
-        return APIFuture.of(ops.told(self.holder, request_type, self.model_id, seq_id, work))
-
-    async def _send(
-        self, path: str, seq_id: int, request: types.Request, answer: type[ops.Answer]
-    ) -> ops.Answer:
-        future = await ops.in_turn(
-            self._turns, seq_id, 1, lambda: ops.submit(self.holder, path, body=request)
-        )
-        return await ops.json_result(self.holder, future, answer)
+    def _place(
+        self,
+        request_type: str,
+        path: str,
+        build: Callable[[int], types.Request],
+        answer: type[ops.Answer],
+    ) -> tuple[int, Coroutine[Any, Any, ops.Answer]]:
+        asked = Asked(request_type, monotonic(), self.on_queue_state_change)
+        return ops.place(self.holder, self._turns, path, build, asked, answer)
