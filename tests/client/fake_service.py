@@ -512,7 +512,7 @@ def _passed(body: Mapping[str, Any]) -> Reply:
 
 
 def _sampled(body: Mapping[str, Any]) -> Reply:
-    length = len(body["prompt"]["chunks"][0]["tokens"])
+    length = sum(len(chunk.get("tokens", ())) for chunk in body["prompt"]["chunks"])
     sequence = SequenceOutput(
         np.arange(3, dtype=np.int32), np.full(3, -0.5, dtype=np.float32), Stop.LENGTH
     )

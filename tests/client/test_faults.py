@@ -515,6 +515,8 @@ def test_what_is_not_finished_is_polled_again_at_once(
     run.optim_step(ADAM).result(T)
     polls = [r for r in fake.to("/retrieve_future") if fake.polls_of(1)(r)]
     assert [r.headers["x-tinker-request-iteration"] for r in polls] == ["0", "1", "2"]
+    timed = ["x-tinker-create-promise-roundtrip-time" in r.headers for r in polls]
+    assert timed == [True, False, False]
     assert clock.waits == []
 
 

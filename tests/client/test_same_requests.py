@@ -17,6 +17,8 @@ T = GIVE_UP_SECONDS
 BACKGROUND = ("/telemetry", "/session_heartbeat")
 FLAGS = ("/client/config", "/client/dynamic_config")
 POLL = "/retrieve_future"
+POLL_HEADERS = ("accept", "x-tinker-request-type", "x-tinker-request-iteration")
+ROUNDTRIP = "x-tinker-create-promise-roundtrip-time"
 VERSIONS = re.compile(r"^\d+\.\d+\.\d+\S*$")
 
 
@@ -129,7 +131,7 @@ def drive(sdk: Any, script: Any) -> tuple[list[Any], FakeService]:
     return seen, fake
 
 
-def requests_of(fake: FakeService, *, polls: bool) -> list[tuple[str, str, str, Any]]:
+def requests_of(fake: FakeService, *, polls: bool) -> list[tuple[Any, ...]]:
     """What was asked, in order; without what goes on in the background, and versions.
 
     Polls are on their own: those of several chunks go on side by side, in no order. The flags
@@ -140,7 +142,9 @@ def requests_of(fake: FakeService, *, polls: bool) -> list[tuple[str, str, str, 
         if request.path in BACKGROUND or polls is not (request.path == POLL):
             continue
         body = _without_versions(request.body)
-        seen = (request.method, request.path, request.query, body)
+        headers = [request.headers.get(name) for name in POLL_HEADERS] if polls else []
+        timed = polls and float(request.headers.get(ROUNDTRIP, "-1")) >= 0
+        seen = (request.method, request.path, request.query, body, headers, timed)
         if request.path not in FLAGS or seen not in found:
             found.append(seen)
     return sorted(found, key=repr) if polls else found

@@ -31,7 +31,7 @@ from everstep.runtime.commands import Commands
 from everstep.runtime.progress import ProgressPage
 from everstep.runtime.turns import Turns
 from everstep.runtime.worker_process import WorkerProcess
-from everstep.server import create_app, routes_futures
+from everstep.server import create_app
 from everstep.vault import Vault
 from tests.scenario import MODEL, data
 
@@ -93,7 +93,6 @@ class Local:
         home: everything it keeps; another one on it goes on with it.
         model: what it serves.
         name: under which name.
-        hold_seconds: how long it holds a poll.
         settings: of the runtime.
 
     Attributes:
@@ -108,7 +107,6 @@ class Local:
         model: Model,
         *,
         name: str = MODEL,
-        hold_seconds: float = 30.0,
         **settings: Any,
     ) -> None:
         self.home = home
@@ -116,7 +114,6 @@ class Local:
         self.writes = Gate()
         self.finished: list[tuple[str, str]] = []
         self._models = {name: model}
-        self._hold_seconds = hold_seconds
         self._settings = Settings(**settings)
         self._sequence: dict[str, int] = {}
         self._session: str | None = None
@@ -146,7 +143,6 @@ class Local:
             return write(*arguments)
 
         self._patches = [
-            mock.patch.object(routes_futures, "HOLD_SECONDS", self._hold_seconds),
             mock.patch("everstep.runtime.commands.write_checkpoint", write_behind_the_gate),
         ]
         for patch in self._patches:

@@ -103,7 +103,7 @@ def test_a_taken_name_is_refused_in_the_hosted_services_words(home: Path, pico: 
 def test_overwriting_replaces_the_whole_checkpoint_and_until_then_the_old_one_loads(
     home: Path, pico: Model
 ) -> None:
-    with Local(home, pico, hold_seconds=0.02) as service:
+    with Local(home, pico, poll_seconds=0.02) as service:
         run = service.new_run()
         service.train(run, 0)
         path = service.do(run, "save_weights", path="a", user_metadata={"epoch": "1"})["path"]
@@ -153,7 +153,7 @@ def test_a_run_whose_model_is_not_served_waits_and_says_why(home: Path, pico: Mo
         expected = service.train(twin, 0)
         service.steps.close()  # until it ends
         waiting = service.step(run, 0)
-    with service.after(name="another", hold_seconds=0.02) as service:
+    with service.after(name="another", poll_seconds=0.02) as service:
         answer = service.poll(waiting[0])
         assert answer.status_code == 408
         assert answer.json()["queue_state"] == "paused_capacity"

@@ -19,7 +19,7 @@ from tests.runtime.local import Local, batch
 def test_a_save_is_written_while_training_goes_on_and_holds_the_state_of_its_place(
     home: Path, pico: Model, route: str
 ) -> None:
-    with Local(home, pico, hold_seconds=0.02) as service:
+    with Local(home, pico, poll_seconds=0.02) as service:
         run, twin = service.new_run(), service.new_run()
         expected = service.train(twin, 0, 1, 2)
         seen = service.train(run, 0)

@@ -128,7 +128,7 @@ def test_a_large_result_is_announced_by_its_size_to_clients_that_allow_it(
 
 
 def test_a_poll_ends_with_408_and_the_next_one_with_the_result(home: Path, pico: Model) -> None:
-    with Local(home, pico, hold_seconds=0.02) as service:
+    with Local(home, pico, poll_seconds=0.02) as service:
         run = service.new_run()
         second = service.send(run, "optim_step", 2, adam_params={})  # the first one is to come
         answer = service.poll(second, accept=PROTOBUF, allow_metadata_only=True)
@@ -143,14 +143,14 @@ def test_a_poll_ends_with_408_and_the_next_one_with_the_result(home: Path, pico:
 
 
 def test_a_poll_is_answered_as_soon_as_the_result_is_there(home: Path, pico: Model) -> None:
-    with Local(home, pico, hold_seconds=3600.0) as service:  # no poll ends by itself
+    with Local(home, pico, poll_seconds=3600.0) as service:  # no poll ends by itself
         run, twin = service.new_run(), service.new_run()
         assert service.train(run, 0) == service.train(twin, 0)
 
 
 @pytest.mark.parametrize("request_id", ["none", "", "é\u0000'; --", "0" * 32])
 def test_an_unknown_request_id_is_told_at_once(home: Path, pico: Model, request_id: str) -> None:
-    with Local(home, pico, hold_seconds=3600.0) as service:
+    with Local(home, pico, poll_seconds=3600.0) as service:
         for _ in range(2):
             answer = service.poll(request_id)
             assert answer.status_code == 404
@@ -165,7 +165,7 @@ def test_results_and_failures_are_there_after_a_restart_to_the_byte(
         futures = [*service.step(run, 0), service.send(run, "save_weights", path="a")]
         futures += [service.send(run, "save_weights", path="../a"), sampled(service)]
         before = [forms(service, each) for each in futures]
-    with service.after(hold_seconds=3600.0) as service:
+    with service.after(poll_seconds=3600.0) as service:
         assert [forms(service, each) for each in futures] == before
         assert "error" in service.result(futures[3])
         assert service.finished == [], "nothing is executed for it"

@@ -29,6 +29,10 @@ _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
 
 
+class _NotInMemory(Exception):
+    """The run has to be brought back before it can go on."""
+
+
 class RunActor:
     """Executes the operations of one run in ``seq_id`` order.
 
@@ -71,6 +75,7 @@ class RunActor:
         self._more = False
         self._wake = asyncio.Event()
         self._next = 0
+        self._at_rest = False
         self._setbacks = 0
         self._attempts: dict[str, int] = {}
         self._last_end = ""
@@ -84,8 +89,8 @@ class RunActor:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is executed, and nothing could be."""
-        return not self._turn.locked() and self._next not in self._waiting and not self._more
+        """Whether the run waits for its next operation, and none has come."""
+        return self._at_rest and not self._wake.is_set()
 
     def push(self, operation: Operation) -> None:
         """Take an accepted operation; one that was taken before changes nothing."""
@@ -137,6 +142,8 @@ class RunActor:
                         if not await self._step(operation):
                             self._ended(self.run_id)
                             return
+            except _NotInMemory:
+                continue  # it was evicted, or its worker ended while nothing was asked of it
             except WorkerLost as lost:
                 _log.info("bringing the run back", run=self.run_id, because=lost.reason)
             except RunUnavailable as reason:
@@ -196,10 +203,14 @@ class RunActor:
             self.waits_for = None
             self._wake.clear()
             try:
+                self._at_rest = True
                 async with asyncio.timeout(self._settings.gap_seconds if self._waiting else None):
                     await self._wake.wait()
             except TimeoutError:
+                self._at_rest = False
                 await self._give_up_gap()
+            finally:
+                self._at_rest = False
         return None
 
     async def _turn_page(self) -> None:
@@ -240,7 +251,7 @@ class RunActor:
             False when the run does not come to exist.
         """
         if operation.seq_id > 0 and not self._commands.resident:
-            raise WorkerLost("the run is not in memory")
+            raise _NotInMemory
         alive = True
         try:
             if operation.status != "pending":

@@ -128,6 +128,11 @@ class Runtime:
         return self._parts.worker.ready and not self._stopping
 
     @property
+    def settings(self) -> Settings:
+        """Limits and intervals."""
+        return self._parts.settings
+
+    @property
     def models(self) -> list[ModelInfo]:
         """The models that are served."""
         return list(self._parts.worker.models.values())

@@ -21,6 +21,8 @@ class Settings:
         device: torch device of the worker (``cpu``, ``cuda``); None takes CUDA when it is there.
         dtype: dtype of the base weights (``float32``, ``bfloat16``); None chooses by device.
         gap_seconds: how long an operation waits for a missing lower ``seq_id`` before it fails.
+        poll_seconds: how long a poll for a result is held, below the 45 s after which clients
+            give up.
         replay_seconds: a run is snapshotted when replaying it would cost more than this.
         min_ttl_seconds: smallest accepted ``ttl_seconds``.
         max_ttl_seconds: largest accepted ``ttl_seconds``.
@@ -39,6 +41,7 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     gap_seconds: float = 300.0
+    poll_seconds: float = 30.0
     replay_seconds: float = 30.0
     min_ttl_seconds: int = 3600
     max_ttl_seconds: int = TEN_YEARS_SECONDS

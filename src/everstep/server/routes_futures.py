@@ -18,8 +18,6 @@ from everstep.wire.base import parse
 from everstep.wire.proto import PROTOBUF
 
 router = APIRouter(tags=["futures"])
-HOLD_SECONDS = 30.0
-"""How long a poll is held: below the 45 s after which clients give up."""
 INLINE_BYTES = 4 << 20
 """Larger results are announced by their size first, to clients that allow it."""
 
@@ -78,7 +76,8 @@ async def retrieve_future(request: Request) -> Response:
 async def _wait(request: Request, request_id: str) -> Operation | None:
     """Wait for the operation, the end of the hold, or the service's stop."""
     stopping = stopping_of(request)
-    result = asyncio.ensure_future(runtime_of(request).wait(request_id, HOLD_SECONDS))
+    runtime = runtime_of(request)
+    result = asyncio.ensure_future(runtime.wait(request_id, runtime.settings.poll_seconds))
     stop = asyncio.ensure_future(stopping.wait())
     try:
         await asyncio.wait([result, stop], return_when=asyncio.FIRST_COMPLETED)
