@@ -90,13 +90,12 @@ def test_what_an_earlier_backup_brought_is_not_brought_again(home: Home, tmp_pat
     backup(home, tmp_path / "b", "--copy")
     first = {path: path.stat().st_ino for path in (tmp_path / "b" / "blobs").glob("*/*")}
     home.save("z", b"content of z")
-    home.vault.delete("sampler", RUN, "y")
-    note = backup(home, tmp_path / "b", "--copy", code=1)  # its row says that it is there
-    assert note["left_out"] == {f"tinker://{RUN}/sampler_weights/y": "its manifest is missing"}
+    delete(home, "x")
+    backup(home, tmp_path / "b", "--copy")
     second = {path: path.stat().st_ino for path in (tmp_path / "b" / "blobs").glob("*/*")}
-    assert len(first.items() & second.items()) == 3  # x, the snapshot, the shared configuration
+    assert len(first.items() & second.items()) == 3  # y, the snapshot, the shared configuration
     assert len(second) == 4
-    assert restored(tmp_path / "b", tmp_path / "r") == {"x": content("x"), "z": content("z")}
+    assert restored(tmp_path / "b", tmp_path / "r") == {"y": content("y"), "z": content("z")}
 
 
 def test_several_backups_are_kept_and_any_is_restored(home: Home, tmp_path: Path) -> None:
@@ -115,9 +114,28 @@ def test_damage_in_the_home_is_left_out_and_told(home: Home, tmp_path: Path) -> 
     home.save("z", b"content of z")
     rot(home.blob(home.vault.manifest("training", RUN, "x")))
     rot(home.path / "vault" / manifest_key("training", RUN, "z"))
+    (home.path / "vault" / manifest_key("sampler", RUN, "lost")).write_bytes(b"of no row")
     note = backup(home, tmp_path / "b", code=1)
     assert set(note["left_out"]) == {f"{PATH}/x", f"{PATH}/z"}
     assert restored(tmp_path / "b", tmp_path / "r") == {"y": content("y")}
+
+
+def test_the_backup_that_has_what_is_lost_now_is_kept(home: Home, tmp_path: Path) -> None:
+    first = backup(home, tmp_path / "b", "--copy")["id"]
+    home.vault.delete("training", RUN, "x")  # its row says that it is there
+    note = backup(home, tmp_path / "b", "--copy", code=1)
+    assert note["left_out"] == {f"{PATH}/x": "its manifest is missing"}
+    assert set(restored(tmp_path / "b", tmp_path / "r1")) == {"y"}
+    assert set(restored(tmp_path / "b", tmp_path / "r2", "--at", first)) == {"x", "y"}
+
+
+def test_what_is_damaged_in_the_home_is_taken_from_the_earlier_backup(
+    home: Home, tmp_path: Path
+) -> None:
+    backup(home, tmp_path / "b", "--copy")
+    rot(home.blob(home.vault.manifest("training", RUN, "x")))
+    assert backup(home, tmp_path / "b", "--copy")["left_out"] == {}
+    assert restored(tmp_path / "b", tmp_path / "r")["x"] == content("x")
 
 
 def test_damage_in_the_backup_is_mended_by_the_next_one(home: Home, tmp_path: Path) -> None:

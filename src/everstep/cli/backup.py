@@ -51,7 +51,7 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
         home: the home; a service may have it.
         directory: where backups go; files that earlier ones brought are not brought again.
         link: share files with the home where both are on one file system.
-        keep: how many backups the directory holds at most.
+        keep: how many backups the directory holds at most, once one has everything.
         as_json: print JSON.
 
     Returns:
@@ -87,7 +87,8 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
         place.finish(stage, note, chosen)
         place.check(note.id)
         check_database(place.of(note.id) / DATABASE)
-        place.prune(keep)
+        if not left_out:  # else an earlier one may be all that is left of it
+            place.prune(keep)
     _print_backup(note, place.of(note.id), as_json)
     return not left_out
 
@@ -178,6 +179,7 @@ def _print_backup(note: BackupNote, path: Path, as_json: bool) -> None:
     out = tables.console()
     if note.left_out:
         out.print(tables.lines("Left out", note.left_out.items()))
+        out.print("Earlier backups are kept; they may have it.")
     out.print(
         f"{path}: {note.checkpoints} checkpoints and snapshots, {note.files} files, "
         f"{readable(note.size)}, verified."

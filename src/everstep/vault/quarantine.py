@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from everstep.vault.errors import CheckpointQuarantined
 from everstep.vault.keys import CheckpointId, checkpoint_of, digest_of
 from everstep.vault.storage import Storage
 
@@ -123,6 +124,22 @@ class Quarantine:
         except OSError:
             return []
         return sorted({found.decode() for found in _DIGEST.findall(content)})
+
+
+def refusal(label: str, file: str, note: Note) -> CheckpointQuarantined:
+    """What is raised for a checkpoint that needs a quarantined file.
+
+    Args:
+        label: what the checkpoint is called.
+        file: which of its files.
+        note: of that file.
+    """
+    return CheckpointQuarantined(
+        f"{label} is quarantined: {file} ({note.key}) was found damaged at "
+        f"{note.found_at:%Y-%m-%d %H:%M:%S} UTC: {note.reason}. Load another checkpoint; saving "
+        "the same bytes again heals it.",
+        note.key,
+    )
 
 
 def _read(key: str, data: bytes) -> Note:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from everstep.vault.errors import (
     CheckpointQuarantined,
     FormatTooNew,
 )
+from everstep.vault.export import export
 from everstep.vault.keys import (
     KINDS,
     MANIFESTS,
@@ -27,16 +27,9 @@ from everstep.vault.keys import (
 )
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.quarantine import Note, Quarantine
+from everstep.vault.quarantine import Quarantine, refusal
 from everstep.vault.room import Room, size_of
-from everstep.vault.storage import (
-    Buffer,
-    LocalStorage,
-    Storage,
-    as_bytes,
-    sync_directory,
-    write_synced,
-)
+from everstep.vault.storage import Buffer, LocalStorage, Storage, as_bytes
 
 _PARALLEL_FROM = 1 << 20
 
@@ -169,7 +162,7 @@ class Vault:
         for file, ref in manifest.files.items():
             note = self.quarantine.of(blob_key(ref.blake3))
             if note is not None:
-                raise _quarantined(_label(manifest), file, note)
+                raise refusal(_label(manifest), file, note)
         return manifest
 
     def recorded(self, kind: str, run_id: str, name: str) -> Manifest:
@@ -181,7 +174,7 @@ class Vault:
         except FileNotFoundError as error:
             note = self.quarantine.of(key)
             if note is not None:
-                raise _quarantined(label, "its manifest", note) from error
+                raise refusal(label, "its manifest", note) from error
             raise CheckpointNotFound(f"{label} does not exist") from error
         try:
             manifest = Manifest.decode(data, label)
@@ -211,7 +204,7 @@ class Vault:
         except FileNotFoundError as error:
             note = self.quarantine.of(key)
             if note is not None:
-                raise _quarantined(_label(manifest), filename, note) from error
+                raise refusal(_label(manifest), filename, note) from error
             raise CheckpointDamaged(f"{_label(manifest)}: {filename} is missing", key) from error
         if len(data) != ref.size:
             raise CheckpointDamaged(
@@ -294,27 +287,7 @@ class Vault:
             manifest: the checkpoint.
             directory: created when it isn't there; files of the same names are replaced.
         """
-        files = {directory / part(name): self.read(manifest, name) for name in manifest.files}
-        directory.mkdir(parents=True, exist_ok=True)
-        for target, content in files.items():
-            temporary = directory / f".{uuid.uuid4().hex}"
-            try:
-                write_synced(temporary, [content])
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        sync_directory(directory)
-        return list(files)
-
-
-def _quarantined(label: str, file: str, note: Note) -> CheckpointQuarantined:
-    return CheckpointQuarantined(
-        f"{label} is quarantined: {file} ({note.key}) was found damaged at "
-        f"{note.found_at:%Y-%m-%d %H:%M:%S} UTC: {note.reason}. Load another checkpoint; saving "
-        "the same bytes again heals it.",
-        note.key,
-    )
+        return export(self, manifest, directory)
 
 
 def _label(manifest: Manifest) -> str:
