@@ -26,14 +26,15 @@ from everstep.wire import types
 def create_app(
     open_runtime: Callable[[], Awaitable[Runtime]],
     on_ready: Callable[[], None] | None = None,
-    on_failure: Callable[[OperationFailed], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
     """Return the application. It answers at once; what needs a model waits until it is loaded.
 
     Args:
         open_runtime: opens the runtime when the application starts.
         on_ready: called once all requests will succeed.
-        on_failure: called when a model can't be loaded: they never will.
+        on_failure: called when the home can't be opened or a model can't be loaded: they never
+            will. Without it, a home that can't be opened is raised.
     """
 
     async def tell(runtime: Runtime) -> None:
@@ -48,7 +49,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = await open_runtime()
+        try:
+            runtime = await open_runtime()
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
+            yield
+            return
         app.state.runtime = runtime
         telling = asyncio.create_task(tell(runtime))
         yield

@@ -55,11 +55,7 @@ def run(
     failure: list[BaseException] = []
 
     async def open_runtime() -> Runtime:
-        try:
-            return await Runtime.open(home, models, settings or Settings())
-        except Exception as error:
-            failure.append(error)
-            raise
+        return await Runtime.open(home, models, settings or Settings())
 
     def fail(error: BaseException) -> None:
         failure.append(error)

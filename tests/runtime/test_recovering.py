@@ -1,0 +1,55 @@
+"""While runs are brought back: polls say why they wait, and what comes back is what was there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from everstep.engine import Model
+from tests.runtime.local import Local
+
+
+def test_a_poll_is_told_why_its_run_waits(home: Path, pico: Model) -> None:
+    with Local(home, pico, poll_seconds=0.02) as service:
+        run = service.new_run()
+        service.train(run, 0, 1)
+    with service.after(poll_seconds=0.02) as service:
+        with service.steps.shut():
+            future = service.send(run, "optim_step", adam_params={})
+            waiting = service.poll(future)
+            while waiting.json()["queue_state"] == "active":  # the run's task has not begun
+                waiting = service.poll(future)
+            assert waiting.status_code == 408
+            assert waiting.json()["queue_state"] == "paused_capacity"
+            assert "brought back" in waiting.json()["queue_state_reason"]
+        assert service.result(future)["metrics"]["step"] == 3.0
+
+
+def test_a_run_with_a_longer_backlog_than_a_page_goes_on_in_order(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        twin, run = service.new_run(), service.new_run()
+        expected = service.train(twin, *range(40))
+        with service.steps.shut():
+            futures = [future for shift in range(40) for future in service.step(run, shift)]
+        assert [service.result(future) for future in futures] == expected
+
+
+def test_operations_that_arrive_backwards_are_executed_in_order(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        twin, run = service.new_run(), service.new_run()
+        for _ in range(100):
+            service.do(twin, "optim_step", adam_params={})
+        futures = [
+            service.send(run, "optim_step", seq_id, adam_params={}) for seq_id in range(100, 0, -1)
+        ]
+        steps = [service.result(future)["metrics"]["step"] for future in futures]
+        assert steps == [float(number) for number in range(100, 0, -1)]
+
+
+def test_a_snapshot_that_is_behind_does_not_hold_up_the_run(home: Path, pico: Model) -> None:
+    with Local(home, pico, replay_seconds=0.0) as service:
+        run, twin = service.new_run(), service.new_run()
+        service.train(run, 0)
+        with service.writes.shut():
+            assert service.train(run, 1) == service.train(twin, 0, 1)[2:]
+    with service.after() as service:
+        assert service.train(run, 2) == service.train(twin, 2)
