@@ -50,8 +50,10 @@ def test_every_request_sent_again_after_a_restart_gets_what_it_got_before(
         for _, body in requests:
             if not any(name in body for name in of_the_run):
                 body["model_id"] = run
-        answers = [service.post(route, **body) for route, body in requests]
-        results = [service.result(answer["request_id"]) for answer in answers]
+        answers, results = [], []
+        for route, body in requests:  # one after the other: some need what another one saved
+            answers.append(service.post(route, **body))
+            results.append(service.result(answers[-1]["request_id"]))
     assert not [result for result in results if "error" in result]
     with service.after() as service:
         assert service.post("create_session", key)["session_id"] == session
