@@ -252,8 +252,8 @@ class Local:
         finish, commands._finish = commands._finish, note  # type: ignore[method-assign]
         threading.Thread(target=read, daemon=True).start()
         infos = [{**m.info.to_dict(), "name": name} for name, m in self._models.items()]
-        channel.send({"event": "ready", "models": infos, "environment": environment()})
         with suppress(OSError):  # the service is gone
+            channel.send({"event": "ready", "models": infos, "environment": environment()})
             while not ended.is_set():
                 while not (turns.busy and inbox.empty()):
                     message = inbox.get()
