@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import everstep.cli.backup as command
 from everstep.cli import app
 from everstep.ledger import Ledger
-from everstep.vault import Vault
+from everstep.vault import CheckpointDamaged, Vault
+from everstep.vault.backup import BackupNote
 from everstep.vault.keys import manifest_key
 from tests.vault.checkpoints import load
 from tests.vault.homes import RUN, Home, rot
@@ -110,6 +111,21 @@ def test_several_backups_are_kept_and_any_is_restored(home: Home, tmp_path: Path
     assert len(list((tmp_path / "b" / "backups").iterdir())) == 1
 
 
+def test_a_home_whose_index_was_rebuilt_is_backed_up(home: Home, tmp_path: Path) -> None:
+    for path in home.path.glob("ledger.sqlite*"):
+        path.unlink()
+    call("vault", "rebuild", "--home", home.path)
+    assert backup(home, tmp_path / "b")["checkpoints"] == 3
+    assert restored(tmp_path / "b", tmp_path / "r") == {"x": content("x"), "y": content("y")}
+
+
+def test_what_expired_and_is_gone_is_not_missed(home: Home, tmp_path: Path) -> None:
+    home.save("z", b"content of z", expires_in=-10)
+    home.vault.delete("training", RUN, "z")
+    assert backup(home, tmp_path / "b")["left_out"] == {}
+    assert set(restored(tmp_path / "b", tmp_path / "r")) == {"x", "y"}
+
+
 def test_damage_in_the_home_is_left_out_and_told(home: Home, tmp_path: Path) -> None:
     home.save("z", b"content of z")
     rot(home.blob(home.vault.manifest("training", RUN, "x")))
@@ -160,6 +176,17 @@ def test_no_damaged_backup_is_restored(home: Home, tmp_path: Path, file: str) ->
         rot(path)
     call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
     assert not (tmp_path / "r").exists()
+
+
+def test_every_bit_of_a_backup_s_note_counts(home: Home, tmp_path: Path) -> None:
+    note = backup(home, tmp_path / "b")
+    data = (Path(note["path"]) / "backup.json").read_bytes()
+    assert BackupNote.decode(data, "note").id == note["id"]
+    for place in range(len(data) * 8):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(CheckpointDamaged, match="note"):
+            BackupNote.decode(bytes(damaged), "note")
 
 
 def test_nothing_is_restored_over_anything(home: Home, tmp_path: Path) -> None:

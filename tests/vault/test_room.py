@@ -159,7 +159,7 @@ def test_a_disk_without_inodes_has_no_room(small_disk: Path) -> None:
             (small_disk / f"{number}").touch()
         except OSError:
             break
-    with pytest.raises(DiskFull):
+    with pytest.raises(DiskFull, match="there is no room"):
         vault.put([b"x"])
 
 
