@@ -100,7 +100,7 @@ class _Poll(Generic[T]):
             if self._size is None:
                 found = await self._poll()
             else:
-                async with self._budget.reserve(0):
+                async with self._budget.reserve(self._size):
                     while found is None:
                         found = await self._poll()
         tell_queue(self._asked.observer, {"queue_state": QueueState.ACTIVE})
