@@ -247,8 +247,10 @@ class Local:
             self.finished.append(asked[call_id])
             finish(call_id, reply, body)
 
-        turns = Turns(page)
-        commands = Commands(self._models, Vault(self.home / "vault"), channel, turns)
+        turns, reserve = Turns(page), self._settings.disk_reserve_bytes
+        commands = Commands(
+            self._models, Vault(self.home / "vault", reserve_bytes=reserve), channel, turns
+        )
         finish, commands._finish = commands._finish, note  # type: ignore[method-assign]
         threading.Thread(target=read, daemon=True).start()
         infos = [{**m.info.to_dict(), "name": name} for name, m in self._models.items()]

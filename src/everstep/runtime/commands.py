@@ -213,7 +213,11 @@ class Commands:
             self._finish(call_id, reply)
 
     def _collect(self, message: Message) -> None:
-        self._write(message.header["id"], lambda: {"removed": len(self._vault.collect())})
+        def collect() -> dict[str, Any]:
+            removed = self._vault.collect(message.header["grace_seconds"])
+            return {"removed": len(removed), "bytes": sum(ref.size for ref in removed)}
+
+        self._write(message.header["id"], collect)
 
     # Samples: one batch a model, one decode step a turn.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from everstep.ledger import Checkpoint, Ledger, Run
@@ -88,7 +89,8 @@ class RunCommands:
     async def restore(self, run: Run, source: Mapping[str, str], *, optimizer: bool) -> None:
         """Make the run from a checkpoint or snapshot in the vault."""
         command = {"command": "restore", "model": run.base_model, "adapter": run.lora}
-        await self._place({**command, "source": source, "optimizer": optimizer})
+        async with self._following():
+            await self._place({**command, "source": source, "optimizer": optimizer})
 
     async def restore_path(self, run: Run, path: str, *, optimizer: bool) -> None:
         """Make the run from the checkpoint of a path."""
@@ -100,7 +102,8 @@ class RunCommands:
         checkpoint = await self._checkpoints.loadable(path, optimizer=optimizer)
         _check_compatible(checkpoint, await self.run())
         source = self._checkpoints.source(checkpoint)
-        await self.done({"command": "load", "source": source, "optimizer": optimizer})
+        async with self._following():
+            await self.done({"command": "load", "source": source, "optimizer": optimizer})
 
     async def training_pass(self, payload: bytes) -> Message:
         """Forward or forward_backward of an encoded pass."""
@@ -122,6 +125,16 @@ class RunCommands:
     async def done(self, header: Mapping[str, Any], body: bytes = b"") -> Message:
         """Send a command and wait for its reply; raises `OperationFailed`, `WorkerLost`."""
         return await (await self._call(header, body)).done
+
+    @asynccontextmanager
+    async def _following(self) -> AsyncIterator[None]:
+        """Where a checkpoint can't be read, it may have gone to quarantine: the index follows."""
+        try:
+            yield
+        except OperationFailed as failure:
+            if failure.category == ErrorCategory.SERVER:
+                await self._checkpoints.follow_quarantine()
+            raise
 
     async def _place(self, header: Mapping[str, Any]) -> None:
         """Have the run made in the worker's memory, and account for what it takes."""

@@ -18,6 +18,7 @@ from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
+from everstep.runtime.housekeeping import Housekeeping
 from everstep.runtime.recovery import Recovery
 from everstep.runtime.residency import Residency
 from everstep.runtime.run_actor import RunActor
@@ -67,6 +68,9 @@ class Runtime:
         )
         self._snapshots = Snapshots(parts.vault)
         self._residency = Residency(parts.settings, self._evict)
+        self._housekeeping = Housekeeping(
+            parts.ledger, parts.vault, parts.worker, parts.checkpoints, parts.settings
+        )
         self._sampling = Sampling(
             parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
         )
@@ -100,11 +104,13 @@ class Runtime:
             worker = WorkerProcess(home, models, settings)
             checkpoints = Checkpoints(ledger, vault, settings)
             runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
+            await checkpoints.follow_quarantine()
             await runtime._go_on()
         except BaseException:
             await ledger.close()
             raise
         worker.start()
+        runtime._housekeeping.start()
         return runtime
 
     async def started(self) -> None:
@@ -152,6 +158,7 @@ class Runtime:
     async def close(self) -> None:
         """Finish what executes, snapshot the runs, end the worker; bounded by the settings."""
         self._stopping = True
+        await self._housekeeping.close()
         await self._residency.close()
         await self._sampling.close()
         actors = list(self._actors.values())

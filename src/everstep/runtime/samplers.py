@@ -12,6 +12,7 @@ from everstep.runtime.channel import Message
 from everstep.runtime.sample_specs import sample_spec
 from everstep.runtime.saving import ADAPTER_FILE
 from everstep.vault import Vault
+from everstep.vault.inspection import quarantining
 from everstep.wire.proto import encode_sample_response
 
 _ADAPTERS_KEPT = 16
@@ -66,12 +67,13 @@ class Samplers:
         """The adapter of a checkpoint, verified when it is first read. None: the base model."""
         if source is None:
             return None
-        manifest = self._vault.manifest(source["kind"], source["run"], source["name"])
-        key = (name, manifest.files[ADAPTER_FILE].blake3)
-        if key not in self._adapters:
-            config = AdapterConfig(**manifest.lora)
-            adapter_file = self._vault.read(manifest, ADAPTER_FILE)
-            self._adapters[key] = self._models[name].load_adapter(config, adapter_file)
+        with quarantining(self._vault):
+            manifest = self._vault.manifest(source["kind"], source["run"], source["name"])
+            key = (name, manifest.files[ADAPTER_FILE].blake3)
+            if key not in self._adapters:
+                config = AdapterConfig(**manifest.lora)
+                adapter_file = self._vault.read(manifest, ADAPTER_FILE)
+                self._adapters[key] = self._models[name].load_adapter(config, adapter_file)
         self._adapters.move_to_end(key)
         while len(self._adapters) > _ADAPTERS_KEPT:
             self._adapters.popitem(last=False)

@@ -80,6 +80,10 @@ class Sampling:
             try:
                 call = await self._worker.call(header, operation.payload, generation)
                 message = await call.done
+            except OperationFailed as failure:
+                if failure.category == ErrorCategory.SERVER:
+                    await self._checkpoints.follow_quarantine()
+                raise
             except WorkerLost:
                 _log.warning("sample lost with its worker; trying again", id=operation.request_id)
             else:

@@ -33,6 +33,11 @@ class Settings:
         memory_bytes: what the states of runs may take in memory together; the least recently used
             ones beyond it are evicted to the vault. None takes a quarter of the memory.
         idle_seconds: a run that nobody used for so long is evicted.
+        disk_reserve_bytes: what a save has to leave free on the disk; one that can't is refused.
+        scrub_bytes_per_second: how fast the scrubber re-reads the vault.
+        scrub_interval_seconds: how often it does.
+        collect_interval_seconds: how often what nobody needs any more is removed.
+        collect_grace_seconds: for how long it stays all the same.
         worker_attempts: how often one operation may end its worker before it is failed.
         shutdown_seconds: bound on a graceful stop.
     """
@@ -49,6 +54,11 @@ class Settings:
     hang_seconds: float = 300.0
     memory_bytes: int | None = None
     idle_seconds: float = 600.0
+    disk_reserve_bytes: int = 256 << 20
+    scrub_bytes_per_second: float = 16e6
+    scrub_interval_seconds: float = 24 * 3600.0
+    collect_interval_seconds: float = 3600.0
+    collect_grace_seconds: float = 3600.0
     worker_attempts: int = 3
     shutdown_seconds: float = 30.0
 

@@ -50,8 +50,9 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         channel.send({"event": "unusable", "message": str(error)})
         return
+    vault = Vault(home / "vault", reserve_bytes=arguments["disk_reserve_bytes"])
     turns = Turns(page)
-    commands = Commands(models, Vault(home / "vault"), channel, turns)
+    commands = Commands(models, vault, channel, turns)
     infos = [model.info.to_dict() for model in models.values()]
     channel.send({"event": "ready", "models": infos, "environment": environment()})
     while True:

@@ -89,6 +89,7 @@ class WorkerProcess:
             "threads": settings.threads or os.cpu_count() or 1,
             "device": settings.device,
             "dtype": settings.dtype,
+            "disk_reserve_bytes": settings.disk_reserve_bytes,
         }
         self._hang_seconds = settings.hang_seconds
         self._calls: dict[int, Call] = {}
