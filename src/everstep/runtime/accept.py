@@ -7,11 +7,8 @@ doesn't wait for it, and its future says what was wrong.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -24,6 +21,13 @@ from everstep.ledger import Failure, Ledger, NewOperation, Operation, Run, Sessi
 from everstep.runtime import names
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected
+from everstep.runtime.payloads import (
+    check_optimizer,
+    new_run,
+    optim_step_payload,
+    optimizer_of,
+    payload_json,
+)
 from everstep.runtime.sample_specs import sample_spec
 from everstep.runtime.settings import Settings
 from everstep.wire import types
@@ -113,7 +117,7 @@ class Acceptance:
                 return await self._training_pass(request)
             case types.OptimStepRequest():
                 return await self._plain(
-                    request, names.OPTIM_STEP, partial(_optim_payload, request)
+                    request, names.OPTIM_STEP, partial(optim_step_payload, request)
                 )
             case types.SaveWeightsRequest():
                 return await self._plain(
@@ -175,15 +179,15 @@ class Acceptance:
         seed = config.seed if config.seed is not None else names.seed_for(run_id, 0)
         failure = None
         lora: dict[str, Any] = {"rank": config.rank, "alpha": 32.0, "seed": seed, **flags}
-        optimizer = _optimizer(request.optimizer_config)
+        optimizer = optimizer_of(request.optimizer_config)
         try:
             self.model(request.base_model)
             check_adapter(AdapterConfig(**lora))
-            _check_optimizer(optimizer)
+            check_optimizer(optimizer)
         except _USER_ERRORS as error:
             failure = _failure(error)
-        run = _new_run(run_id, session_id, request.base_model, lora, optimizer, request)
-        payload = _json({"base_model": request.base_model, "adapter": lora})
+        run = new_run(run_id, session_id, request.base_model, lora, optimizer, request)
+        payload = payload_json({"base_model": request.base_model, "adapter": lora})
         operation = NewOperation(run_id, 0, names.CREATE_MODEL, payload, failure, session_id)
         return Entry(operation, None if failure else run)
 
@@ -192,7 +196,7 @@ class Acceptance:
         run_id = names.run_id(session_id, _required(request.model_seq_id, "model_seq_id"))
         payload = {"path": request.path, "optimizer": request.optimizer}
         operation = NewOperation(
-            run_id, 0, names.CREATE_FROM_STATE, _json(payload), None, session_id
+            run_id, 0, names.CREATE_FROM_STATE, payload_json(payload), None, session_id
         )
         try:
             checkpoint = await self._checkpoints.loadable(request.path, optimizer=request.optimizer)
@@ -202,11 +206,11 @@ class Acceptance:
                     f"Checkpoint {request.path} was trained on {checkpoint.base_model}, not on "
                     f"{request.base_model}. Leave base_model out, or name the checkpoint's."
                 )
-            optimizer = _optimizer(request.optimizer_config)
-            _check_optimizer(optimizer)
+            optimizer = optimizer_of(request.optimizer_config)
+            check_optimizer(optimizer)
         except _USER_ERRORS as error:
             return Entry(replace(operation, failure=_failure(error)))
-        run = _new_run(
+        run = new_run(
             run_id, session_id, checkpoint.base_model, checkpoint.lora, optimizer, request
         )
         return Entry(operation, run)
@@ -262,10 +266,10 @@ class Acceptance:
     ) -> Entry:
         run = await self.run(request.model_id)
         seq_id = _required(request.seq_id, "seq_id")
-        raw = _json(request.model_dump(mode="json", exclude_none=True))
+        raw = payload_json(request.model_dump(mode="json", exclude_none=True))
         operation = NewOperation(run.run_id, seq_id, kind, raw, None, run.session_id)
         try:
-            return Entry(replace(operation, payload=_json(payload())))
+            return Entry(replace(operation, payload=payload_json(payload())))
         except _USER_ERRORS as error:
             return Entry(replace(operation, failure=_failure(error)))
 
@@ -298,13 +302,15 @@ class Acceptance:
         except _USER_ERRORS as error:
             failure = _failure(error)
         kind = names.SAVE_WEIGHTS_FOR_SAMPLER
-        operation = NewOperation(run.run_id, seq_id, kind, _json(payload), failure, run.session_id)
+        operation = NewOperation(
+            run.run_id, seq_id, kind, payload_json(payload), failure, run.session_id
+        )
         return Entry(operation, match_payload=request.path is not None)
 
     async def _load(self, request: types.LoadWeightsRequest) -> Entry:
         run = await self.run(request.model_id)
         seq_id = _required(request.seq_id, "seq_id")
-        payload = _json({"path": request.path, "optimizer": request.optimizer})
+        payload = payload_json({"path": request.path, "optimizer": request.optimizer})
         operation = NewOperation(
             run.run_id, seq_id, names.LOAD_WEIGHTS, payload, None, run.session_id
         )
@@ -347,7 +353,7 @@ class Acceptance:
                 sampler.sampler_id,
                 seq_id,
                 names.SAMPLE,
-                _json(payload),
+                payload_json(payload),
                 failure,
                 sampler.session_id,
             )
@@ -370,68 +376,3 @@ def _finished(session: Session) -> Rejected:
 
 def _failure(error: Exception) -> Failure:
     return Failure(str(error), ErrorCategory.USER)
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _optimizer(config: Any) -> dict[str, Any]:
-    return config.model_dump(mode="json") if config is not None else {"type": "adamw"}
-
-
-def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
-    if optimizer["type"] != "adamw":
-        raise OperationFailed(
-            f"Optimizer {optimizer['type']!r} is not supported here; use 'adamw'."
-        )
-
-
-def _new_run(
-    run_id: str,
-    session_id: str,
-    base_model: str,
-    lora: dict[str, Any],
-    optimizer: dict[str, Any],
-    request: types.CreateModelRequest | types.LoadWeightsRequest,
-) -> Run:
-    now = datetime.now(UTC)
-    metadata = {key: _text(value) for key, value in (request.user_metadata or {}).items()}
-    return Run(
-        run_id=run_id,
-        session_id=session_id,
-        base_model=base_model,
-        lora=lora,
-        optimizer=optimizer,
-        user_metadata=metadata,
-        created_at=now,
-        last_request_at=now,
-        status="live",
-    )
-
-
-def _text(value: Any) -> str:
-    """Metadata is read back as text; what isn't text is kept as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _optim_payload(request: types.OptimStepRequest) -> dict[str, Any]:
-    params = request.adam_params
-    if params is None:
-        other = request.optimizer_params
-        if other is not None and other.type != "adamw":
-            raise OperationFailed(
-                f"Optimizer {other.type!r} is not supported here; use AdamParams."
-            )
-        params = types.AdamParams()
-    values = params.model_dump(
-        include={"learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"}
-    )
-    for field, value in values.items():
-        upper = 1.0 if field.startswith("beta") else math.inf
-        if not (0 <= value < upper):
-            raise OperationFailed(
-                f"adam_params.{field} must be a finite number, at least 0"
-                f"{' and below 1' if upper == 1.0 else ''}; got {value}."
-            )
-    return {"params": values}

@@ -1,0 +1,83 @@
+"""What requests become in the ledger: canonical payloads, and the rows of new runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from everstep.ledger import Run
+from everstep.runtime.errors import OperationFailed
+from everstep.wire import types
+
+
+def payload_json(value: Mapping[str, Any]) -> bytes:
+    """JSON in a canonical form: the same request gives the same bytes."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def optimizer_of(config: Any) -> dict[str, Any]:
+    """An optimizer's configuration as JSON; AdamW where a request names none."""
+    return config.model_dump(mode="json") if config is not None else {"type": "adamw"}
+
+
+def check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    """Raise `OperationFailed` for an optimizer that we don't have."""
+    if optimizer["type"] != "adamw":
+        raise OperationFailed(
+            f"Optimizer {optimizer['type']!r} is not supported here; use 'adamw'."
+        )
+
+
+def new_run(
+    run_id: str,
+    session_id: str,
+    base_model: str,
+    lora: dict[str, Any],
+    optimizer: dict[str, Any],
+    request: types.CreateModelRequest | types.LoadWeightsRequest,
+) -> Run:
+    """The row of a run that a request creates."""
+    now = datetime.now(UTC)
+    metadata = {key: _text(value) for key, value in (request.user_metadata or {}).items()}
+    return Run(
+        run_id=run_id,
+        session_id=session_id,
+        base_model=base_model,
+        lora=lora,
+        optimizer=optimizer,
+        user_metadata=metadata,
+        created_at=now,
+        last_request_at=now,
+        status="live",
+    )
+
+
+def _text(value: Any) -> str:
+    """Metadata is read back as text; what isn't text is kept as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def optim_step_payload(request: types.OptimStepRequest) -> dict[str, Any]:
+    """What one step of the optimizer takes; raises `OperationFailed` for values out of bounds."""
+    params = request.adam_params
+    if params is None:
+        other = request.optimizer_params
+        if other is not None and other.type != "adamw":
+            raise OperationFailed(
+                f"Optimizer {other.type!r} is not supported here; use AdamParams."
+            )
+        params = types.AdamParams()
+    values = params.model_dump(
+        include={"learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"}
+    )
+    for field, value in values.items():
+        upper = 1.0 if field.startswith("beta") else math.inf
+        if not (0 <= value < upper):
+            raise OperationFailed(
+                f"adam_params.{field} must be a finite number, at least 0"
+                f"{' and below 1' if upper == 1.0 else ''}; got {value}."
+            )
+    return {"params": values}
