@@ -1,0 +1,201 @@
+"""What a program was told, and so what must be found after it died.
+
+A program reports what it does, one line of JSON each: that it begins to change things, and that it
+was told that the change is made, or that it failed. A thing has a name and a value; a value is
+None, where there is no such thing, or an object of JSON. From that follows what each thing may be
+after a crash:
+
+- what was acknowledged is there, with every bit of its value (a hash of the bytes, say);
+- what was begun and not acknowledged is there or not, whole: the old value or the new one;
+- changes that were begun as one are all there or all not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+Value = dict[str, Any] | None
+_write = os.write  # faulty calls are for the program, not for its reports
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What should never be.
+
+    Attributes:
+        rule: what is broken, in a few words.
+        thing: with what.
+        detail: what was found, and what should have been.
+    """
+
+    rule: str
+    thing: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.thing}: {self.detail}"
+
+
+class Reporter:
+    """Tells what a program does.
+
+    Args:
+        handle: a pipe, or any file where one write is one line.
+        pause_after: hang after so many acknowledgements.
+    """
+
+    def __init__(self, handle: int, pause_after: int | None = None) -> None:
+        self._handle = handle
+        self._pause_after = pause_after
+        self._count = 0
+        self._acknowledged = 0
+
+    def tell(self, **line: Any) -> None:
+        """Report anything."""
+        _write(self._handle, json.dumps(line).encode() + b"\n")
+
+    @contextmanager
+    def doing(self, changes: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
+        """Report that changes are begun, and how that ends.
+
+        Args:
+            changes: the new value of each thing; what is only known afterwards may be added to
+                what this gives.
+        """
+        self._count += 1
+        number = self._count
+        after = dict(changes)
+        self.tell(begin=number, changes=after)
+        try:
+            yield after
+        except Exception as error:
+            self.tell(failed=number, error=repr(error))
+            raise
+        self.tell(end=number, changes=after)
+        self._acknowledged += 1
+        if self._acknowledged == self._pause_after:
+            self.hang()
+
+    def hang(self) -> None:
+        """Report that nothing more comes, and do nothing more."""
+        self.tell(paused=True)
+        while True:
+            os.read(self._never(), 1)
+
+    def _never(self) -> int:
+        """The end of a pipe into which no one writes."""
+        ours, self._other_end = os.pipe()
+        return ours
+
+
+@dataclass
+class History:
+    """Everything that was reported, and what it means.
+
+    Attributes:
+        known: each thing's last sure value.
+        pending: changes without an end, by number.
+        failures: changes that failed, in words.
+        broken: what the program itself found to be wrong.
+        acknowledged: how many changes were.
+        paused: whether it hangs.
+        done: whether it came to its end.
+    """
+
+    known: dict[str, Value] = field(default_factory=dict)
+    pending: dict[int, dict[str, Value]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    acknowledged: int = 0
+    paused: bool = False
+    done: bool = False
+
+    def feed(self, lines: Iterable[bytes | str]) -> None:
+        """Take more reports."""
+        for line in lines:
+            self._take(json.loads(line))
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if "begin" in line:
+            self.pending[line["begin"]] = line["changes"]
+        elif "end" in line:
+            del self.pending[line["end"]]
+            self.known.update(line["changes"])
+            self.acknowledged += 1
+            # an older change of the same thing that failed can no more come to be
+            for changes in self.pending.values():
+                for thing in line["changes"]:
+                    changes.pop(thing, None)
+        elif "failed" in line:
+            self.failures.append(line["error"])
+        elif "broken" in line:
+            self.broken.append(line["broken"])
+        self.paused |= "paused" in line
+        self.done |= "done" in line
+
+    def allowed(self, thing: str) -> list[Value]:
+        """What a thing may be: its last sure value, or that of a change that had no end."""
+        begun = [each[thing] for each in self.pending.values() if thing in each]
+        return [self.known.get(thing), *begun]
+
+    def judge(self, found: Mapping[str, Value]) -> list[Violation]:
+        """Compare with what was found.
+
+        Args:
+            found: every thing that is there; one that can't be read is ``{"damaged": why}``.
+        """
+        things = {*self.known, *found}.union(*self.pending.values())
+        wrong = [v for thing in sorted(things) for v in self._wrong(thing, found.get(thing))]
+        wrong += [Violation("the program found it broken", "", each) for each in self.broken]
+        for changes in self.pending.values():
+            wrong += _torn(changes, self.known, found)
+        return wrong
+
+    def settle(self, found: Mapping[str, Value]) -> None:
+        """What was found after a restart is from now on what is sure."""
+        self.known = dict(found)
+        self.pending.clear()
+        self.failures.clear()
+        self.paused = self.done = False
+
+    def _wrong(self, thing: str, value: Value) -> Iterator[Violation]:
+        allowed = self.allowed(thing)
+        if any(fits(each, value) for each in allowed):
+            return
+        detail = f"found {value}, should be one of {allowed}"
+        if value is None and len(allowed) > 1:
+            yield Violation("neither the old nor the new is there", thing, detail)
+        elif value is None:
+            yield Violation("acknowledged and lost", thing, detail)
+        elif "damaged" in value:
+            yield Violation("damaged", thing, detail)
+        elif allowed == [None]:
+            yield Violation("there, and should not be", thing, detail)
+        else:
+            yield Violation("not what was written", thing, detail)
+
+
+def fits(expected: Value, found: Value) -> bool:
+    """Whether what was found has all that was expected, and maybe more."""
+    if expected is None or found is None:
+        return expected is found
+    return all(name in found and found[name] == value for name, value in expected.items())
+
+
+def _torn(
+    changes: Mapping[str, Value], known: Mapping[str, Value], found: Mapping[str, Value]
+) -> Iterator[Violation]:
+    """Whether changes that were begun as one are there in part."""
+    sides: dict[str, str] = {}
+    for thing, new in changes.items():
+        is_old = fits(known.get(thing), found.get(thing))
+        is_new = fits(new, found.get(thing))
+        if is_old != is_new:
+            sides[thing] = "new" if is_new else "old"
+    if len(set(sides.values())) > 1:
+        yield Violation("half of one change", ", ".join(sides), str(sides))

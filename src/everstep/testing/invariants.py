@@ -1,0 +1,207 @@
+"""What must hold of a home of Everstep, whatever happened to it: its vault and its ledger.
+
+`find` says what is there, in the words of `history`; `check` compares that with what was told,
+and looks for what no one was told either: that each row of the ledger has its checkpoint, that
+verification and SQLite find no damage, that a collection takes nothing that is needed and leaves
+nothing that is not, and that the home goes on working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from everstep.ledger import Checkpoint, Ledger, LedgerError, NewOperation, Operation
+from everstep.ledger.copying import check_database
+from everstep.testing.history import History, Value, Violation
+from everstep.vault import CheckpointId, Manifest, Vault, VaultError
+from everstep.vault.keys import BLOBS, KINDS, digest_of
+from everstep.vault.verify import verify
+
+RUNS = ("run:0", "run:1")
+VAULT, LEDGER = "vault", "ledger.sqlite"
+Found = dict[str, Value]
+
+
+def digest(data: bytes | memoryview) -> str:
+    """A hash that is not the vault's own."""
+    return hashlib.sha256(data).hexdigest()[:24]
+
+
+def thing_of(checkpoint: CheckpointId) -> str:
+    """What a checkpoint is called in a history."""
+    return f"vault:{checkpoint}"
+
+
+def row_of(path: str) -> str:
+    """What a row of the index is called in a history."""
+    return f"row:{path}"
+
+
+def operation_of(scope: str, seq_id: int) -> str:
+    """What an operation is called in a history."""
+    return f"operation:{scope}/{seq_id}"
+
+
+def describe(manifest: Manifest, contents: Mapping[str, bytes | memoryview]) -> Value:
+    """A checkpoint, as a value."""
+    files = {f"file {name}": digest(content) for name, content in contents.items()}
+    return {"step": manifest.step, **files}
+
+
+def find(home: Path) -> Found:
+    """Everything that a home says it has, opened as after a restart."""
+    return {**find_in_vault(Vault(home / VAULT)), **asyncio.run(find_in_ledger(home / LEDGER))}
+
+
+def find_in_vault(vault: Vault) -> Found:
+    """Every checkpoint that is listed, read to the last byte."""
+    found: Found = {}
+    for kind in KINDS:
+        for run, name in vault.names(kind):
+            checkpoint = CheckpointId(kind, run, name)
+            try:
+                manifest = vault.manifest(*checkpoint)
+                contents = {file: vault.read(manifest, file) for file in manifest.files}
+                found[thing_of(checkpoint)] = describe(manifest, contents)
+            except VaultError as error:
+                found[thing_of(checkpoint)] = {"damaged": str(error)}
+    return found
+
+
+async def find_in_ledger(path: Path) -> Found:
+    """Every operation and every row of the index."""
+    found: Found = {}
+    ledger = await Ledger.open(path)
+    try:
+        for scope in RUNS:
+            for operation in await ledger.operations(scope):
+                found[operation_of(scope, operation.seq_id)] = operation_value(operation)
+        for row in await ledger.every_checkpoint():
+            found[row_of(row.path)] = row_value(row)
+    finally:
+        await ledger.close()
+    return found
+
+
+def operation_value(operation: Operation) -> Value:
+    """An operation, as a value."""
+    value: dict[str, Any] = {
+        "request_id": operation.request_id,
+        "payload": digest(operation.payload),
+        "status": operation.status,
+    }
+    if operation.result is not None:
+        value["result"] = digest(operation.result)
+    return value
+
+
+def row_value(row: Checkpoint) -> Value:
+    """A row of the index, as a value."""
+    return {"kind": row.kind, "run": row.run_id, "name": row.name, "size": row.size_bytes}
+
+
+def check(home: Path, history: History, *, thorough: bool = True) -> tuple[list[Violation], Found]:
+    """Compare a home with what was told of it, and try whether it still works.
+
+    Args:
+        home: holds ``vault`` and ``ledger.sqlite``.
+        history: what was told.
+        thorough: also verify, collect, and write something new.
+
+    Returns:
+        What is wrong, and what was found.
+    """
+    try:
+        found = find(home)
+    except (OSError, VaultError, LedgerError) as error:
+        return [Violation("it can't be opened", str(home), repr(error))], {}
+    wrong = history.judge(found)
+    wrong += _rows_without_checkpoint(found)
+    if thorough:
+        wrong += _damage(home)
+        wrong += _collection(Vault(home / VAULT), found)
+        wrong += _still_works(home)
+    return wrong, found
+
+
+def _rows_without_checkpoint(found: Found) -> Iterator[Violation]:
+    """The ledger is told of a checkpoint when that is durable, and of its end before that."""
+    for thing, row in found.items():
+        if row is not None and thing.startswith("row:"):
+            checkpoint = thing_of(CheckpointId(row["kind"], row["run"], row["name"]))
+            if found.get(checkpoint) is None:
+                yield Violation("in the ledger, not in the vault", thing, f"no {checkpoint}")
+
+
+def _damage(home: Path) -> Iterator[Violation]:
+    for damage in verify(Vault(home / VAULT, writer=False), everything=True).damaged:
+        yield Violation("verification finds damage", damage.key, damage.reason)
+    try:
+        check_database(home / LEDGER)
+    except LedgerError as error:
+        yield Violation("SQLite finds damage", LEDGER, str(error))
+
+
+def _collection(vault: Vault, found: Found) -> Iterator[Violation]:
+    """It leaves what is reachable, and nothing else."""
+    vault.collect(0)
+    for thing, value in find_in_vault(vault).items():
+        if value != found[thing]:
+            yield Violation("collected, and needed", thing, f"{value} instead of {found[thing]}")
+    needed = {ref.blake3 for each in vault.all_recorded() for ref in each.files.values()}
+    for key in vault.storage.keys(BLOBS):
+        if digest_of(key) not in needed:
+            yield Violation("left by a collection", key, "no checkpoint names it")
+    for key in vault.storage.keys("tmp/"):
+        yield Violation("left by a crash", key, "nobody needs it")
+
+
+def _still_works(home: Path) -> Iterator[Violation]:
+    """A save and an operation, then both away again."""
+    vault = Vault(home / VAULT)
+    probe = CheckpointId("sampler", "probe", "probe")
+    with vault.pinned():
+        files = {"adapter": vault.put([b"probe"])}
+        vault.commit(draft(probe, files, step=0), overwrite=True)
+    if bytes(vault.read(vault.manifest(*probe), "adapter")) != b"probe":
+        yield Violation("nothing new can be saved", thing_of(probe), "it reads otherwise")
+    vault.delete(*probe)
+    if not asyncio.run(_accepts(home / LEDGER)):
+        yield Violation("the ledger accepts nothing new", LEDGER, "an operation is not there")
+
+
+async def _accepts(path: Path) -> bool:
+    ledger = await Ledger.open(path)
+    try:
+        new = NewOperation("probe", await _next(ledger, "probe"), "probe", b"probe")
+        operation, _ = await ledger.accept(new)
+        known, is_new = await ledger.accept(new)
+        return known == operation and not is_new
+    finally:
+        await ledger.close()
+
+
+async def _next(ledger: Ledger, scope: str) -> int:
+    return 1 + max((each.seq_id for each in await ledger.operations(scope)), default=-1)
+
+
+def draft(checkpoint: CheckpointId, files: Mapping[str, Any], *, step: int) -> Manifest:
+    """The manifest of a checkpoint for a test."""
+    return Manifest(
+        kind=checkpoint.kind,
+        run_id=checkpoint.run_id,
+        name=checkpoint.name,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        base_model="m",
+        base_fingerprint="f",
+        lora={"rank": 1},
+        optimizer=None,
+        step=step,
+        position=step,
+        files=dict(files),
+    )

@@ -1,0 +1,243 @@
+"""A program that uses a vault and a ledger as the service does, and reports what it was told.
+
+It saves, overwrites, forks, deletes and collects checkpoints, also at the same time, and accepts
+and ends operations, one by one and in groups. What it does follows from a seed and from what the
+home holds when it begins. It imports nothing that is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from everstep.ledger import Checkpoint, Ledger, NewOperation
+from everstep.testing import faulty
+from everstep.testing.history import Reporter, Value
+from everstep.testing.invariants import (
+    LEDGER,
+    RUNS,
+    VAULT,
+    describe,
+    digest,
+    draft,
+    operation_of,
+    operation_value,
+    row_of,
+    row_value,
+    thing_of,
+)
+from everstep.vault import CheckpointId, Vault
+
+_NAMES = ("a", "b", "c")
+_KINDS = ("training", "sampler")
+_SHARED = (b"the same config", b"", b"shared" * 3000)
+
+
+def live(
+    events: int,
+    home: str,
+    seed: int,
+    steps: int,
+    *,
+    pause_after: int | None = None,
+    hang_at_call: int | None = None,
+    forget_fsync: faulty.Sort | None = None,
+) -> None:
+    """Do so many things.
+
+    Args:
+        events: where to report.
+        home: holds ``vault`` and ``ledger.sqlite``.
+        seed: what is done follows from it.
+        steps: how many things.
+        pause_after: hang after so many acknowledgements.
+        hang_at_call: hang before this call of the operating system that changes the vault.
+        forget_fsync: of what; to show that it is noticed.
+    """
+    reporter = Reporter(events, pause_after)
+    try:
+        with ExitStack() as stack:
+            if forget_fsync is not None:
+                stack.enter_context(faulty.without_fsync(forget_fsync))
+            if hang_at_call is not None:
+                stack.enter_context(_hanging(Path(home), hang_at_call, reporter))
+            asyncio.run(Workload(Path(home), seed, reporter).run(steps))
+    except Exception as error:  # noqa: BLE001  after a power cut anything fails; it is reported
+        reporter.tell(crashed=repr(error))
+    else:
+        reporter.tell(done=True)
+
+
+@contextmanager
+def _hanging(home: Path, nth: int, reporter: Reporter) -> Iterator[None]:
+    def before(_name: str, _path: Path) -> None:
+        if calls.count == nth:
+            reporter.hang()
+
+    calls = faulty.Calls(home, before)
+    with calls:
+        yield
+
+
+class Workload:
+    """The program.
+
+    Args:
+        home: its home.
+        seed: of what it does.
+        reporter: told what it was told.
+    """
+
+    def __init__(self, home: Path, seed: int, reporter: Reporter) -> None:
+        self._home = home
+        self._chance = random.Random(seed)
+        self._reporter = reporter
+        self._next = dict.fromkeys(RUNS, 0)
+
+    async def run(self, steps: int) -> None:
+        """Open everything, do so many things, close it."""
+        self._home.mkdir(exist_ok=True)
+        self._ledger = await Ledger.open(self._home / LEDGER)
+        self._vault = await asyncio.to_thread(Vault, self._home / VAULT)
+        for scope in RUNS:
+            known = await self._ledger.operations(scope)
+            self._next[scope] = 1 + max((each.seq_id for each in known), default=-1)
+        work = [self._accept, self._save, self._save_and_collect, self._fork, self._delete]
+        for _ in range(steps):
+            await self._chance.choices(work, (3, 5, 2, 1, 2))[0]()
+        await self._ledger.close()
+
+    # The ledger
+
+    async def _accept(self) -> None:
+        """A few operations at once, each of which may end."""
+        scope = self._chance.choice(RUNS)
+        payloads = [self._bytes(400) for _ in range(self._chance.randint(1, 3))]
+        ids = await asyncio.gather(*[self._accept_one(scope, each) for each in payloads])
+        for seq_id, request_id, payload in ids:
+            if self._chance.random() < 0.7:
+                await self._succeed(scope, seq_id, request_id, payload)
+
+    async def _accept_one(self, scope: str, payload: bytes) -> tuple[int, str, bytes]:
+        seq_id = self._next[scope]
+        self._next[scope] += 1
+        thing = operation_of(scope, seq_id)
+        value = {"payload": digest(payload), "status": "pending"}
+        new = NewOperation(scope, seq_id, "step", payload)
+        with self._reporter.doing({thing: value}) as after:
+            operation, _ = await self._ledger.accept(new)
+            after[thing] = operation_value(operation)
+        again, is_new = await self._ledger.accept(new)
+        if is_new or again.request_id != operation.request_id:
+            self._reporter.tell(broken=f"{thing} was accepted twice")
+        return seq_id, operation.request_id, payload
+
+    async def _succeed(
+        self,
+        scope: str,
+        seq_id: int,
+        request_id: str,
+        payload: bytes,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        result = self._bytes(900)
+        changes: dict[str, Value] = {
+            operation_of(scope, seq_id): {
+                "request_id": request_id,
+                "payload": digest(payload),
+                "status": "succeeded",
+                "result": digest(result),
+            }
+        }
+        if checkpoint is not None:
+            changes[row_of(checkpoint.path)] = row_value(checkpoint)
+        with self._reporter.doing(changes):
+            await self._ledger.succeed(request_id, result, "json", checkpoint=checkpoint)
+
+    # Checkpoints
+
+    async def _save(self) -> None:
+        """What a save does: accepted, written, committed, recorded."""
+        checkpoint = self._checkpoint()
+        contents = {"adapter": self._content(), "config": self._chance.choice(_SHARED)}
+        payload = self._bytes(100)
+        seq_id, request_id, _ = await self._accept_one(checkpoint.run_id, payload)
+
+        def write() -> int:
+            with self._vault.pinned():
+                files = {
+                    name: self._vault.put([content[:1000], content[1000:]])
+                    for name, content in contents.items()
+                }
+                manifest = draft(checkpoint, files, step=seq_id)
+                value = describe(manifest, contents)
+                with self._reporter.doing({thing_of(checkpoint): value}):
+                    self._vault.commit(manifest, overwrite=True)
+            return manifest.size
+
+        size = await asyncio.to_thread(write)
+        row = _row(checkpoint, size)
+        await self._succeed(checkpoint.run_id, seq_id, request_id, payload, row)
+
+    async def _save_and_collect(self) -> None:
+        """A collection while a save goes on, and one after it."""
+        await asyncio.gather(asyncio.to_thread(self._vault.collect, 0), self._save())
+        await asyncio.to_thread(self._vault.collect, 0)
+
+    async def _fork(self) -> None:
+        """A checkpoint of another one's files."""
+        known = list(self._vault.manifests())
+        if not known:
+            return
+        source = self._chance.choice(known)
+        checkpoint = CheckpointId("snapshot", self._chance.choice(RUNS), f"{source.step:09d}")
+        manifest = draft(checkpoint, source.files, step=source.step)
+        contents = {name: self._vault.read(source, name) for name in source.files}
+        with self._reporter.doing({thing_of(checkpoint): describe(manifest, contents)}):
+            await asyncio.to_thread(self._vault.commit, manifest, overwrite=True)
+
+    async def _delete(self) -> None:
+        """First from the index, then from the vault."""
+        checkpoint = self._checkpoint()
+        path = _row(checkpoint, 0).path
+        with self._reporter.doing({row_of(path): None}):
+            await self._ledger.delete_checkpoint(path)
+        with self._reporter.doing({thing_of(checkpoint): None}):
+            await asyncio.to_thread(self._vault.delete, *checkpoint)
+
+    # What it is done with
+
+    def _checkpoint(self) -> CheckpointId:
+        chance = self._chance
+        return CheckpointId(chance.choice(_KINDS), chance.choice(RUNS), chance.choice(_NAMES))
+
+    def _content(self) -> bytes:
+        if self._chance.random() < 0.3:
+            return self._chance.choice(_SHARED)
+        return self._chance.randbytes(self._chance.choice((10, 3000, 4096, 50_000)))
+
+    def _bytes(self, longest: int) -> bytes:
+        return uuid.uuid4().bytes + self._chance.randbytes(self._chance.randrange(longest))
+
+
+def _row(checkpoint: CheckpointId, size: int) -> Checkpoint:
+    kind, run, name = checkpoint
+    path = f"tinker://{run}/{'weights' if kind == 'training' else 'sampler_weights'}/{name}"
+    details: dict[str, Any] = {"lora": {"rank": 1}, "optimizer": None, "user_metadata": None}
+    return Checkpoint(
+        path=path,
+        run_id=run,
+        kind=kind,
+        name=name,
+        created_at=datetime.now(UTC),
+        size_bytes=size,
+        base_model="m",
+        expires_at=None,
+        **details,
+    )
