@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ import httpx
 import pytest
 
 import everstep
-from tests.scenario import MODEL, train
+from everstep.vault import Vault
+from everstep.wire.paths import parse_path
+from tests.conftest import Service
+from tests.scenario import MODEL, data, train
 
 pytestmark = pytest.mark.slow
 PATIENCE = 60.0
@@ -28,14 +31,24 @@ print(service._local.pid, service.base_url, run.model_id, flush=True)
 sys.stdin.readline()
 print("going", flush=True)
 """
+KILLS_ITS_SERVICE = """
+import os, signal, sys, everstep
+service = everstep.ServiceClient(base_url="local", home=sys.argv[1])
+local, pid = service._local, service.local_pid
+os.kill(pid, signal.SIGKILL)
+with local._changed:
+    local._changed.wait_for(lambda: local.pid != pid)
+print(local.pid, service.base_url, "-", flush=True)
+sys.stdin.readline()
+"""
 
 
 class Script:
-    """A client in a process of its own, up to the point where it has a run."""
+    """A client in a process of its own, up to the point where it says which its service is."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, program: str = CLIENT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(home)],
+            [sys.executable, "-c", program, str(home)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,10 +89,10 @@ def processes_of(leader: int) -> list[int]:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Iterator[Script]:
+def script(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Script]:
     if not hasattr(os, "pidfd_open"):
         pytest.skip("needs pidfd_open")
-    script = Script(tmp_path / "home")
+    script = Script(tmp_path / "home", getattr(request, "param", CLIENT))
     yield script
     script.clean_up()
 
@@ -112,6 +125,16 @@ def test_no_process_is_left_when_the_client_is_killed(script: Script) -> None:
     assert not answers(script.url)
 
 
+@pytest.mark.parametrize("script", [KILLS_ITS_SERVICE], indirect=True)
+def test_no_process_is_left_when_the_client_is_killed_as_its_service_is_started_again(
+    script: Script,
+) -> None:
+    script.process.send_signal(signal.SIGKILL)
+    assert script.process.wait(PATIENCE) == -signal.SIGKILL
+    assert script.service_is_gone()
+    assert not answers(script.url)
+
+
 def test_no_process_is_left_when_the_script_forgets_to_close(script: Script) -> None:
     out, _ = script.process.communicate("\n", PATIENCE)
     assert out == "going\n" and script.process.returncode == 0
@@ -122,3 +145,79 @@ def test_a_service_that_cant_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("not a directory")
     with pytest.raises(everstep.LocalServiceError, match="exit code"):
         everstep.ServiceClient(base_url="local", home=tmp_path / "home")
+
+
+KILLED_AFTER = {2: "the pass", 5: "the step", 8: "the results", 9: "the pass"}
+STEPS = 12
+
+
+def loop(
+    service: everstep.ServiceClient, kill: Callable[[], None] = lambda: None
+) -> tuple[list[Any], str]:
+    """Training with a save in the middle and a sample, killed where `KILLED_AFTER` says.
+
+    Returns:
+        All numbers as they came, and the path of what was saved at the end.
+    """
+    run: Any = service.create_lora_training_client(MODEL, rank=4, seed=7).result()
+    seen: list[Any] = []
+    saved = None
+    for step in range(STEPS):
+        passed = run.forward_backward(data(everstep, shift=step), "cross_entropy")
+        _kill_after("the pass", step, kill)
+        stepped = run.optim_step(everstep.AdamParams(learning_rate=0.01, weight_decay=0.1))
+        _kill_after("the step", step, kill)
+        if step == STEPS // 2:
+            saved = run.save_state("middle")
+        output = passed.result()
+        seen.append([output.metrics["loss:sum"]])
+        seen += [each["logprobs"].tolist() for each in output.loss_fn_outputs]
+        stepped.result()
+        _kill_after("the results", step, kill)
+    assert saved is not None
+    saved.result()
+    sampler = run.save_weights_and_get_sampling_client().result()
+    params = everstep.SamplingParams(max_tokens=8, seed=1, temperature=1.0)
+    sampled = sampler.sample(everstep.ModelInput.from_ints([1, 2, 3]), 1, params)
+    kill()
+    seen.append(sampled.result().sequences[0].tokens)
+    return seen, run.save_state("end").result().path
+
+
+def _kill_after(what: str, step: int, kill: Callable[[], None]) -> None:
+    if KILLED_AFTER.get(step) == what:
+        kill()
+
+
+def saved_files(home: Path, path: str) -> dict[str, str]:
+    """Hashes of a checkpoint's weights and optimizer state."""
+    at = parse_path(path)
+    files = Vault(home / "vault", writer=False).manifest(at.kind, at.run_id, at.name).files
+    return {name: each.blake3 for name, each in files.items() if name.endswith(".safetensors")}
+
+
+def test_killed_in_the_middle_of_training_it_comes_back_and_no_number_changes(
+    tmp_path: Path, service: Service
+) -> None:
+    with everstep.ServiceClient(base_url=service.url) as client:
+        expected, end = loop(client)
+    killed = []
+    home = tmp_path / "home"
+    with everstep.ServiceClient(base_url="local", home=home) as client:
+
+        def kill() -> None:
+            local = client._local
+            assert local is not None
+            with local._changed:  # it may be killed while it starts, and not while it is dead
+                assert local._changed.wait_for(lambda: local.pid not in killed, PATIENCE)
+            killed.append(local.pid)
+            os.kill(local.pid, signal.SIGKILL)
+
+        url = client.base_url
+        seen, killed_end = loop(client, kill)
+        assert client.base_url == url and client.local_pid not in killed
+    assert len(set(killed)) == len(KILLED_AFTER) + 1
+    assert seen == expected
+    hashes = saved_files(home, killed_end)
+    assert len(hashes) == 2 and hashes == saved_files(service.home, end)
+    assert not answers(url)

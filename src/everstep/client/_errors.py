@@ -9,7 +9,7 @@ TinkerError
 │   ├── APIConnectionError ── APITimeoutError
 │   └── APIResponseValidationError
 ├── RequestFailedError (request_id, category)   an accepted operation failed
-└── LocalServiceError                           the embedded service did not start
+└── LocalServiceError                           the embedded service can't be started
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class RequestFailedError(TinkerError):
 
 
 class LocalServiceError(TinkerError):
-    """The embedded service did not start, or ended."""
+    """The embedded service did not start, or ended and could not be started again."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

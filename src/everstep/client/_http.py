@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from everstep.client._errors import (
     APIConnectionError,
     APIResponseValidationError,
     APITimeoutError,
+    TinkerError,
     status_error,
 )
 from everstep.client._version import VERSION
@@ -44,10 +45,15 @@ class Http:
         base_url: of the service; a path prefix is kept.
         auth: puts the caller's credential on each request.
         headers: sent with every request.
+        lost: says why the service will not come back, if that is known.
     """
 
     def __init__(
-        self, base_url: str, auth: httpx.Auth | None, headers: Mapping[str, str] | None = None
+        self,
+        base_url: str,
+        auth: httpx.Auth | None,
+        headers: Mapping[str, str] | None = None,
+        lost: Callable[[], TinkerError | None] = lambda: None,
     ) -> None:
         own = {
             "User-Agent": f"everstep/{VERSION}",
@@ -55,6 +61,7 @@ class Http:
             **(headers or {}),
         }
         self.base_url = base_url.rstrip("/")
+        self._lost = lost
         self._client = httpx.AsyncClient(
             headers=own,
             auth=auth,
@@ -117,6 +124,7 @@ class Http:
 
         Raises:
             APIConnectionError: there was no answer.
+            LocalServiceError: nor will there be one.
         """
         try:
             return await self._client.request(
@@ -131,6 +139,8 @@ class Http:
         except httpx.TimeoutException as error:
             raise APITimeoutError(f"{method} {path}: no answer in {timeout:g} s") from error
         except httpx.RequestError as error:  # also of a body that is cut, or can't be decoded
+            if (lost := self._lost()) is not None:
+                raise type(lost)(*lost.args) from error
             raise APIConnectionError(
                 f"{method} {path}: {self.base_url} can't be reached: {error!r}"
             ) from error

@@ -16,6 +16,7 @@ from everstep.client._credentials import Credential
 from everstep.client._errors import APIError, TinkerError
 from everstep.client._hooks import Hook
 from everstep.client._http import Http
+from everstep.client._local import failure_at
 from everstep.client._telemetry import Telemetry, enabled
 from everstep.client._version import VERSION
 from everstep.wire.administration import AuthTokenResponse
@@ -60,7 +61,7 @@ class Connection:
         self.credential = Credential(api_key, base_url)
         self.given_key = api_key
         self.headers = dict(headers or {})
-        self.http = Http(base_url, self.credential, headers)
+        self.http = Http(base_url, self.credential, headers, lambda: failure_at(base_url))
         self.config = ClientConfigResponse()
         self.dynamic = ClientDynamicConfigResponse()
         self.budgets = Budgets.of(self.config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from everstep.client._errors import APIError, TinkerError
+from everstep.client._errors import APIStatusError, TinkerError
 from everstep.client._futures import submit
 from everstep.client._http import Http
 
@@ -41,10 +41,8 @@ def load_tokenizer(http: Http, model_name: str, tokenizer_id: str | None = None)
 async def _files(http: Http, model_name: str) -> dict[str, str]:
     """The files that the service offers, base64 by name; none where it doesn't know the call."""
     try:
-        response = await http.send("GET", f"/tokenizers/{quote(model_name)}")
-    except APIError:
-        return {}
-    if response.status_code != 200:
+        response = await http.request("GET", f"/tokenizers/{quote(model_name)}")
+    except APIStatusError:
         return {}
     files: dict[str, str] = response.json()["files"]
     return files

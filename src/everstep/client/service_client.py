@@ -37,7 +37,8 @@ class ServiceClient:
     """A connection to a service: creates training, sampling and REST clients.
 
     Nothing is sent before it is needed. Without ``base_url`` and ``TINKER_BASE_URL``, or with
-    ``base_url="local"``, it starts an embedded service that lives as long as its clients.
+    ``base_url="local"``, it starts an embedded service that lives as long as its clients, and is
+    started again when it ends before them.
 
     Args:
         user_metadata: kept with the session.
@@ -88,6 +89,11 @@ class ServiceClient:
     def base_url(self) -> str:
         """Where the service is."""
         return self.holder.http.base_url
+
+    @property
+    def local_pid(self) -> int | None:
+        """Process id of the embedded service as it runs now; None: another service is used."""
+        return None if self._local is None else self._local.pid
 
     def create_lora_training_client(
         self,
@@ -307,14 +313,18 @@ class ServiceClient:
         async def work() -> None:
             if not self._closed:
                 self._closed = True
-                await self.holder.finish(status, detail)
-                await self.holder.http.close()
+                try:
+                    await self.holder.finish(status, detail)
+                finally:
+                    await self.holder.http.close()
 
         future = APIFuture.of(work())
         if self._local is not None:
-            future.result()
-            _local.release(self._local)
-            self._local = None
+            try:
+                future.result()
+            finally:
+                _local.release(self._local)
+                self._local = None
         return future
 
     def __enter__(self) -> ServiceClient:
