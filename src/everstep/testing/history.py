@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,19 +45,30 @@ class Reporter:
     """Tells what a program does.
 
     Args:
-        handle: a pipe, or any file where one write is one line.
+        sink: a pipe, or any file where one write is one line; or what takes the lines.
         pause_after: hang after so many acknowledgements.
+        pause_on: count only those of things whose names begin like this.
     """
 
-    def __init__(self, handle: int, pause_after: int | None = None) -> None:
-        self._handle = handle
+    def __init__(
+        self,
+        sink: int | Callable[[bytes], object],
+        pause_after: int | None = None,
+        pause_on: str = "",
+    ) -> None:
+        self._sink = sink
         self._pause_after = pause_after
+        self._pause_on = pause_on
         self._count = 0
         self._acknowledged = 0
 
     def tell(self, **line: Any) -> None:
         """Report anything."""
-        _write(self._handle, json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        if isinstance(self._sink, int):
+            _write(self._sink, data)
+        else:
+            self._sink(data)
 
     @contextmanager
     def doing(self, changes: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
@@ -77,7 +88,7 @@ class Reporter:
             self.tell(failed=number, error=repr(error))
             raise
         self.tell(end=number, changes=after)
-        self._acknowledged += 1
+        self._acknowledged += any(thing.startswith(self._pause_on) for thing in after)
         if self._acknowledged == self._pause_after:
             self.hang()
 

@@ -116,16 +116,37 @@ def check(home: Path, history: History, *, thorough: bool = True) -> tuple[list[
     Returns:
         What is wrong, and what was found.
     """
+    found: Found = {}
+    wrong = []
     try:
         found = find(home)
+        wrong += history.judge(found)
+        wrong += _rows_without_checkpoint(found)
+        if thorough and not wrong:  # a damaged home is not to be changed
+            wrong += _sqlite_damage(home)
+            wrong += _upkeep(home / VAULT, found)
+            if not asyncio.run(_accepts(home / LEDGER)):
+                wrong.append(Violation("nothing new is accepted", LEDGER, "it is not there"))
     except (OSError, VaultError, LedgerError) as error:
-        return [Violation("it can't be opened", str(home), repr(error))], {}
-    wrong = history.judge(found)
-    wrong += _rows_without_checkpoint(found)
-    if thorough:
-        wrong += _damage(home)
-        wrong += _collection(Vault(home / VAULT), found)
-        wrong += _still_works(home)
+        wrong.append(Violation("it can't be used", str(home), repr(error)))
+    return wrong, found
+
+
+def check_vault(root: Path, history: History) -> tuple[list[Violation], Found]:
+    """The same for a vault alone.
+
+    Args:
+        root: the vault's directory.
+        history: what was told.
+    """
+    found: Found = {}
+    try:
+        found = find_in_vault(Vault(root))
+        wrong = history.judge(found)
+        if not wrong:
+            wrong += _upkeep(root, found)
+    except (OSError, VaultError) as error:
+        wrong = [Violation("it can't be used", str(root), repr(error))]
     return wrong, found
 
 
@@ -138,32 +159,19 @@ def _rows_without_checkpoint(found: Found) -> Iterator[Violation]:
                 yield Violation("in the ledger, not in the vault", thing, f"no {checkpoint}")
 
 
-def _damage(home: Path) -> Iterator[Violation]:
-    for damage in verify(Vault(home / VAULT, writer=False), everything=True).damaged:
-        yield Violation("verification finds damage", damage.key, damage.reason)
+def _sqlite_damage(home: Path) -> Iterator[Violation]:
     try:
         check_database(home / LEDGER)
     except LedgerError as error:
         yield Violation("SQLite finds damage", LEDGER, str(error))
 
 
-def _collection(vault: Vault, found: Found) -> Iterator[Violation]:
-    """It leaves what is reachable, and nothing else."""
-    vault.collect(0)
-    for thing, value in find_in_vault(vault).items():
-        if value != found[thing]:
-            yield Violation("collected, and needed", thing, f"{value} instead of {found[thing]}")
-    needed = {ref.blake3 for each in vault.all_recorded() for ref in each.files.values()}
-    for key in vault.storage.keys(BLOBS):
-        if digest_of(key) not in needed:
-            yield Violation("left by a collection", key, "no checkpoint names it")
-    for key in vault.storage.keys("tmp/"):
-        yield Violation("left by a crash", key, "nobody needs it")
-
-
-def _still_works(home: Path) -> Iterator[Violation]:
-    """A save and an operation, then both away again."""
-    vault = Vault(home / VAULT)
+def _upkeep(root: Path, found: Found) -> Iterator[Violation]:
+    """Verify, collect, save something new."""
+    vault = Vault(root)
+    for damage in verify(vault, everything=True).damaged:
+        yield Violation("verification finds damage", damage.key, damage.reason)
+    yield from _collection(vault, found)
     probe = CheckpointId("sampler", "probe", "probe")
     with vault.pinned():
         files = {"adapter": vault.put([b"probe"])}
@@ -171,8 +179,21 @@ def _still_works(home: Path) -> Iterator[Violation]:
     if bytes(vault.read(vault.manifest(*probe), "adapter")) != b"probe":
         yield Violation("nothing new can be saved", thing_of(probe), "it reads otherwise")
     vault.delete(*probe)
-    if not asyncio.run(_accepts(home / LEDGER)):
-        yield Violation("the ledger accepts nothing new", LEDGER, "an operation is not there")
+
+
+def _collection(vault: Vault, found: Found) -> Iterator[Violation]:
+    """It leaves what is reachable, and nothing else."""
+    vault.collect(0)
+    after = find_in_vault(vault)
+    for thing, value in found.items():
+        if thing.startswith("vault:") and value != after.get(thing):
+            yield Violation("collected, and needed", thing, f"{after.get(thing)}, was {value}")
+    needed = {ref.blake3 for each in vault.all_recorded() for ref in each.files.values()}
+    for key in vault.storage.keys(BLOBS):
+        if digest_of(key) not in needed:
+            yield Violation("left by a collection", key, "no checkpoint names it")
+    for key in vault.storage.keys("tmp/"):
+        yield Violation("left by a crash", key, "nobody needs it")
 
 
 async def _accepts(path: Path) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ def live(
     steps: int,
     *,
     pause_after: int | None = None,
+    pause_on: str = "",
     hang_at_call: int | None = None,
     forget_fsync: faulty.Sort | None = None,
 ) -> None:
@@ -57,10 +58,11 @@ def live(
         seed: what is done follows from it.
         steps: how many things.
         pause_after: hang after so many acknowledgements.
+        pause_on: count only those of things whose names begin like this.
         hang_at_call: hang before this call of the operating system that changes the vault.
         forget_fsync: of what; to show that it is noticed.
     """
-    reporter = Reporter(events, pause_after)
+    reporter = Reporter(events, pause_after, pause_on)
     try:
         with ExitStack() as stack:
             if forget_fsync is not None:
@@ -224,6 +226,39 @@ class Workload:
 
     def _bytes(self, longest: int) -> bytes:
         return uuid.uuid4().bytes + self._chance.randbytes(self._chance.randrange(longest))
+
+
+Step = tuple[str, str, bytes]
+"""A step of `run_steps`: what, which checkpoint, with which content."""
+
+
+def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter) -> None:
+    """A program without a ledger, in this process, of steps that someone else thought of.
+
+    Args:
+        vault: the vault.
+        steps: each ``save``, ``fork``, ``delete`` or ``collect``.
+        reporter: told what the program was told.
+    """
+    for number, (what, name, content) in enumerate(steps):
+        checkpoint = CheckpointId("training", RUNS[0], name)
+        known = [each for each in vault.manifests() if what == "fork"]
+        if what == "collect":
+            vault.collect(0)
+        elif what == "delete":
+            with reporter.doing({thing_of(checkpoint): None}):
+                vault.delete(*checkpoint)
+        elif what == "save" or known:
+            with vault.pinned():
+                if what == "save":
+                    files = {"adapter": vault.put([content]), "config": vault.put([b"shared"])}
+                    contents: dict[str, Any] = {"adapter": content, "config": b"shared"}
+                else:
+                    files = dict(known[0].files)
+                    contents = {file: vault.read(known[0], file) for file in files}
+                manifest = draft(checkpoint, files, step=number)
+                with reporter.doing({thing_of(checkpoint): describe(manifest, contents)}):
+                    vault.commit(manifest, overwrite=True)
 
 
 def _row(checkpoint: CheckpointId, size: int) -> Checkpoint:
