@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -36,6 +37,9 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
 
     assert code == 0, said
     assert "A = B" in said
+    assert "killed the service (SIGKILL) at step 18; it came back and went on" in said
+    assert said.count("it is started again") == 1
+    assert "A = K" in said
     assert "C ≠ A" in said
     losses = [float(loss) for loss in re.findall(r"training: step \d+/12, loss (\S+)", said)]
     assert losses[-1] < losses[0] - 1
@@ -53,10 +57,12 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
         ("quickstart", 12),
         ("quickstart-continued", 20),
         ("quickstart-continued", 20),
+        ("quickstart-continued", 20),
         ("quickstart-continued", 8),
     ]
-    a, b, c = (each.files["adapter_model.safetensors"] for each in saved[1:])
-    assert a == b != c
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        a, b, k, c = (each.files[name] for each in saved[1:])
+        assert a == b == k != c
 
 
 @pytest.mark.slow
@@ -72,7 +78,7 @@ def test_trains_a_model_of_a_directory_on_conversations(tmp_path):
 
     assert code == 0, said
     assert "mine learns from chat.jsonl" in said
-    assert "A = B" in said
+    assert "A = B" in said and "A = K" in said
 
 
 def test_bad_data_ends_it_before_anything_starts(tmp_path):
@@ -104,3 +110,18 @@ def test_a_model_is_a_name_or_a_directory(tmp_path):
     assert served_model(f"{tmp_path}/mine/") == ("mine", f"mine={tmp_path}/mine")
     with pytest.raises(QuickstartError, match="there is no such directory"):
         served_model(f"{tmp_path}/yours")
+
+
+def test_a_service_that_was_not_killed_proves_nothing(monkeypatch):
+    quickstart = importlib.import_module("everstep.cli.quickstart")
+    killed = []
+    monkeypatch.setattr(quickstart.os, "kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(
+        quickstart, "_continue", lambda setup, client, label, sent: [sent(n) for n in range(3, 11)]
+    )
+
+    with pytest.raises(QuickstartError, match="came to no harm"):
+        quickstart._continue_killed(
+            SimpleNamespace(steps=3), SimpleNamespace(local_pid=7), None, ""
+        )
+    assert killed == [7]

@@ -1,4 +1,4 @@
-"""The comparison of A, B and C: what it calls equal, what it shows."""
+"""The comparison of A, B, K and C: what it calls equal, what it shows."""
 
 import io
 import struct
@@ -14,56 +14,78 @@ C = Continuation(losses=(2.0, 1.7, 1.4), adapter="cc" * 32, optimizer="11" * 32)
 
 
 def test_equal_runs_with_a_different_cold_one_are_as_promised():
-    comparison = Comparison(A, replace(A), C)
+    comparison = Comparison(A, replace(A), replace(A), C)
 
     assert comparison.exact
+    assert comparison.survived
     assert comparison.cold_differs
     assert comparison.problems() == []
 
 
 @pytest.mark.parametrize(
-    ("b", "what"),
+    ("other", "what"),
     [
         (replace(A, losses=(2.0, 1.5, 1.0000000000000002)), "losses"),
         (replace(A, adapter="ab" * 32), "adapters"),
         (replace(A, optimizer="01" * 32), "optimizer states"),
     ],
 )
-def test_one_bit_of_difference_is_told(b, what):
-    [problem] = Comparison(A, b, C).problems()
+def test_one_bit_of_difference_is_told(other, what):
+    restored, killed = Comparison(A, other, A, C), Comparison(A, A, other, C)
 
-    assert problem.startswith(f"B is not A: {what} differ")
+    [problem] = restored.problems()
+    assert problem.startswith(f"B is not A: {what} differ. The restored run")
+    assert not restored.exact and restored.survived
+    [problem] = killed.problems()
+    assert problem.startswith(f"K is not A: {what} differ. The killed run")
+    assert killed.exact and not killed.survived
 
 
 def test_a_cold_run_that_is_the_same_is_told():
-    [problem] = Comparison(A, replace(A), replace(A)).problems()
+    [problem] = Comparison(A, A, A, replace(A)).problems()
 
     assert problem.startswith("C is A")
 
 
-def test_the_table_shows_each_step_and_hash_in_eighty_columns():
+def shown(comparison, width):
+    """The table as it is printed, and its rows' cells."""
     out = io.StringIO()
-
-    Console(file=out, width=80).print(comparison_table(Comparison(A, A, C), 151))
-
-    rows = [line.split() for line in out.getvalue().splitlines()]
-    assert ["│", "152", "│", "1.5", "│", "1.5", "│", "1.7", "│"] in rows
-    assert ["│", "adapter", "│", "aa" * 8, "│", "aa" * 8, "│", "cc" * 8, "│"] in rows
+    Console(file=out, width=width).print(comparison_table(comparison, 151, width))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    return out.getvalue(), [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 
-def test_the_table_shows_all_digits_of_a_loss():
-    out = io.StringIO()
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_shows_each_step_and_hash(width):
+    _, rows = shown(Comparison(A, A, A, C), width)
+
+    assert ["152", "1.5", "1.5", "1.5", "1.7"] in rows
+    assert ["adapter", "aa" * 6, "aa" * 6, "aa" * 6, "cc" * 6] in rows
+    assert ["optimizer", "00" * 6, "00" * 6, "00" * 6, "11" * 6] in rows
+
+
+def test_the_table_shows_all_digits_of_a_loss_where_there_is_room():
     run = replace(A, losses=(0.1 + 0.2,) * 3)
+    comparison = Comparison(run, run, run, C)
 
-    Console(file=out, width=80).print(comparison_table(Comparison(run, run, C), 151))
+    assert shown(comparison, 100)[0].count("0.30000000000000004") == 9
+    assert "…" not in shown(comparison, 80)[0]
 
-    assert out.getvalue().count("0.30000000000000004") == 6
+
+def test_what_looks_the_same_and_is_not_has_another_colour():
+    near = replace(A, losses=(2.0000000000000004, 1.5, 1.0), adapter="aa" * 31 + "ab")
+    table = comparison_table(Comparison(A, A, near, C), 151, 80)
+
+    styles = [[getattr(cell, "style", None) for cell in column.cells] for column in table.columns]
+    assert styles[2] == ["green"] * 5
+    assert styles[3] == ["yellow", "green", "green", "yellow", "green"]
 
 
 def test_the_plot_is_a_png_at_the_stated_path(tmp_path):
     path = tmp_path / "new" / "loss.png"
 
-    plot(path, [5.0, 3.0], Comparison(A, A, C), "a model, a text")
+    plot(path, [5.0, 3.0], Comparison(A, A, A, C), "a model, a text")
 
     head = path.read_bytes()[:24]
     width, height = struct.unpack(">II", head[16:])

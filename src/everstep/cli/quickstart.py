@@ -1,12 +1,16 @@
 """``everstep quickstart``: train on real text, save, restore, and compare bit for bit.
 
-A, B and C are the same steps from one checkpoint: A on the client that saved it and just goes on;
-B on a new client that restores it with the optimizer's state; C on one that restores the weights
-alone. B must be A in every bit, and C must not.
+A, B, K and C are the same steps from one checkpoint: A on the client that saved it and just goes
+on; B on a new client that restores it with the optimizer's state; K as B, but the service is killed
+(SIGKILL) in the middle; C on one that restores the weights alone. B and K must be A in every bit,
+and C must not.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +75,18 @@ class Setup:
     batches: Batches
     learning_rate: float
 
-    def train(self, client: TrainingClient, first: int, count: int, label: str) -> list[float]:
-        """Train some steps under a progress bar; returns the loss of each."""
+    def train(
+        self,
+        client: TrainingClient,
+        first: int,
+        count: int,
+        label: str,
+        sent: Callable[[int], None] = lambda step: None,
+    ) -> list[float]:
+        """Train some steps under a progress bar; returns the loss of each. See `train`."""
         with Meter(self.console, label, count) as meter:
             steps = range(first, first + count)
-            return train(client, self.batches, steps, self.learning_rate, meter.show)
+            return train(client, self.batches, steps, self.learning_rate, meter.show, sent)
 
     def manifest(self, path: str) -> Manifest:
         """The manifest of a checkpoint, from the vault."""
@@ -156,20 +167,47 @@ def served_model(model: str) -> tuple[str, str]:
 
 
 def compare(setup: Setup, service: ServiceClient, client: TrainingClient) -> Comparison:
-    """Save a client's state, then make the same steps on it (A) and on two that restore it."""
+    """Save a client's state, then make the same steps on it (A) and on three that restore it."""
     path = client.save_state("quickstart").result().path
     setup.console.print(f"saved {path}", soft_wrap=True)
     a = _continue(setup, client, "A  going on")
     with ServiceClient(base_url=service.base_url) as other:
         warm = other.create_training_client_from_state_with_optimizer(path).result()
         b = _continue(setup, warm, "B  restored with optimizer")
+        killed = other.create_training_client_from_state_with_optimizer(path).result()
+        k = _continue_killed(setup, service, killed, "K  restored, then killed")
         cold = other.create_training_client_from_state(path).result()
         c = _continue(setup, cold, "C  restored without")
-    return Comparison(a, b, c)
+    return Comparison(a, b, k, c)
 
 
-def _continue(setup: Setup, client: TrainingClient, label: str) -> Continuation:
-    losses = setup.train(client, setup.steps, _CONTINUED_STEPS, label)
+def _continue_killed(
+    setup: Setup, service: ServiceClient, client: TrainingClient, label: str
+) -> Continuation:
+    """Go on, and kill the service while it is at work on a step about two thirds of the way."""
+    chosen = setup.steps + 2 * _CONTINUED_STEPS // 3
+    before = service.local_pid
+
+    def sent(step: int) -> None:
+        if step == chosen and before is not None:
+            os.kill(before, signal.SIGKILL)
+        elif step == chosen + 1:  # the chosen step has its result
+            if before is None or service.local_pid == before:
+                raise QuickstartError("the service was to be killed and came to no harm")
+            setup.console.print(
+                f"killed the service (SIGKILL) at step {chosen + 1}; it came back and went on"
+            )
+
+    return _continue(setup, client, label, sent)
+
+
+def _continue(
+    setup: Setup,
+    client: TrainingClient,
+    label: str,
+    sent: Callable[[int], None] = lambda step: None,
+) -> Continuation:
+    losses = setup.train(client, setup.steps, _CONTINUED_STEPS, label, sent)
     files = setup.manifest(client.save_state("quickstart-continued").result().path).files
     return Continuation(
         losses=tuple(losses),
@@ -180,17 +218,23 @@ def _continue(setup: Setup, client: TrainingClient, label: str) -> Continuation:
 
 def _tell(setup: Setup, comparison: Comparison) -> None:
     """Print the table and what is to be seen in it."""
-    setup.console.print()
-    setup.console.print(comparison_table(comparison, setup.steps + 1))
+    console = setup.console
+    console.print()
+    console.print(comparison_table(comparison, setup.steps + 1, console.width))
     for problem in comparison.problems():
-        setup.console.print(Text(problem, style="bold red"))
+        console.print(Text(problem, style="bold red"))
     if comparison.exact:
-        setup.console.print(
+        console.print(
             "[bold green]A = B[/]: every loss, the adapter (BLAKE3 of its file) and the optimizer "
             "state are equal bit for bit. Saving and restoring left no trace."
         )
+    if comparison.survived:
+        console.print(
+            "[bold green]A = K[/]: equal bit for bit as well, though the service was killed in the "
+            "middle. Nothing it had accepted was lost, and nothing was done twice."
+        )
     if comparison.cold_differs:
-        setup.console.print(
+        console.print(
             "[bold green]C ≠ A[/]: with the same weights but a fresh optimizer the first loss is "
             "the same, as it is measured before the first update; then the runs part."
         )

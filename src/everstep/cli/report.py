@@ -1,4 +1,4 @@
-"""What the quickstart saw: the comparison of its three continuations, as a table and a plot."""
+"""What the quickstart saw: the comparison of its continuations, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-_HASH_DIGITS = 16
+_HASH_DIGITS = 12
+_ALL_DIGITS = 17
+_FEW_DIGITS = 12
+_WIDE = 100
+KILLED = "K: the same, service killed"
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,29 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same steps three times from one checkpoint.
+    """The same steps four times from one checkpoint.
 
     Attributes:
         a: on the client that saved it, never interrupted.
         b: on a new client, restored with the optimizer.
-        c: on a new client, restored without it.
+        k: as b, with the service killed in the middle of the steps.
+        c: on a new client, restored without the optimizer.
     """
 
     a: Continuation
     b: Continuation
+    k: Continuation
     c: Continuation
 
     @property
     def exact(self) -> bool:
         """Whether B is A: every loss, the adapter and the optimizer, bit for bit."""
         return self.a == self.b
+
+    @property
+    def survived(self) -> bool:
+        """Whether K is A, in the same way."""
+        return self.a == self.k
 
     @property
     def cold_differs(self) -> bool:
@@ -54,9 +65,10 @@ class Comparison:
     def problems(self) -> list[str]:
         """What is not as promised, in plain words; nothing when all is well."""
         found = []
-        if not self.exact:
-            what = ", ".join(name for name, a, b in _parts(self.a, self.b) if a != b)
-            found.append(f"B is not A: {what} differ. The restored run is not the same run.")
+        for name, run, what in (("B", self.b, "restored run"), ("K", self.k, "killed run")):
+            differ = ", ".join(part for part, a, other in _parts(self.a, run) if a != other)
+            if differ:
+                found.append(f"{name} is not A: {differ} differ. The {what} is not the same run.")
         if not self.cold_differs:
             found.append(
                 "C is A: the optimizer's state made no difference, so this proves nothing."
@@ -72,35 +84,46 @@ def _parts(a: Continuation, b: Continuation) -> list[tuple[str, object, object]]
     ]
 
 
-def comparison_table(comparison: Comparison, first_step: int) -> Table:
+def comparison_table(comparison: Comparison, first_step: int, width: int) -> Table:
     """The comparison, a row for each step and each hash.
 
     Args:
-        comparison: the three continuations.
+        comparison: the continuations.
         first_step: number of their first step.
+        width: columns of the terminal; in a narrow one losses lose their last digits.
     """
-    table = Table(title="The same steps three times, from one checkpoint", title_justify="left")
+    table = Table(title="The same steps four times, from one checkpoint", title_justify="left")
     table.add_column("step", justify="right")
-    for header in ("A\nuninterrupted", "B\nwith optimizer", "C\nwithout optimizer"):
+    for header in ("A\nuninterrupted", "B\nrestored", "K\nkilled midway", "C\nno optimizer"):
         table.add_column(header, justify="right", no_wrap=True)
-    runs = (comparison.a, comparison.b, comparison.c)
+    runs = (comparison.a, comparison.b, comparison.k, comparison.c)
+    digits = _ALL_DIGITS if width >= _WIDE else _FEW_DIGITS
     for offset, losses in enumerate(zip(*(run.losses for run in runs), strict=True)):
-        _add(table, f"{first_step + offset}", [repr(loss) for loss in losses])
+        _add(table, f"{first_step + offset}", [_shown(loss, digits) for loss in losses], losses)
     table.add_section()
-    _add(table, "adapter", [run.adapter[:_HASH_DIGITS] for run in runs])
-    _add(table, "optimizer", [run.optimizer[:_HASH_DIGITS] for run in runs])
+    for name, hashes in (
+        ("adapter", [run.adapter for run in runs]),
+        ("optimizer", [run.optimizer for run in runs]),
+    ):
+        _add(table, name, [each[:_HASH_DIGITS] for each in hashes], hashes)
     return table
 
 
-def _add(table: Table, name: str, values: Sequence[str]) -> None:
-    """A row: A as it is, the others green where they are A's, yellow where not."""
-    first = values[0]
-    rest = [Text(value, style="green" if value == first else "yellow") for value in values[1:]]
-    table.add_row(name, first, *rest)
+def _shown(loss: float, digits: int) -> str:
+    return repr(loss) if digits == _ALL_DIGITS else f"{loss:.{digits}g}"
+
+
+def _add(table: Table, name: str, shown: Sequence[str], values: Sequence[object]) -> None:
+    """A row: A as it is, the others green where they are A's to the last bit, yellow where not."""
+    rest = [
+        Text(text, style="green" if value == values[0] else "yellow")
+        for text, value in zip(shown[1:], values[1:], strict=True)
+    ]
+    table.add_row(name, shown[0], *rest)
 
 
 def plot(path: Path, training: Sequence[float], comparison: Comparison, title: str) -> None:
-    """Draw the loss: all of it on the left, the three continuations on the right.
+    """Draw the loss: all of it on the left, the continuations on the right.
 
     Args:
         path: the PNG to write.
@@ -139,5 +162,6 @@ def _styles(comparison: Comparison) -> list[tuple[Continuation, dict[str, object
             comparison.b,
             {"color": "#08519c", "lw": 1.5, "ls": "--", "label": "B: restored with optimizer"},
         ),
+        (comparison.k, {"color": "#111111", "lw": 0, "marker": "x", "ms": 4, "label": KILLED}),
         (comparison.c, {"color": "#d94801", "lw": 1.5, "label": "C: restored without optimizer"}),
     ]

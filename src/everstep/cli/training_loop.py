@@ -43,6 +43,7 @@ def train(
     steps: range,
     learning_rate: float,
     seen: Callable[[float], None],
+    sent: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
     """Make some steps of supervised fine-tuning.
 
@@ -52,6 +53,7 @@ def train(
         steps: their numbers, counted from 0.
         learning_rate: of Adam.
         seen: is told each step's loss.
+        sent: is told each step's number, counted from 0, once its requests are under way.
 
     Returns:
         Mean loss per learnt token of each step, in nats, before its update.
@@ -62,6 +64,7 @@ def train(
         learnt = sum(sum(datum.loss_fn_inputs["weights"].tolist()) for datum in batch)
         passed = client.forward_backward(batch, "cross_entropy")
         stepped = client.optim_step(AdamParams(learning_rate=learning_rate))
+        sent(step)
         losses.append(passed.result().metrics["loss:sum"] / learnt)
         stepped.result()
         seen(losses[-1])
