@@ -206,7 +206,7 @@ class LocalStorage:
             unsure = []
             parent = directory
             while parent not in self._known and (
-                self._root in parent.parents or not parent.exists()
+                self._root in (parent, *parent.parents) or not parent.exists()
             ):
                 unsure.append(parent)
                 parent = parent.parent
