@@ -56,7 +56,9 @@ def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keepe
     train(everstep, run, 3)
     expected = train(everstep, neighbour, 2)
     with Stopped(keeper):
-        path = "UPDATE operations SET result = ? WHERE scope = ? AND seq_id = 4"
+        path = (
+            "UPDATE operations SET result = ?, result_digest = NULL WHERE scope = ? AND seq_id = 4"
+        )
         result = {"metrics": {"step": 2.0, "grad_norm": 123.0}, "type": "optim_step"}
         change_ledger(keeper, path, json.dumps(result).encode(), run.model_id)
     with pytest.raises(everstep.RequestFailedError, match="corrupted") as caught:
@@ -75,6 +77,19 @@ def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keepe
     again = fresh(keeper, 4)
     assert train(everstep, again, 2) == expected
     assert train(everstep, neighbour, 1)
+
+
+def test_a_ledger_that_rotted_is_told_and_not_gone_on_from(keeper: Keeper) -> None:
+    run, neighbour = fresh(keeper), fresh(keeper, 4)
+    train(everstep, run, 2)
+    expected = train(everstep, neighbour, 2)
+    with Stopped(keeper):
+        rot = "UPDATE operations SET payload = CAST(payload || 'x' AS BLOB) "
+        change_ledger(keeper, f"{rot} WHERE scope = ? AND seq_id = 3", run.model_id)
+    with pytest.raises(everstep.RequestFailedError, match=r"operation 3 .* is damaged"):
+        train(everstep, run, 1)
+    assert train(everstep, neighbour, 1)
+    assert expected
 
 
 def test_a_damaged_snapshot_is_passed_over_for_an_older_one(keeper: Keeper) -> None:
@@ -207,7 +222,8 @@ def test_a_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
     assert keeper.stop() == 0
     with sqlite3.connect(home / "ledger.sqlite") as database:
         # Whatever was recorded before the snapshot is not looked at again.
-        database.execute("UPDATE operations SET result = x'00' WHERE kind = 'optim_step'")
+        change = "UPDATE operations SET result = x'00', result_digest = NULL"
+        database.execute(f"{change} WHERE kind = 'optim_step'")
     with Keeper(home) as second:
         run.holder.http.base_url = second.url
         assert begun + train(everstep, run, 1, shift=2) == expected

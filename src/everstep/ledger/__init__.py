@@ -1,6 +1,7 @@
 """The ledger: one transactional database that is the queue and the write-ahead log."""
 
 from everstep.ledger.errors import (
+    LedgerDamaged,
     LedgerError,
     LedgerLocked,
     LedgerTooNew,
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Failure",
     "Ledger",
+    "LedgerDamaged",
     "LedgerError",
     "LedgerLocked",
     "LedgerTooNew",

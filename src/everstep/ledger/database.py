@@ -13,10 +13,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from everstep.ledger.errors import LedgerError, LedgerLocked, LedgerTooNew
+from everstep.ledger.errors import LedgerDamaged, LedgerError, LedgerLocked, LedgerTooNew
 
 _PATIENCE_SECONDS = 5.0
 
@@ -26,6 +26,7 @@ def open_engine(path: Path) -> Engine:
 
     Raises:
         LedgerTooNew: a newer release wrote it.
+        LedgerDamaged: it is not a database, or not a whole one.
     """
     engine = create_engine(
         f"sqlite:///{path}",
@@ -36,6 +37,12 @@ def open_engine(path: Path) -> Engine:
     event.listen(engine, "begin", _begin)
     try:
         _migrate(engine)
+    except DatabaseError as error:
+        engine.dispose()
+        raise LedgerDamaged(
+            f"{path} can't be read: {error.orig}. Restore it from a backup (everstep restore), or "
+            "move it away and list what is in the vault (everstep vault rebuild)."
+        ) from error
     except BaseException:
         engine.dispose()
         raise

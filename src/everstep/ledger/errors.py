@@ -3,6 +3,7 @@
 LedgerError
 ├── LedgerLocked       another service has the home
 ├── LedgerTooNew       a newer release wrote the database
+├── LedgerDamaged      the database does not hold what was written
 ├── SequenceConflict   a sequence id was reused for another request
 └── NotWritten         the database could not commit; nothing was acknowledged
 """
@@ -18,6 +19,10 @@ class LedgerLocked(LedgerError):
 
 class LedgerTooNew(LedgerError):
     """The database has a schema that this release doesn't know."""
+
+
+class LedgerDamaged(LedgerError):
+    """What the database holds of an operation is not what was written."""
 
 
 class SequenceConflict(LedgerError):

@@ -155,9 +155,9 @@ class Ledger:
         return await self._writer.run(work)
 
     async def operation(self, request_id: str) -> Operation | None:
-        """The operation of a future."""
+        """The operation of a future; raises `LedgerDamaged` where its result is damaged."""
         mine = t.operations.c.request_id == request_id
-        return await self._writer.run(lambda c: q.operation_where(c, mine))
+        return await self._writer.run(lambda c: q.operation_where(c, mine, payload=False))
 
     async def operation_at(self, scope: str, seq_id: int) -> Operation | None:
         """The operation that has a place."""
@@ -167,7 +167,11 @@ class Ledger:
     async def operations(
         self, scope: str, *, after: int = -1, status: str | None = None, limit: int | None = None
     ) -> list[Operation]:
-        """The first operations of a scope above ``after``, by sequence id; all without a limit."""
+        """The first operations of a scope above ``after``, by sequence id; all without a limit.
+
+        Raises:
+            LedgerDamaged: one of them is not what was written.
+        """
         where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
         if status is not None:
             where.append(t.operations.c.status == status)
@@ -207,7 +211,7 @@ class Ledger:
         def work(connection: Any) -> list[Operation]:
             q.update_run(connection, run_id, status="corrupted", fault=fault)
             mine = (t.operations.c.scope == run_id, t.operations.c.status == "pending")
-            waiting = q.operations_where(connection, *mine)
+            waiting = q.operations_where(connection, *mine, payload=False)
             values = {"status": "failed", "error": fault, "category": "server"}
             return [q.finish(connection, each.request_id, **values)[0] for each in waiting]
 

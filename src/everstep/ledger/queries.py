@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from sqlalchemy import (
 )
 
 from everstep.ledger import tables as t
-from everstep.ledger.errors import LedgerError, SequenceConflict
+from everstep.ledger.errors import LedgerDamaged, LedgerError, SequenceConflict
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
@@ -47,8 +48,28 @@ def record(kind: type[Record], row: Row[Any]) -> Record:
     return kind(**{field.name: row._mapping[field.name] for field in fields(kind)})
 
 
-def operation(row: Row[Any]) -> Operation:
-    """A row of operations as its record."""
+def operation(row: Row[Any], *, payload: bool = True) -> Operation:
+    """A row of operations as its record.
+
+    Args:
+        row: the row.
+        payload: whether what it asks is of interest, and not its result alone.
+
+    Raises:
+        LedgerDamaged: what is of interest is not what was written.
+    """
+    asked = payload_digest(row.request_id, row.scope, row.place, row.kind, row.payload)
+    gave = result_digest(row.request_id, row.status, row.result, row.media, row.error, row.category)
+    for part, found, written in (
+        ("request", asked, row.payload_digest if payload else None),
+        ("result", gave, row.result_digest),
+    ):
+        if written not in (None, found):
+            raise LedgerDamaged(
+                f"The {part} of operation {row.place} ({row.kind}) of {row.scope} is damaged: the "
+                "database does not hold what was written. Restore it from a backup, or go on from "
+                "a checkpoint in a new run."
+            )
     failure = Failure(row.error, row.category) if row.status == "failed" else None
     return Operation(
         request_id=row.request_id,
@@ -65,19 +86,51 @@ def operation(row: Row[Any]) -> Operation:
     )
 
 
-def operation_where(connection: Connection, *where: ColumnElement[bool]) -> Operation | None:
-    """The one operation that fits, if any."""
+def payload_digest(request_id: str, scope: str, place: int, kind: str, payload: bytes) -> bytes:
+    """Digest of what an operation asks."""
+    return _digest(request_id, scope, str(place), kind, payload)
+
+
+def result_digest(
+    request_id: str,
+    status: str,
+    result: bytes | None,
+    media: str | None,
+    error: str | None,
+    category: str | None,
+) -> bytes:
+    """Digest of what an operation gave."""
+    return _digest(request_id, status, result, media, error, category)
+
+
+def _digest(*parts: str | bytes | None) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        length = -1 if content is None else len(content)
+        digest.update(length.to_bytes(8, "little", signed=True))
+        digest.update(content or b"")
+    return digest.digest()
+
+
+def operation_where(
+    connection: Connection, *where: ColumnElement[bool], payload: bool = True
+) -> Operation | None:
+    """The one operation that fits, if any; raises as `operation` does."""
     row = connection.execute(select(t.operations).where(*where)).one_or_none()
-    return operation(row) if row is not None else None
+    return operation(row, payload=payload) if row is not None else None
 
 
 def operations_where(
-    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+    connection: Connection,
+    *where: ColumnElement[bool],
+    limit: int | None = None,
+    payload: bool = True,
 ) -> list[Operation]:
-    """The operations that fit, by scope and sequence id."""
+    """The operations that fit, by scope and sequence id; raises as `operation` does."""
     query = select(t.operations).where(t.operations.c.seq_id.is_not(None), *where)
     ordered = query.order_by(t.operations.c.scope, t.operations.c.seq_id).limit(limit)
-    return [operation(row) for row in connection.execute(ordered)]
+    return [operation(row, payload=payload) for row in connection.execute(ordered)]
 
 
 def backlog(connection: Connection) -> list[Backlog]:
@@ -138,6 +191,12 @@ def accept(
             category=new.failure.category if new.failure else None,
             accepted_at=moment,
             finished_at=moment if failed else None,
+            payload_digest=payload_digest(request_id, new.scope, new.seq_id, new.kind, new.payload),
+            result_digest=result_digest(
+                request_id, "failed", None, None, new.failure.message, new.failure.category
+            )
+            if new.failure
+            else None,
         )
     )
     if run is not None and not failed:
@@ -156,10 +215,14 @@ def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Oper
     """Record an operation's end; returns it and whether it ended now: the first end counts."""
     mine = t.operations.c.request_id == request_id
     pending = t.operations.c.status == "pending"
+    gave = (values.get(name) for name in ("result", "media", "error", "category"))
+    digest = result_digest(request_id, values["status"], *gave)
     ended = connection.execute(
-        update(t.operations).where(mine, pending).values(finished_at=now(), **values)
+        update(t.operations)
+        .where(mine, pending)
+        .values(finished_at=now(), result_digest=digest, **values)
     )
-    finished = operation_where(connection, mine)
+    finished = operation_where(connection, mine, payload=False)
     if finished is None:
         raise LedgerError(f"there is no operation {request_id}")
     return finished, ended.rowcount == 1

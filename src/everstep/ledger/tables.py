@@ -60,6 +60,8 @@ operations = Table(
     Column("seconds", Float),
     Column("accepted_at", UtcTime, nullable=False),
     Column("finished_at", UtcTime),
+    Column("payload_digest", LargeBinary),
+    Column("result_digest", LargeBinary),
     UniqueConstraint("scope", "seq_id"),
 )
 Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from everstep.failpoints import Failpoint
 from everstep.ledger.errors import LedgerError, NotWritten
@@ -104,7 +103,7 @@ class Writer:
                 _WRITTEN()
             self.commits += 1
             _COMMITTED()
-        except (SQLAlchemyError, _TransactionLost) as error:
+        except Exception as error:  # noqa: BLE001  the thread must outlive it: others wait
             for job in group:
                 job.future.set_exception(NotWritten(f"the ledger could not be written: {error}"))
             return

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import structlog
 
-from everstep.ledger import Failure, Ledger, NewOperation, Operation
+from everstep.ledger import Failure, Ledger, LedgerDamaged, NewOperation, Operation
 from everstep.runtime import names
 from everstep.runtime.errors import OperationFailed, RunCorrupted, RunUnavailable, WorkerLost
 from everstep.runtime.execution import Execution
@@ -150,7 +150,7 @@ class RunActor:
                 self.waits_for = f"the run waits: {reason}"
                 _log.error("the run waits", run=self.run_id, because=str(reason))
                 return
-            except RunCorrupted as fault:
+            except (RunCorrupted, LedgerDamaged) as fault:
                 await self._corrupt(str(fault))
                 return
             except Exception:  # noqa: BLE001  the outcome could not be recorded: memory is ahead

@@ -12,7 +12,7 @@ import structlog
 
 from everstep.engine.info import ModelInfo
 from everstep.failpoints import Failpoint
-from everstep.ledger import Ledger, NewOperation, Operation, SequenceConflict
+from everstep.ledger import Ledger, LedgerDamaged, NewOperation, Operation, SequenceConflict
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.checkpoints import Checkpoints
@@ -242,10 +242,19 @@ class Runtime:
         """Schedule what was accepted and not finished, the busiest runs first."""
         for waiting in await self._ledger.backlog():
             if waiting.kind == names.SAMPLE:
-                for operation in await self._ledger.operations(waiting.scope, status="pending"):
-                    self._sampling.start(operation)
+                await self._go_on_sampling(waiting.scope)
             elif waiting.kind != names.UNLOAD_MODEL:
                 self._actor(waiting.scope)
+
+    async def _go_on_sampling(self, scope: str) -> None:
+        try:
+            operations = await self._ledger.operations(scope, status="pending")
+        except LedgerDamaged as damage:
+            _log.error("samples can't be gone on with", sampler=scope, because=str(damage))
+            operations = []
+            await self._ledger.corrupt(scope, str(damage))
+        for operation in operations:
+            self._sampling.start(operation)
 
     async def _evict(self, run_id: str) -> bool:
         """Let an idle run leave the worker's memory."""

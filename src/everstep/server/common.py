@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from everstep.ledger import NotWritten
+from everstep.ledger import LedgerDamaged, NotWritten
 from everstep.runtime import Rejected, Runtime
 from everstep.wire.body import decompress
 from everstep.wire.errors import BodyTooLarge, WireError
@@ -80,6 +80,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)  # it is logged as well
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return _error(500, "The service failed to answer this; its log says why.")
+
+    @app.exception_handler(LedgerDamaged)
+    async def damaged(request: Request, error: LedgerDamaged) -> JSONResponse:
+        _log.error("damaged", reason=str(error))
+        return _error(500, str(error))
 
     @app.exception_handler(NotWritten)
     async def not_written(request: Request, error: NotWritten) -> JSONResponse:

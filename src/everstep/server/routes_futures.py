@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from everstep.ledger import Operation
+from everstep.ledger import LedgerDamaged, Operation
 from everstep.runtime import Rejected, UnknownFuture
 from everstep.server.common import body_of, runtime_of, stopping_of
 from everstep.server.openapi import errors, message, takes
@@ -62,6 +62,8 @@ async def retrieve_future(request: Request) -> Response:
         operation = await _wait(request, wanted.request_id)
     except UnknownFuture as error:
         raise Rejected(404, f"There is no future {wanted.request_id} here.") from error
+    except LedgerDamaged as damage:
+        return _json(types.RequestFailedResponse(error=str(damage), category="server"))
     if operation is None:
         reason = await runtime_of(request).waits_for(wanted.request_id)
         answer = types.TryAgainResponse(

@@ -1,0 +1,15 @@
+"""What these tests share: processes that begin quickly, and how long to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from everstep.testing.nursery import Nursery
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery

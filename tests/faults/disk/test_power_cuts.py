@@ -1,0 +1,137 @@
+"""The power is cut under a program that saves, overwrites, deletes, collects, accepts, succeeds.
+
+Real file systems, the real kernel: what was not on the device is gone. The home goes through all
+cuts of a test, one life after the other; after each it is opened and looked through.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+import everstep.ledger
+import everstep.vault  # noqa: F401  they register their failpoints
+from everstep.failpoints import registered
+from everstep.testing.crashfs import CrashFS, scratch
+from everstep.testing.devices import why_not
+from everstep.testing.history import Violation
+from everstep.testing.lives import End, Lives
+from everstep.testing.nursery import Nursery
+from tests.faults.disk.limits import SOAK, rounds
+
+FAILPOINTS = [name for name in registered() if name.split(".")[0] in ("vault", "ledger")]
+KINDS = [
+    pytest.param(
+        kind, marks=pytest.mark.skipif(why_not(kind) is not None, reason=str(why_not(kind)))
+    )
+    for kind in ("ext4", "xfs")
+]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 3 * SOAK)]
+STEPS = 25
+
+
+def seed(chance: random.Random) -> int:
+    return chance.randrange(1 << 30)
+
+
+def good(end: End) -> None:
+    assert end.violations == []
+    assert end.failures == []
+
+
+def test_every_failpoint_of_vault_and_ledger_is_known() -> None:
+    assert len(FAILPOINTS) >= 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_every_failpoint(kind: str, nursery: Nursery) -> None:
+    """80 cuts."""
+    for chance in rounds():
+        with CrashFS(scratch(), kind) as disk:
+            lives = Lives(nursery, disk)
+            reached = dict.fromkeys(FAILPOINTS, 0)
+            for nth in range(1, 11):
+                for name in FAILPOINTS:
+                    end = lives.until_failpoint(name, nth, seed=seed(chance), steps=STEPS)
+                    good(end)
+                    reached[name] += end.reached
+            assert disk.cuts >= 80
+            assert min(reached.values()) >= 2, reached
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_soon_as_something_is_acknowledged(kind: str, nursery: Nursery) -> None:
+    """40 cuts: nothing that comes later can have made it durable."""
+    for chance in rounds():
+        with CrashFS(scratch(), kind) as disk:
+            lives = Lives(nursery, disk)
+            for number in range(40):
+                end = lives.until_paused(
+                    seed=seed(chance),
+                    steps=STEPS,
+                    pause_after=chance.randint(1, 12),
+                    pause_on=("vault:", "operation:", "row:", "")[number % 4],
+                )
+                good(end)
+                assert end.reached
+                assert end.acknowledged
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_any_call_that_changes_the_vault(kind: str, nursery: Nursery) -> None:
+    """60 cuts, which the seed repeats exactly."""
+    pending = 0
+    for chance in rounds():
+        with CrashFS(scratch(), kind) as disk:
+            lives = Lives(nursery, disk)
+            for _ in range(60):
+                call = chance.randint(1, 120)
+                end = lives.until_paused(seed=seed(chance), steps=STEPS, hang_at_call=call)
+                good(end)
+                pending += end.pending
+    assert pending >= 10, "hardly anything was under way"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_random_moments(kind: str, nursery: Nursery) -> None:
+    """40 cuts: the seed repeats the work and the delays, the kernel decides the rest."""
+    pending = 0
+    for chance in rounds():
+        with CrashFS(scratch(), kind) as disk:
+            lives = Lives(nursery, disk)
+            for _ in range(40):
+                end = lives.until(chance.uniform(0, 0.15), seed=seed(chance), steps=4 * STEPS)
+                good(end)
+                pending += end.pending
+    assert pending >= 10, "hardly anything was under way"
+
+
+# The tests above would notice
+
+
+FORGOTTEN = {"files": "damaged", "directories": "acknowledged and lost"}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("sort", FORGOTTEN)
+def test_a_forgotten_fsync_is_noticed(sort: str, nursery: Nursery) -> None:
+    caught: list[Violation] = []
+    for number in range(5):
+        with CrashFS(scratch()) as disk:
+            end = Lives(nursery, disk).until_paused(
+                seed=number, steps=STEPS, pause_after=3, pause_on="vault:", forget_fsync=sort
+            )
+            assert end.reached
+            caught += end.violations[:1]
+    assert len(caught) >= 4
+    assert {each.rule for each in caught} == {FORGOTTEN[sort]}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_an_unsynced_file_is_gone(tmp_path: Path) -> None:
+    with CrashFS(scratch()) as disk:
+        (disk.root / "a").write_bytes(b"a")
+        disk.cut()
+        assert not (disk.root / "a").exists()
