@@ -111,6 +111,51 @@ def restore(
         command(directory.expanduser().resolve(), target, backup_id=at, as_json=as_json)
 
 
+@app.command()
+def conformance(
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", envvar="TINKER_BASE_URL", help="The service's address.")
+    ] = "http://127.0.0.1:8055",
+    api_key: Annotated[
+        str, typer.Option(metavar="KEY", envvar="TINKER_API_KEY", help="A key of the service.")
+    ] = "tml-conformance",
+    second_api_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="A key of somebody else, to look whether they are apart."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The base model to train; none: the first listed."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="This check; may be repeated.")
+    ] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="List the checks and end.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
+    ] = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write it as JUnit XML.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for one result.")
+    ] = 120.0,
+) -> None:
+    """Check what ANY service of the Tinker protocol promises of checkpoints, over HTTP alone.
+
+    Exits with 1 when a promise does not hold, or could not be looked at.
+    """
+    from everstep.cli.conformance import conformance as command
+    from everstep.cli.conformance import list_checks
+    from everstep.conformance import Target
+
+    if list_them:
+        list_checks()
+        return
+    target = Target(base_url, api_key, second_api_key, model, timeout)
+    raise typer.Exit(command(target, only or [], json_file, junit_file))
+
+
 def main() -> None:
     """Entry point of the command."""
     app()
