@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from everstep.engine import Model, load_model
 from everstep.engine.environment import environment
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> None:
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), name="reader", daemon=True).start()
     torch.set_num_threads(arguments["threads"])
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # it would fill the log with carriage returns
     home = Path(arguments["home"])
     _sole_worker(home)  # held for the life of this process
     try:
