@@ -58,7 +58,13 @@ def delete_apart(bench: Bench) -> None:
         raise Broken(
             "Deleting weights/twin deleted sampler_weights/twin.", answer.sent, str(sorted(listed))
         )
-    bench.sample_from(sampler)
+    answer = bench.sampler(sampler)
+    if not answer.ok:
+        raise Broken(
+            "With weights/twin deleted, sampler_weights/twin can't be sampled from.",
+            answer.sent,
+            answer.came_back,
+        )
 
 
 @check(
@@ -67,8 +73,9 @@ def delete_apart(bench: Bench) -> None:
     "state in it, and no cold start in its place.",
 )
 def optimizer_of_sampler(bench: Bench) -> None:
-    """Both as a new run and into a live one."""
+    """As a new run and into a live one, beside a training checkpoint of the same name."""
     run = bench.from_base()
+    run.save("only").outcome().needed("Saving a checkpoint")
     name = saved_path(run.save_for_sampler("only").outcome().needed("Saving for sampling"))
     promise = "A sampler checkpoint was loaded with an optimizer state that it doesn't have."
     bench.session.create_from_state(name, optimizer=True).must_blame_user(promise)

@@ -6,10 +6,10 @@ from typing import Any
 
 from everstep.conformance.bench import Bench
 from everstep.conformance.registry import check
-from everstep.conformance.runs import Run, saved_path
+from everstep.conformance.runs import saved_path
 from everstep.conformance.verdicts import Broken, NotSupported
 
-_STEPS = 3
+_STEPS = 2
 _FLAGS = {"train_attn": True, "train_mlp": False, "train_unembed": False}
 _RANK = 4
 _LEAK = "Something of the optimizer's past leaked into a load without it."
@@ -75,7 +75,7 @@ def lora_flags(bench: Bench) -> None:
 
 def _fresh_and_worn(bench: Bench) -> tuple[str, str]:
     """Checkpoints of the same weights: without a past, and with one and gradients pending."""
-    run: Run = bench.new_run()
+    run = bench.new_run()
     fresh = saved_path(run.save("fresh").outcome().needed("Saving a checkpoint"))
     bench.train(run, 2, shift=40, learning_rate=0.0)
     run.forward_backward(bench.data(50))

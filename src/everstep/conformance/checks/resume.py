@@ -8,9 +8,8 @@ from everstep.conformance.registry import check
 from everstep.conformance.runs import Run, saved_path
 from everstep.conformance.verdicts import Broken, NotSupported
 
-STEPS_BEFORE = 2
-STEPS_AFTER = 3
-SHIFT_AFTER = 10
+_STEPS_AFTER = 2
+_SHIFT_AFTER = 10
 
 
 @check(
@@ -20,8 +19,7 @@ SHIFT_AFTER = 10
 )
 def exact_resume(bench: Bench) -> None:
     """Save between two steps."""
-    run, path = _saved(bench, pending=False)
-    expected = _go_on(bench, run)
+    _, path, expected = _interrupted(bench, pending=False)
     _must_be_exact(bench, path, expected)
 
 
@@ -32,8 +30,7 @@ def exact_resume(bench: Bench) -> None:
 )
 def exact_resume_pending(bench: Bench) -> None:
     """Save between a forward_backward and its optim_step."""
-    run, path = _saved(bench, pending=True)
-    expected = _go_on(bench, run)
+    _, path, expected = _interrupted(bench, pending=True)
     _must_be_exact(bench, path, expected)
 
 
@@ -44,8 +41,7 @@ def exact_resume_pending(bench: Bench) -> None:
 )
 def exact_resume_live(bench: Bench) -> None:
     """Load into the run that saved, after it went on, with gradients pending."""
-    run, path = _saved(bench, pending=True)
-    expected = _go_on(bench, run)
+    run, path, expected = _interrupted(bench, pending=True)
     run.forward_backward(bench.data(77))
     load = run.load(path, optimizer=True).outcome()
     if not load.ok and "not permitted" in load.error:
@@ -67,8 +63,7 @@ def exact_resume_live(bench: Bench) -> None:
 )
 def optimizer_restored(bench: Bench) -> None:
     """Three-way: uninterrupted = resumed ≠ cold."""
-    run, path = _saved(bench, pending=False)
-    uninterrupted = _go_on(bench, run)
+    _, path, uninterrupted = _interrupted(bench, pending=False)
     resumed = bench.session.create_from_state(path, optimizer=True)
     resumed.must("A checkpoint could not be restored with its optimizer.")
     resumed_trace = _go_on(bench, bench.session.run_of(resumed, "load_weights"))
@@ -92,17 +87,21 @@ def optimizer_restored(bench: Bench) -> None:
     )
 
 
-def _saved(bench: Bench, *, pending: bool) -> tuple[Run, str]:
-    """A run after some steps, and the checkpoint that it made there."""
+def _interrupted(bench: Bench, *, pending: bool) -> tuple[Run, str, Trace]:
+    """A run that saves twice and goes on at once; its second checkpoint, and what came after."""
     run = bench.new_run()
-    bench.train(run, STEPS_BEFORE)
+    bench.train(run, 1)
+    run.save("early")
+    bench.train(run, 1, shift=5)
     if pending:
         run.forward_backward(bench.data(50))
-    return run, saved_path(run.save("half").outcome().needed("Saving a checkpoint"))
+    save = run.save("half")
+    expected = _go_on(bench, run)
+    return run, saved_path(save.outcome().needed("Saving a checkpoint")), expected
 
 
 def _go_on(bench: Bench, run: Run) -> Trace:
-    return bench.train(run, STEPS_AFTER, shift=SHIFT_AFTER)
+    return bench.train(run, _STEPS_AFTER, shift=_SHIFT_AFTER)
 
 
 def _must_be_exact(bench: Bench, path: str, expected: Trace) -> None:

@@ -1,0 +1,138 @@
+"""The checks can fail: services with one thing wrong, and exactly the checks that should say so.
+
+Each runs the checks that have to fail, and their neighbours that have to hold all the same. The
+last test runs all checks against many faults at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from everstep.conformance import Result, Target, Verdict, chosen, opened, run
+from tests.conformance import breaks
+from tests.conformance.proxy import Break, Proxy
+from tests.conftest import Service
+
+pytestmark = pytest.mark.slow
+KEY = "tml-conformance"
+RESUME = "exact-resume exact-resume-pending exact-resume-live"
+
+# what is wrong, the checks that have to fail, neighbours that have to hold
+CASES: list[tuple[Callable[[], Break], str, str]] = [
+    (
+        lambda: breaks.drops_optimizer,
+        f"{RESUME} optimizer-restored optimizer-of-sampler failed-load",
+        "cold-load cold-load-live failed-create lora-flags",
+    ),
+    (
+        lambda: breaks.always_optimizer,
+        "cold-load cold-load-live optimizer-restored",
+        "exact-resume optimizer-of-sampler",
+    ),
+    (breaks.Torn, f"{RESUME} optimizer-restored", "cold-load name-taken same-name-apart"),
+    (
+        breaks.CollidesKinds,
+        "same-name-apart delete-apart optimizer-of-sampler",
+        "sampling-of-kinds name-taken sampler-stays",
+    ),
+    (lambda: breaks.refuses_overwrite, "overwrite", "name-taken retried-save unnamed-save"),
+    (lambda: breaks.always_overwrites, "name-taken", "overwrite retried-save unnamed-save"),
+    (lambda: breaks.keeps_old, "overwrite", "name-taken"),
+    (lambda: breaks.one_unnamed, "unnamed-save", "name-taken"),
+    (lambda: breaks.ignores_ttl, "ttl", "retried-save"),
+    (breaks.ConflictsWithItself, "retried-save retried-sampler", "retried-step name-taken"),
+    (breaks.AcceptsNames, "bad-names", "bad-paths unnamed-save"),
+    (lambda: breaks.resolves_paths, "bad-paths", "bad-names bad-deletions"),
+    (lambda: breaks.resolves_deletions, "bad-deletions", "bad-paths delete-apart"),
+    (lambda: breaks.deletes_nothing, "delete-apart", "bad-deletions"),
+    (
+        breaks.ArrivalOrder,
+        "chunk-order gaps-wait",
+        "retried-step retried-save failed-operation",
+    ),
+    (breaks.AppliesTwice, "retried-step retried-save retried-sampler", "failed-operation"),
+    (breaks.LeavesGradient, "failed-operation", "failed-load retried-step"),
+    (lambda: breaks.LoadsAnything("model_id"), "failed-load", "failed-create failed-operation"),
+    (lambda: breaks.LoadsAnything("session_id"), "failed-create", "failed-load"),
+    (lambda: breaks.hides_flags, "lora-flags", "bad-paths"),
+    (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays same-name-apart"),
+    (breaks.SamplersFollow, "sampler-stays", "sampling-leaves-run same-name-apart"),
+]
+
+
+def results(target: Target, names: Sequence[str]) -> dict[str, Result]:
+    """What came of these checks; of all of them where none is named."""
+    with opened(target) as bench:
+        return {result.name: result for result in run(bench, chosen(names))}
+
+
+def failing(found: dict[str, Result]) -> set[str]:
+    """Those that failed; an error would be a check that could not tell, and is none of these."""
+    told = {name: (r.detail, r.sent, r.came_back) for name, r in found.items() if r.bad}
+    errors = {name: told[name] for name, r in found.items() if r.verdict is Verdict.ERROR}
+    assert not errors
+    return set(told)
+
+
+@pytest.mark.parametrize(("wrong", "fail", "hold"), CASES, ids=[case[1] for case in CASES])
+def test_a_broken_service_fails_exactly_the_checks_of_what_it_breaks(
+    service: Service, wrong: Callable[[], Break], fail: str, hold: str
+) -> None:
+    with Proxy(service.url, wrong()) as proxy:
+        found = results(Target(proxy.url, KEY), [*fail.split(), *hold.split()])
+    assert failing(found) == set(fail.split())
+    for name in fail.split():
+        assert found[name].detail
+        assert found[name].sent or found[name].came_back
+
+
+def test_noise_fails_what_has_to_be_exact_and_nothing_else_and_says_how_much(
+    service: Service,
+) -> None:
+    hold = "optimizer-restored cold-load chunk-order retried-step overwrite sampling-leaves-run"
+    with Proxy(service.url, breaks.Noisy(1e-5)) as proxy:
+        found = results(Target(proxy.url, KEY), [*RESUME.split(), *hold.split()])
+    assert failing(found) == set(RESUME.split())
+    for name in RESUME.split():
+        assert "values differ, from operation 1 on; logprobs by up to" in found[name].came_back
+        assert "two equal runs of this service differ by up to" in found[name].came_back
+        by = float(found[name].came_back.partition("up to ")[2].split(",")[0])
+        assert 1e-6 < by < 3e-5
+
+
+def test_two_keys_are_apart_or_they_are_not(service: Service) -> None:
+    def isolation(url: str) -> Result:
+        return results(Target(url, KEY, "tml-another"), ["isolation"])["isolation"]
+
+    with Proxy(service.url, breaks.Tenants()) as proxy:
+        assert isolation(proxy.url).verdict is Verdict.PASS
+    with Proxy(service.url, breaks.Tenants(open_to_all="DELETE")) as proxy:
+        broken = isolation(proxy.url)
+    assert broken.verdict is Verdict.FAIL
+    assert broken.detail == "With another key it was possible to delete a checkpoint."
+    assert broken.sent.startswith("DELETE ")
+    with Proxy(service.url) as proxy:
+        assert results(Target(proxy.url, KEY), ["isolation"])["isolation"].verdict is (
+            Verdict.NOT_SUPPORTED
+        )
+
+
+def test_of_all_checks_only_those_fail_that_look_at_what_is_wrong(service: Service) -> None:
+    wrong: list[Break] = [
+        breaks.keeps_old,
+        breaks.ignores_ttl,
+        breaks.AcceptsNames(),
+        breaks.resolves_paths,
+        breaks.hides_flags,
+        breaks.ConflictsWithItself(),
+        breaks.LeavesGradient(),
+        breaks.ArrivalOrder(),
+        breaks.SamplersFollow(),
+    ]
+    with Proxy(service.url, *wrong) as proxy:
+        found = results(Target(proxy.url, KEY), [])
+    fail = "overwrite ttl bad-names bad-paths lora-flags retried-save retried-sampler "
+    fail += "failed-operation chunk-order gaps-wait sampler-stays"
+    assert failing(found) == set(fail.split())
