@@ -23,6 +23,7 @@ from everstep.testing import devices
 from everstep.testing.blockfile import FLUSH, MARK, RECORD
 
 _BLOCK = 4096
+_TOGETHER = 256
 _ATOMS = (512, 4096)
 _SUBSETS = ("none", "all", "half", "few", "most", "prefix")
 
@@ -247,13 +248,28 @@ class Replay:
         handle = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(handle, self._trace.size)
-            for number, block in self._blocks.items():
-                os.pwrite(handle, block, number * _BLOCK)
+            for start, blocks in _runs(self._blocks):
+                os.pwritev(handle, blocks, start * _BLOCK)
             for number, first, end in state.kept:
                 entry = self._trace.entries[number]
                 os.pwrite(handle, entry.data[first:end], entry.offset + first)
         finally:
             os.close(handle)
+
+
+def _runs(blocks: dict[int, bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Blocks that lie side by side, with the number of the first."""
+    start = last = -2
+    run: list[bytes] = []
+    for number in sorted(blocks):
+        if number != last + 1 or len(run) == _TOGETHER:
+            if run:
+                yield start, run
+            start, run = number, []
+        run.append(blocks[number])
+        last = number
+    if run:
+        yield start, run
 
 
 def _overlay(blocks: dict[int, bytes], offset: int, data: bytes) -> None:

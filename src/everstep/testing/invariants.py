@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,13 +79,14 @@ async def find_in_ledger(path: Path) -> Found:
     found: Found = {}
     ledger = await Ledger.open(path)
     try:
-        for scope in RUNS:
-            for operation in await ledger.operations(scope):
-                found[operation_of(scope, operation.seq_id)] = operation_value(operation)
-        for row in await ledger.every_checkpoint():
-            found[row_of(row.path)] = row_value(row)
+        reads = [ledger.operations(scope) for scope in RUNS]
+        *operations, rows = await asyncio.gather(*reads, ledger.every_checkpoint())
     finally:
         await ledger.close()
+    for operation in itertools.chain.from_iterable(operations):
+        found[operation_of(operation.scope, operation.seq_id)] = operation_value(operation)
+    for row in rows:
+        found[row_of(row.path)] = row_value(row)
     return found
 
 

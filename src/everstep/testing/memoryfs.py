@@ -240,7 +240,8 @@ class Recorded:
 
     def __enter__(self) -> Log:
         for name, after in self._after.items():
-            wrapper = _followed(getattr(os, name), after)
+            before = self._node if name in ("replace", "rename", "link") else _nothing
+            wrapper = _followed(getattr(os, name), before, after)
             self._patches.enter_context(mock.patch.object(os, name, wrapper))
         self._patches.enter_context(mock.patch.object(os, "write", self._writing(os.write)))
         return self._log
@@ -265,26 +266,28 @@ class Recorded:
 
     def _opened(self, path: Any, flags: int, *_: Any, **__: Any) -> None:
         if flags & os.O_CREAT:
-            self._node(Path(path))
+            self._node(path)
 
     def _synced(self, handle: int) -> None:
         node = self._node_of(handle)
-        if node is not None:
-            self._log.entries.append(Sync(node))
+        if node is None:
+            return
+        if node in self._log.directories:
+            for path in sorted(_path_of(handle).iterdir()):
+                self._node(path)
+        self._log.entries.append(Sync(node))
 
     def _renamed(self, source: Any, target: Any, **_: Any) -> None:
         here, there = self._place(Path(source)), self._place(Path(target))
-        if there is None:
-            return
-        if here is None or here[1] not in self._tree[here[0]]:
-            self._node(Path(target))  # what was not seen before is new
-            return
-        node = self._tree[here[0]][here[1]]
-        self._catch_up(node, Path(target))
-        self._append(Names((*there, node), here))
+        if here is not None and there is not None:
+            self._append(Names((*there, self._tree[here[0]][here[1]]), here))
+        elif there is not None:
+            self._node(target)
+        elif here is not None:
+            self._append(Names(lost=here))
 
     def _linked(self, source: Any, target: Any, **_: Any) -> None:
-        node, there = self._node(Path(source)), self._place(Path(target))
+        node, there = self._node(source), self._place(Path(target))
         if node is not None and there is not None:
             self._append(Names((*there, node)))
 
@@ -294,7 +297,7 @@ class Recorded:
             self._append(Names(lost=place))
 
     def _made(self, path: Any, *_: Any, **__: Any) -> None:
-        self._node(Path(path))
+        self._node(path)
 
     # Nodes
 
@@ -313,14 +316,17 @@ class Recorded:
         directory = self._node(absolute.parent)
         return None if directory is None else (directory, absolute.name)
 
-    def _node(self, path: Path) -> int | None:
+    def _node(self, named: Any, *_: Any, **__: Any) -> int | None:
         """The node of a path that is there, made known if it isn't; None outside of the root."""
+        path = Path(named)
         if os.path.realpath(path) == self._root:
             return _ROOT
         place = self._place(path)
         if place is None:
             return None
         node = self._tree[place[0]].get(place[1])
+        if not path.exists():
+            return None
         if node is None:
             node = next(self._nodes)
             if path.is_dir():
@@ -331,10 +337,10 @@ class Recorded:
         return node
 
     def _node_of(self, handle: int) -> int | None:
-        path = str(Path(f"/proc/self/fd/{handle}").readlink())
-        if not path.startswith(self._root) or path.endswith(_DELETED):
+        path = _path_of(handle)
+        if not path.is_relative_to(self._root) or path.name.endswith(_DELETED):
             return None
-        return self._node(Path(path))
+        return self._node(path)
 
     def _catch_up(self, node: int, path: Path) -> None:
         """Notice what was written unseen."""
@@ -344,8 +350,19 @@ class Recorded:
                 self._append(Write(node, 0, content, whole=True))
 
 
-def _followed(real: Callable[..., Any], after: Callable[..., None]) -> Callable[..., Any]:
+def _path_of(handle: int) -> Path:
+    return Path(f"/proc/self/fd/{handle}").readlink()
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Done before most calls."""
+
+
+def _followed(
+    real: Callable[..., Any], before: Callable[..., object], after: Callable[..., None]
+) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
+        before(*arguments, **options)
         result = real(*arguments, **options)
         after(*arguments, **options)
         return result

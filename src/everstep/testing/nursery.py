@@ -13,6 +13,7 @@ The function gets ``events``, a file descriptor to report to, and the arguments.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -174,4 +175,5 @@ if __name__ == "__main__":
     os.setpgid(0, 0)
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    gc.freeze()  # pages that children share stay shared
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -198,7 +198,7 @@ class Workload:
         if not known:
             return
         source = self._chance.choice(known)
-        checkpoint = CheckpointId("snapshot", self._chance.choice(RUNS), f"{source.step:09d}")
+        checkpoint = CheckpointId("snapshot", self._chance.choice(RUNS), f"{source.step % 4}")
         manifest = draft(checkpoint, source.files, step=source.step)
         contents = {name: self._vault.read(source, name) for name in source.files}
         with self._reporter.doing({thing_of(checkpoint): describe(manifest, contents)}):

@@ -30,6 +30,7 @@ KINDS = [
 ]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 3 * SOAK)]
 STEPS = 25
+RARE = ("vault.delete.removed", "vault.collect.marked")
 
 
 def seed(chance: random.Random) -> int:
@@ -52,13 +53,14 @@ def test_at_every_failpoint(kind: str, nursery: Nursery) -> None:
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
             reached = dict.fromkeys(FAILPOINTS, 0)
-            for nth in range(1, 11):
+            for number in range(10):
                 for name in FAILPOINTS:
+                    nth = 1 + (number // 3 if name in RARE else 2 * number)
                     end = lives.until_failpoint(name, nth, seed=seed(chance), steps=STEPS)
                     good(end)
                     reached[name] += end.reached
             assert disk.cuts >= 80
-            assert min(reached.values()) >= 2, reached
+            assert min(reached.values()) >= 5, reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +107,7 @@ def test_at_random_moments(kind: str, nursery: Nursery) -> None:
                 end = lives.until(chance.uniform(0, 0.15), seed=seed(chance), steps=4 * STEPS)
                 good(end)
                 pending += end.pending
-    assert pending >= 10, "hardly anything was under way"
+    assert pending, "nothing was under way"
 
 
 # The tests above would notice
@@ -126,7 +128,7 @@ def test_a_forgotten_fsync_is_noticed(sort: str, nursery: Nursery) -> None:
             assert end.reached
             caught += end.violations[:1]
     assert len(caught) >= 4
-    assert {each.rule for each in caught} == {FORGOTTEN[sort]}
+    assert FORGOTTEN[sort] in {each.rule for each in caught}
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
