@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -19,6 +20,14 @@ from sqlalchemy.pool import StaticPool
 from everstep.ledger.errors import LedgerDamaged, LedgerError, LedgerLocked, LedgerTooNew
 
 _PATIENCE_SECONDS = 5.0
+_DISK_ERRORS = (
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
 
 def open_engine(path: Path) -> Engine:
@@ -27,6 +36,7 @@ def open_engine(path: Path) -> Engine:
     Raises:
         LedgerTooNew: a newer release wrote it.
         LedgerDamaged: it is not a database, or not a whole one.
+        LedgerError: its disk is full or fails.
     """
     engine = create_engine(
         f"sqlite:///{path}",
@@ -39,6 +49,11 @@ def open_engine(path: Path) -> Engine:
         _migrate(engine)
     except DatabaseError as error:
         engine.dispose()
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
+            raise LedgerError(
+                f"{path} can't be opened: {error.orig}. See that its disk has room, answers and "
+                "may be written, then start again; what was accepted is still there."
+            ) from error
         raise LedgerDamaged(
             f"{path} can't be read: {error.orig}. Restore it from a backup (everstep restore), or "
             "move it away and list what is in the vault (everstep vault rebuild)."
@@ -140,8 +155,9 @@ class HomeLock:
                 f"{path.parent} is in use by another everstep service (process {owner}). Stop it, "
                 "or choose another --home."
             ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk; it only says who has the lock
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let another process have the database."""

@@ -80,7 +80,7 @@ async def find_in_ledger(path: Path) -> Found:
     ledger = await Ledger.open(path)
     try:
         reads = [ledger.operations(scope) for scope in RUNS]
-        *operations, rows = await asyncio.gather(*reads, ledger.every_checkpoint())
+        operations, rows = await asyncio.gather(asyncio.gather(*reads), ledger.every_checkpoint())
     finally:
         await ledger.close()
     for operation in itertools.chain.from_iterable(operations):

@@ -232,15 +232,16 @@ Step = tuple[str, str, bytes]
 """A step of `run_steps`: what, which checkpoint, with which content."""
 
 
-def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter) -> None:
+def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter, *, first: int = 0) -> None:
     """A program without a ledger, in this process, of steps that someone else thought of.
 
     Args:
         vault: the vault.
         steps: each ``save``, ``fork``, ``delete`` or ``collect``.
         reporter: told what the program was told.
+        first: the number of the first step.
     """
-    for number, (what, name, content) in enumerate(steps):
+    for number, (what, name, content) in enumerate(steps, first):
         checkpoint = CheckpointId("training", RUNS[0], name)
         known = [each for each in vault.manifests() if what == "fork"]
         if what == "collect":
@@ -249,6 +250,7 @@ def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter) -> None:
             with reporter.doing({thing_of(checkpoint): None}):
                 vault.delete(*checkpoint)
         elif what == "save" or known:
+            taken = [*vault.names(checkpoint.kind, checkpoint.run_id)]
             with vault.pinned():
                 if what == "save":
                     files = {"adapter": vault.put([content]), "config": vault.put([b"shared"])}
@@ -258,7 +260,7 @@ def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter) -> None:
                     contents = {file: vault.read(known[0], file) for file in files}
                 manifest = draft(checkpoint, files, step=number)
                 with reporter.doing({thing_of(checkpoint): describe(manifest, contents)}):
-                    vault.commit(manifest, overwrite=True)
+                    vault.commit(manifest, overwrite=(checkpoint.run_id, name) in taken)
 
 
 def _row(checkpoint: CheckpointId, size: int) -> Checkpoint:
