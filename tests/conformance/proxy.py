@@ -134,7 +134,7 @@ class Proxy:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(timeout=60) as self._http:
+        async with httpx.AsyncClient(timeout=60, verify=False, trust_env=False) as self._http:
             yield
 
     async def _handle(self, request: Request) -> Response:

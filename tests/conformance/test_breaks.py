@@ -24,21 +24,21 @@ CASES: list[tuple[Callable[[], Break], str, str]] = [
     (
         lambda: breaks.drops_optimizer,
         f"{RESUME} optimizer-restored optimizer-of-sampler failed-load",
-        "cold-load cold-load-live failed-create lora-flags",
+        "cold-load failed-create",
     ),
     (
         lambda: breaks.always_optimizer,
-        "cold-load cold-load-live optimizer-restored",
+        "cold-load cold-load-live",
         "exact-resume optimizer-of-sampler",
     ),
-    (breaks.Torn, f"{RESUME} optimizer-restored", "cold-load name-taken same-name-apart"),
+    (breaks.Torn, "exact-resume exact-resume-live optimizer-restored", "name-taken"),
     (
         breaks.CollidesKinds,
         "same-name-apart delete-apart optimizer-of-sampler",
-        "sampling-of-kinds name-taken sampler-stays",
+        "sampling-of-kinds name-taken",
     ),
-    (lambda: breaks.refuses_overwrite, "overwrite", "name-taken retried-save unnamed-save"),
-    (lambda: breaks.always_overwrites, "name-taken", "overwrite retried-save unnamed-save"),
+    (lambda: breaks.refuses_overwrite, "overwrite", "name-taken unnamed-save"),
+    (lambda: breaks.always_overwrites, "name-taken", "overwrite unnamed-save"),
     (lambda: breaks.keeps_old, "overwrite", "name-taken"),
     (lambda: breaks.one_unnamed, "unnamed-save", "name-taken"),
     (lambda: breaks.ignores_ttl, "ttl", "retried-save"),
@@ -47,18 +47,14 @@ CASES: list[tuple[Callable[[], Break], str, str]] = [
     (lambda: breaks.resolves_paths, "bad-paths", "bad-names bad-deletions"),
     (lambda: breaks.resolves_deletions, "bad-deletions", "bad-paths delete-apart"),
     (lambda: breaks.deletes_nothing, "delete-apart", "bad-deletions"),
-    (
-        breaks.ArrivalOrder,
-        "chunk-order gaps-wait",
-        "retried-step retried-save failed-operation",
-    ),
+    (breaks.ArrivalOrder, "chunk-order gaps-wait", "retried-step retried-save"),
     (breaks.AppliesTwice, "retried-step retried-save retried-sampler", "failed-operation"),
     (breaks.LeavesGradient, "failed-operation", "failed-load retried-step"),
     (lambda: breaks.LoadsAnything("model_id"), "failed-load", "failed-create failed-operation"),
     (lambda: breaks.LoadsAnything("session_id"), "failed-create", "failed-load"),
     (lambda: breaks.hides_flags, "lora-flags", "bad-paths"),
-    (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays same-name-apart"),
-    (breaks.SamplersFollow, "sampler-stays", "sampling-leaves-run same-name-apart"),
+    (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays"),
+    (breaks.SamplersFollow, "sampler-stays", "same-name-apart"),
 ]
 
 
@@ -91,7 +87,7 @@ def test_a_broken_service_fails_exactly_the_checks_of_what_it_breaks(
 def test_noise_fails_what_has_to_be_exact_and_nothing_else_and_says_how_much(
     service: Service,
 ) -> None:
-    hold = "optimizer-restored cold-load chunk-order retried-step overwrite sampling-leaves-run"
+    hold = "optimizer-restored cold-load chunk-order overwrite"
     with Proxy(service.url, breaks.Noisy(1e-5)) as proxy:
         found = results(Target(proxy.url, KEY), [*RESUME.split(), *hold.split()])
     assert failing(found) == set(RESUME.split())

@@ -91,7 +91,7 @@ def _around(bench: Bench, run: Run, loads: Sequence[tuple[str, bool]]) -> tuple[
 
 
 def _token_outside(bench: Bench, run: Run) -> Pending:
-    good, bad = bench.data()
+    good, bad = bench.data(count=2)
     tokens = [1, _NO_TOKEN, *bad.model_input.to_ints()[2:]]
     return run.forward_backward(
         [good, bad.model_copy(update={"model_input": types.ModelInput.from_ints(tokens)})]
@@ -99,13 +99,13 @@ def _token_outside(bench: Bench, run: Run) -> Pending:
 
 
 def _targets_too_short(bench: Bench, run: Run) -> Pending:
-    good, bad = bench.data()
+    good, bad = bench.data(count=2)
     inputs = {**bad.loss_fn_inputs, "target_tokens": types.TensorData([1, 2], "int64")}
     return run.forward_backward([good, bad.model_copy(update={"loss_fn_inputs": inputs})])
 
 
 def _unknown_loss(bench: Bench, run: Run) -> Pending:
-    return run.forward_backward(bench.data(), loss_fn="no_such_loss")
+    return run.forward_backward(bench.data(count=2), loss_fn="no_such_loss")
 
 
 _BAD: dict[str, Callable[[Bench, Run], Pending]] = {
