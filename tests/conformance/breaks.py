@@ -110,6 +110,19 @@ async def ignores_ttl(call: Call, forward: Forward) -> Answer:
     return await forward(call)
 
 
+async def forgets_changed_ttl(call: Call, forward: Forward) -> Answer:
+    """A change of ttl_seconds is acknowledged, and that is all."""
+    return Answer(204) if call.path.endswith("/ttl") else await forward(call)
+
+
+async def samples_anything(call: Call, forward: Forward) -> Answer:
+    """A path that names nothing is sampled from as if it named the base model."""
+    got = await forward(call)
+    if call.path == "/create_sampling_session" and got.status == 404:
+        got = answer(200, sampling_session_id=f"{call.json['session_id']}:sample:base")
+    return got
+
+
 class ConflictsWithItself:
     """A retried save finds its own name taken."""
 
@@ -305,6 +318,13 @@ async def hides_flags(call: Call, forward: Forward) -> Answer:
         kept = {name: value for name, value in got.json.items() if not name.startswith("train_")}
         return answer(200, **kept)
     return got
+
+
+async def knows_json_only(call: Call, forward: Forward) -> Answer:
+    """Not wrong, only older: no protobuf either way."""
+    if call.training_pass is not None:
+        return answer(415, detail="Send JSON.")
+    return await forward(replace(call, accept="application/json"))
 
 
 class Noisy:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from everstep.conformance import Result, Target, Verdict, chosen, opened, run
+from everstep.conformance import Result, Target, Verdict, all_checks, chosen, opened, run
 from tests.conformance import breaks
 from tests.conformance.proxy import Break, Proxy
 from tests.conftest import Service
@@ -39,22 +39,52 @@ CASES: list[tuple[Callable[[], Break], str, str]] = [
     ),
     (lambda: breaks.refuses_overwrite, "overwrite", "name-taken unnamed-save"),
     (lambda: breaks.always_overwrites, "name-taken", "overwrite unnamed-save"),
-    (lambda: breaks.keeps_old, "overwrite", "name-taken"),
-    (lambda: breaks.one_unnamed, "unnamed-save", "name-taken"),
-    (lambda: breaks.ignores_ttl, "ttl", "retried-save"),
-    (breaks.ConflictsWithItself, "retried-save retried-sampler", "retried-step name-taken"),
-    (breaks.AcceptsNames, "bad-names", "bad-paths unnamed-save"),
-    (lambda: breaks.resolves_paths, "bad-paths", "bad-names bad-deletions"),
     (lambda: breaks.resolves_deletions, "bad-deletions", "bad-paths delete-apart"),
     (lambda: breaks.deletes_nothing, "delete-apart", "bad-deletions"),
-    (breaks.ArrivalOrder, "chunk-order gaps-wait", "retried-step retried-save"),
     (breaks.AppliesTwice, "retried-step retried-save retried-sampler", "failed-operation"),
-    (breaks.LeavesGradient, "failed-operation", "failed-load retried-step"),
     (lambda: breaks.LoadsAnything("model_id"), "failed-load", "failed-create failed-operation"),
-    (lambda: breaks.LoadsAnything("session_id"), "failed-create", "failed-load"),
-    (lambda: breaks.hides_flags, "lora-flags", "bad-paths"),
     (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays"),
-    (breaks.SamplersFollow, "sampler-stays", "same-name-apart"),
+]
+
+# wrong at once, none in the way of another, and how the checks of each begin to tell it
+TOGETHER: list[tuple[Callable[[], Break], dict[str, str]]] = [
+    (lambda: breaks.keeps_old, {"overwrite": "After an overwrite the name does not give the new"}),
+    (lambda: breaks.one_unnamed, {"unnamed-save": "Two saves without a name got one path."}),
+    (lambda: breaks.ignores_ttl, {"ttl": "ttl_seconds=0 was not refused."}),
+    (
+        lambda: breaks.forgets_changed_ttl,
+        {"ttl-change": "A checkpoint with ttl_seconds is listed without expires_at."},
+    ),
+    (
+        lambda: breaks.samples_anything,
+        {"sampling-of-kinds": "A sampler on nothing was not refused."},
+    ),
+    (breaks.AcceptsNames, {"bad-names": "A checkpoint could be named ''."}),
+    (lambda: breaks.resolves_paths, {"bad-paths": "A run could be created from a path that is"}),
+    (lambda: breaks.hides_flags, {"lora-flags": "weights_info of the checkpoint: train_attn is"}),
+    (
+        breaks.ConflictsWithItself,
+        {
+            "retried-save": "A save_weights that was sent again failed.",
+            "retried-sampler": "A save for sampling that was sent again failed.",
+        },
+    ),
+    (
+        breaks.LeavesGradient,
+        {"failed-operation": "A forward_backward with a token outside of the vocabulary failed"},
+    ),
+    (
+        lambda: breaks.LoadsAnything("session_id"),
+        {"failed-create": "A run exists although its checkpoint could not be loaded."},
+    ),
+    (
+        breaks.ArrivalOrder,
+        {
+            "chunk-order": "Chunks were not executed by their seq_id.",
+            "gaps-wait": "An operation did not wait for the one before it.",
+        },
+    ),
+    (breaks.SamplersFollow, {"sampler-stays": "A sampler changed when its run was trained on."}),
 ]
 
 
@@ -98,6 +128,15 @@ def test_noise_fails_what_has_to_be_exact_and_nothing_else_and_says_how_much(
         assert 1e-6 < by < 3e-5
 
 
+def test_a_service_without_protobuf_is_looked_at_in_json(service: Service) -> None:
+    names = ["exact-resume", "optimizer-restored", "failed-operation", "same-name-apart"]
+    with Proxy(service.url, breaks.knows_json_only) as proxy:
+        found = results(Target(proxy.url, KEY), names)
+    assert {name: result.verdict for name, result in found.items()} == dict.fromkeys(
+        names, Verdict.PASS
+    )
+
+
 def test_two_keys_are_apart_or_they_are_not(service: Service) -> None:
     def isolation(url: str) -> Result:
         return results(Target(url, KEY, "tml-another"), ["isolation"])["isolation"]
@@ -116,19 +155,15 @@ def test_two_keys_are_apart_or_they_are_not(service: Service) -> None:
 
 
 def test_of_all_checks_only_those_fail_that_look_at_what_is_wrong(service: Service) -> None:
-    wrong: list[Break] = [
-        breaks.keeps_old,
-        breaks.ignores_ttl,
-        breaks.AcceptsNames(),
-        breaks.resolves_paths,
-        breaks.hides_flags,
-        breaks.ConflictsWithItself(),
-        breaks.LeavesGradient(),
-        breaks.ArrivalOrder(),
-        breaks.SamplersFollow(),
-    ]
-    with Proxy(service.url, *wrong) as proxy:
+    with Proxy(service.url, *(wrong() for wrong, _ in TOGETHER)) as proxy:
         found = results(Target(proxy.url, KEY), [])
-    fail = "overwrite ttl bad-names bad-paths lora-flags retried-save retried-sampler "
-    fail += "failed-operation chunk-order gaps-wait sampler-stays"
-    assert failing(found) == set(fail.split())
+    expected = {name: text for _, told in TOGETHER for name, text in told.items()}
+    assert failing(found) == set(expected)
+    for name, text in expected.items():
+        assert found[name].detail.startswith(text)
+
+
+def test_every_check_is_seen_to_fail() -> None:
+    seen = {name for _, fail, _ in CASES for name in fail.split()}
+    seen |= {name for _, told in TOGETHER for name in told} | {"isolation"}
+    assert {check.name for check in all_checks()} == seen

@@ -96,7 +96,8 @@ def _told(error: Unreachable | CheckEnded) -> str:
 
 def _table(report: Report) -> Table:
     """A row a check; below a row that did not pass, why."""
-    table = Table(title=f"{report.base_url}, {report.model}", title_justify="left")
+    title = Text(f"{report.base_url}, {report.model}")  # an address may look like markup
+    table = Table(title=title, title_justify="left")
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("promise, and what was found")

@@ -148,10 +148,6 @@ class Run:
         first, self._next = self._next, self._next + count
         return list(range(first, self._next))
 
-    def give_back(self) -> None:
-        """Take back the last sequence id: what was to take it was refused."""
-        self._next -= 1
-
     def forward_backward(
         self,
         data: Sequence[types.Datum],

@@ -28,7 +28,7 @@ def isolation(bench: Bench) -> str:
     save = run.save("mine")
     path = saved_path(save.outcome().needed("Saving a checkpoint"))
     before = bench.look(run)
-    attempts = _attempts(stranger, run, path, save.request_id or "")
+    attempts = _attempts(stranger, run, bench.from_base(), path, save.request_id or "")
     tried = {what: attempt() for what, attempt in attempts.items()}
     worked = {what: told for what, told in tried.items() if told[0]}
     if len(worked) == len(tried):
@@ -41,8 +41,19 @@ def isolation(bench: Bench) -> str:
     return f"{len(tried)} attempts were refused"
 
 
-def _attempts(stranger: Session, run: Run, path: str, request_id: str) -> dict[str, Attempt]:
-    """What a stranger may try, the harmless first."""
+def _attempts(
+    stranger: Session, run: Run, bait: Run, path: str, request_id: str
+) -> dict[str, Attempt]:
+    """What a stranger may try, the harmless first.
+
+    Args:
+        stranger: who tries.
+        run: whose is tried.
+        bait: another run of the same key, to be trained; which place its next operation has is
+            not known afterwards.
+        path: a checkpoint of the run.
+        request_id: an operation of the run.
+    """
     there = f"/training_runs/{run.model_id}"
     send = stranger.transport.send
 
@@ -66,11 +77,9 @@ def _attempts(stranger: Session, run: Run, path: str, request_id: str) -> dict[s
 
     def step() -> tuple[bool, str, str]:
         request = types.OptimStepRequest(
-            model_id=run.model_id, seq_id=run.take()[0], adam_params=types.AdamParams()
+            model_id=bait.model_id, seq_id=1, adam_params=types.AdamParams()
         )
         outcome = stranger.submit("/optim_step", request).outcome()
-        if not outcome.ok:  # nothing took the place
-            run.give_back()
         return outcome.ok, outcome.sent, outcome.came_back
 
     sampler = {
