@@ -126,10 +126,19 @@ class History:
     paused: bool = False
     done: bool = False
 
-    def feed(self, lines: Iterable[bytes | str]) -> None:
-        """Take more reports."""
-        for line in lines:
-            self._take(json.loads(line))
+    def feed(self, lines: Iterable[bytes | str], *, heard: bool = True) -> None:
+        """Take more reports.
+
+        Args:
+            lines: of JSON.
+            heard: whether anyone could hear them. While the power goes a kernel may still say of
+                a write that it is durable, and on a real machine no one would live to be told; so
+                of what was not heard only counts what was begun.
+        """
+        for each in lines:
+            line = json.loads(each)
+            if heard or "begin" in line:
+                self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         if "begin" in line:
@@ -163,8 +172,10 @@ class History:
         things = {*self.known, *found}.union(*self.pending.values())
         wrong = [v for thing in sorted(things) for v in self._wrong(thing, found.get(thing))]
         wrong += [Violation("the program found it broken", "", each) for each in self.broken]
-        for changes in self.pending.values():
-            wrong += _torn(changes, self.known, found)
+        for number, changes in self.pending.items():
+            later = {t for n, each in self.pending.items() if n > number for t in each}
+            last = {thing: value for thing, value in changes.items() if thing not in later}
+            wrong += _torn(last, self.known, found)
         return wrong
 
     def settle(self, found: Mapping[str, Value]) -> None:

@@ -102,9 +102,10 @@ class Lives:
         child = self._nursery.start(self._target, everything, environment=environment)
         try:
             reached = self._wait(child, due)
+            self.history.feed(child.lines(0))
             failures = list(self.history.failures)
             self._disk.power_off()
-            self.history.feed(child.kill())
+            self.history.feed(child.kill(), heard=False)
         finally:
             child.close()
         self._disk.power_on()

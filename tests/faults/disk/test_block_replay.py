@@ -60,7 +60,7 @@ def replayed(trace: Trace, chance: random.Random, count: int) -> tuple[list[Viol
         history.feed(trace.marks(state.position))
         try:
             with replay.mounted(state) as root:
-                wrong, _ = invariants.check(root / "home", history, thorough=number % 10 == 0)
+                wrong, _ = invariants.check(root / "home", history, thorough=number % 20 == 0)
         except OSError as error:
             wrong = [Violation("the disk can't be mounted", str(state.position), str(error))]
         found += wrong
@@ -70,7 +70,7 @@ def replayed(trace: Trace, chance: random.Random, count: int) -> tuple[list[Viol
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_state_keeps_what_was_acknowledged(kind: str, nursery: Nursery) -> None:
     for chance in rounds():
-        trace = record(nursery, kind, 40, chance.randrange(1 << 30))
+        trace = record(nursery, kind, 25, chance.randrange(1 << 30))
         assert trace.flushes > 100
         wrong, states = replayed(trace, chance, STATES[kind])
         assert wrong == []
