@@ -39,6 +39,8 @@ def test_an_unknown_loss_is_named_with_those_that_are_known(loss_fn: str) -> Non
     assert repr(loss_fn) in text
     for known in ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"):
         assert known in text
+    assert ("not public" in text) == (loss_fn == "stable_reinforce")
+    assert "forward_backward_custom" in text
 
 
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "cispo", "dro", "gspo"])

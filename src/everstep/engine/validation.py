@@ -36,6 +36,8 @@ CONFIG: Mapping[str, Mapping[str, float]] = {
     "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
 }
 """What each loss can be told, with the defaults."""
+UNDISCLOSED = ("stable_reinforce",)
+"""Losses of the hosted service of which no definition is public."""
 
 
 def check_adapter(config: AdapterConfig) -> None:
@@ -67,8 +69,7 @@ def check_pass(
         vocab_size: token ids are below it.
         max_context_length: most tokens of a datum.
     """
-    if loss_fn not in INPUTS:
-        raise InputError(f"Loss {loss_fn!r} is not supported here; use one of {', '.join(INPUTS)}.")
+    _check_loss(loss_fn)
     _check_config(loss_fn, config)
     if not examples:
         raise InputError("data is empty; give at least one datum.")
@@ -85,6 +86,16 @@ def check_pass(
             )
         check_tokens(example.tokens, vocab_size, f"{where}, model_input")
         _check_inputs(example, loss_fn, where, vocab_size)
+
+
+def _check_loss(loss_fn: str) -> None:
+    if loss_fn in INPUTS:
+        return
+    why = "its definition is not public" if loss_fn in UNDISCLOSED else "there is no such loss"
+    raise InputError(
+        f"Loss {loss_fn!r} is not supported here: {why}. Use one of {', '.join(INPUTS)}, or a loss "
+        "of your own (forward_backward_custom)."
+    )
 
 
 def check_tokens(tokens: Array, vocab_size: int, where: str) -> None:
