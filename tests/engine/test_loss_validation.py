@@ -33,7 +33,7 @@ def datum(inputs: dict[str, Any], tokens: Any = IDS, **kwargs: Any) -> Example:
     return Example(np.asarray(tokens, dtype=np.int64), inputs, **kwargs)
 
 
-@pytest.mark.parametrize("loss_fn", ["stable_reinforce", "reinforce", "", "custom", "PPO"])
+@pytest.mark.parametrize("loss_fn", ["stable_reinforce", "reinforce", "", "PPO"])
 def test_an_unknown_loss_is_named_with_those_that_are_known(loss_fn: str) -> None:
     text = refusal([datum({"target_tokens": IDS})], loss_fn)
     assert repr(loss_fn) in text

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from everstep.engine.errors import InputError
-from everstep.engine.losses import LOSSES
 from everstep.engine.model import Model
+from everstep.engine.objectives import Term, combined, objective
 from everstep.engine.state import RunState
-from everstep.engine.validation import CONFIG
 from everstep.wire.proto import Example
 
 TOKENS_PER_MICRO_BATCH = 2048
@@ -30,7 +29,7 @@ class PassResult:
 
     Attributes:
         outputs: per datum ``logprobs``, float32 in the shape of its target_tokens.
-        metrics: ``loss:sum``.
+        metrics: ``loss:sum``, and those of a loss of a user's own.
     """
 
     outputs: list[dict[str, np.ndarray[Any, Any]]]
@@ -48,8 +47,8 @@ def forward_backward(
 ) -> Generator[None, None, PassResult]:
     """Compute a loss and, if asked, add its gradients to those that wait in the state.
 
-    Yields between micro-batches. The state changes only after the last one, so that a pass that
-    fails leaves nothing behind.
+    Yields between micro-batches, and between the datums of a loss of a user's own. The state
+    changes only after the last one, so that a pass that fails leaves nothing behind.
 
     Args:
         model: the run's base model.
@@ -59,24 +58,26 @@ def forward_backward(
         config: its settings; the rest are defaults.
         backward: whether gradients are wanted.
     """
-    settings = {**CONFIG[loss_fn], **{key: float(value) for key, value in config.items()}}
+    terms_of = objective(loss_fn, config)
     outputs: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in examples]
-    total = 0.0
+    terms: dict[int, Term] = {}
     gradients = torch.zeros_like(state.arena.buffers["grads"]) if backward else None
     for batch in micro_batches([len(example.tokens) for example in examples]):
         leaves = state.leaves()
+        chosen = [examples[index] for index in batch]
         with torch.set_grad_enabled(backward), model.bound_weights(state.layout, leaves):
-            logps = _logprobs(model, [examples[index] for index in batch])
-            losses = []
-            for index, logp in zip(batch, logps, strict=True):
-                inputs = _on(model.device, examples[index].inputs)
-                losses.append(LOSSES[loss_fn](logp, inputs, settings))
-                outputs[index] = {"logprobs": logp.detach().float().cpu().numpy()}
-            loss = torch.stack(losses).sum()
-            if gradients is not None:
+            logps = _logprobs(model, chosen)
+        found = yield from terms_of(chosen, logps)
+        if gradients is not None:
+            loss = torch.stack([term.surrogate for term in found]).sum()
+            with model.bound_weights(state.layout, leaves):  # for what is computed again
                 _add_gradients(gradients, loss, leaves)
-        total += float(torch.stack(losses).detach().double().sum())
+        for index, term, logp in zip(batch, found, logps, strict=True):
+            terms[index] = Term(term.value, term.surrogate.detach(), term.metrics)
+            outputs[index] = {"logprobs": logp.detach().float().cpu().numpy()}
         yield
+    ordered = [terms[index] for index in range(len(examples))]
+    total = sum(term.value for term in ordered)
     if not np.isfinite(total):
         raise InputError(
             f"The loss is {total}: logprobs or advantages are too large. No gradient was kept."
@@ -90,7 +91,8 @@ def forward_backward(
         (waiting,) = state.arena.writable("grads")
         waiting.add_(gradients)
         state.has_gradients = True
-    return PassResult(outputs, {"loss:sum": total})
+    metrics = combined([term.metrics for term in ordered])
+    return PassResult(outputs, {"loss:sum": total, **metrics})
 
 
 def micro_batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -141,10 +143,6 @@ def _columns(target: torch.Tensor, wide: int) -> torch.Tensor:
     """A datum's targets as [T, wide]; columns that it doesn't have are token 0, and unused."""
     grid = target.reshape(len(target), -1)
     return torch.nn.functional.pad(grid, (0, wide - grid.shape[1]))
-
-
-def _on(device: torch.device, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in inputs.items()}
 
 
 def _add_gradients(

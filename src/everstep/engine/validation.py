@@ -13,6 +13,7 @@ import numpy as np
 
 from everstep.engine.config import MAX_RANK, AdapterConfig
 from everstep.engine.errors import InputError
+from everstep.engine.loss_graph import LossProgram
 from everstep.wire.proto import Example
 
 Array = np.ndarray[Any, Any]
@@ -36,6 +37,11 @@ CONFIG: Mapping[str, Mapping[str, float]] = {
     "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
 }
 """What each loss can be told, with the defaults."""
+CUSTOM = "custom"
+"""A loss of a user's own, by its ``loss_id``."""
+LOSS_ID = "loss_id"
+PROGRAM = "program"
+"""Where an accepted pass carries such a loss itself, so that its replay needs nothing else."""
 UNDISCLOSED = ("stable_reinforce",)
 """Losses of the hosted service of which no definition is public."""
 
@@ -59,6 +65,7 @@ def check_pass(
     *,
     vocab_size: int,
     max_context_length: int,
+    program: LossProgram | None = None,
 ) -> None:
     """Raise `InputError` for a training pass that can't be computed.
 
@@ -68,9 +75,11 @@ def check_pass(
         config: its settings.
         vocab_size: token ids are below it.
         max_context_length: most tokens of a datum.
+        program: of the loss ``custom``, and only of that.
     """
-    _check_loss(loss_fn)
-    _check_config(loss_fn, config)
+    if program is None:
+        _check_loss(loss_fn)
+        _check_config(loss_fn, config)
     if not examples:
         raise InputError("data is empty; give at least one datum.")
     for index, example in enumerate(examples):
@@ -85,7 +94,10 @@ def check_pass(
                 f"{where} has {length} tokens; the model's context window is {max_context_length}."
             )
         check_tokens(example.tokens, vocab_size, f"{where}, model_input")
-        _check_inputs(example, loss_fn, where, vocab_size)
+        if program is None:
+            _check_inputs(example, loss_fn, where, vocab_size)
+        else:
+            _check_custom_inputs(example, program, where, vocab_size)
 
 
 def _check_loss(loss_fn: str) -> None:
@@ -161,11 +173,33 @@ def _check_inputs(example: Example, loss_fn: str, where: str, vocab_size: int) -
             )
 
 
+def _check_custom_inputs(
+    example: Example, program: LossProgram, where: str, vocab_size: int
+) -> None:
+    """What a loss of a user's own reads has to be there, in its rank; the rest is not looked at."""
+    for name, rank in program.inputs.items():
+        key = "target_tokens" if name == "logprobs" else name
+        if key not in example.inputs:
+            raise InputError(
+                f"{where}: loss_fn_inputs[{key!r}] is missing; loss {program.name!r} reads it."
+            )
+        array = example.inputs[key]
+        found = 0 if rank == 0 and array.size == 1 else array.ndim
+        if found != rank:
+            raise InputError(
+                f"{where}: loss_fn_inputs[{key!r}] has rank {found}; loss {program.name!r} was "
+                f"created for rank {rank}."
+            )
+    targets = example.inputs["target_tokens"]
+    _check_targets(targets, len(example.tokens), CUSTOM, where, vocab_size)
+
+
 def _check_targets(targets: Array, length: int, loss_fn: str, where: str, vocab_size: int) -> None:
     if targets.dtype.kind != "i":
         raise InputError(f"{where}: target_tokens must be int64; got {targets.dtype}.")
-    shapes = "[T] or [T, K]" if loss_fn == "cross_entropy" else "[T]"
-    dimensions = (1, 2) if loss_fn == "cross_entropy" else (1,)
+    wide = loss_fn in ("cross_entropy", CUSTOM)
+    shapes = "[T] or [T, K]" if wide else "[T]"
+    dimensions = (1, 2) if wide else (1,)
     if targets.ndim not in dimensions or targets.shape[0] != length or targets.size == 0:
         raise InputError(
             f"{where}: target_tokens has shape {list(targets.shape)}; {loss_fn} takes {shapes} "
