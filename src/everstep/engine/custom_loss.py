@@ -19,7 +19,14 @@ import torch
 
 from everstep.engine.errors import InputError
 from everstep.engine.loss_graph import DType, LossProgram, Ref, Step
-from everstep.engine.loss_operations import FUNCTIONS, GETATTR, IN_PLACE, METHODS, Operation
+from everstep.engine.loss_operations import (
+    FUNCTIONS,
+    GETATTR,
+    IN_PLACE,
+    METHODS,
+    Operation,
+    Parameter,
+)
 
 MAX_BYTES = 256 << 20
 """Memory of all values that a loss computes for one datum."""
@@ -44,12 +51,8 @@ _CALLS: Mapping[tuple[str, str], Callable[..., Any]] = {
 _PRODUCTS = frozenset({"matmul", "mm", "mv", "dot", "outer"})
 _INTEGER_DIVISIONS = frozenset({"floor_divide", "remainder", "fmod", "floordiv", "mod"})
 _FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    ArithmeticError,
-    NotImplementedError,
+    *(RuntimeError, ValueError, TypeError, IndexError, ArithmeticError),
+    *(AssertionError, AttributeError),  # as torch's wrappers in Python refuse arguments
 )
 
 
@@ -187,6 +190,10 @@ class _Run:
             for parameter in operation.parameters
             if parameter.name in step.kwargs and parameter.kind != "c"
         }
+        for parameter, value in zip(operation.parameters, args, strict=False):
+            _check_tensor(parameter, value)
+        for parameter in operation.parameters:
+            _check_tensor(parameter, kwargs.get(parameter.name))
         args = [item for item in args if not isinstance(item, torch.device)]
         for value in (*args, *kwargs.values()):
             _check_plain(value)
@@ -259,6 +266,12 @@ def _longest(index: Any) -> tuple[Any, ...]:
         return (index,)
     places = torch.empty(index.numel(), dtype=torch.int64, device="meta")
     return (places,) * max(1, index.ndim)
+
+
+def _check_tensor(parameter: Parameter, value: Any) -> None:
+    """Raise TypeError where a tensor is needed and there is something else."""
+    if parameter.kind == "t" and not isinstance(value, torch.Tensor | None):
+        raise TypeError(f"{parameter.name} has to be a tensor, not a {type(value).__name__}")
 
 
 def _check_plain(value: Any) -> None:

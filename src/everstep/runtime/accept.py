@@ -16,10 +16,11 @@ from everstep.engine.config import AdapterConfig
 from everstep.engine.errors import InputError
 from everstep.engine.info import ModelInfo
 from everstep.engine.sample_validation import check_sample
-from everstep.engine.validation import check_adapter, check_pass
+from everstep.engine.validation import CUSTOM, check_adapter, check_pass
 from everstep.ledger import Failure, Ledger, NewOperation, Operation, Run, Session
 from everstep.runtime import names
 from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.custom_losses import with_program
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.payloads import (
     check_optimizer,
@@ -243,14 +244,17 @@ class Acceptance:
         run = await self.run(request.model_id)
         info = self.base(run)
         kind = names.FORWARD if request.forward_only else names.FORWARD_BACKWARD
-        failure = None
+        failure, program = None, None
         try:
+            if request.loss_fn == CUSTOM:
+                request, program = await with_program(self._ledger, run.session_id, request)
             check_pass(
                 request.examples,
                 request.loss_fn,
                 request.loss_fn_config,
                 vocab_size=info.vocab_size,
                 max_context_length=info.max_context_length,
+                program=program,
             )
         except _USER_ERRORS as error:
             failure = _failure(error)

@@ -18,6 +18,7 @@ SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
 LOAD_WEIGHTS = "load_weights"
 UNLOAD_MODEL = "unload_model"
 SAMPLE = "sample"
+CREATE_CUSTOM_LOSS = "create_custom_loss"
 MISSING = "missing"
 """Takes the place of an operation that did not arrive in time."""
 
@@ -38,6 +39,16 @@ def sampler_id(session_id: str, sampling_session_seq_id: int) -> str:
 def unload_scope(run: str) -> str:
     """The ledger scope of a run's unload operations, which carry no sequence id."""
     return f"{run}/unload"
+
+
+def loss_scope(session_id: str) -> str:
+    """The ledger scope of a session's own losses, numbered by their ``custom_loss_seq_id``."""
+    return f"{session_id}:loss"
+
+
+def loss_id(scope: str, custom_loss_seq_id: int) -> str:
+    """The id of a session's n-th loss."""
+    return f"{scope}:{custom_loss_seq_id}"
 
 
 def seed_for(scope: str, seq_id: int) -> int:

@@ -16,6 +16,7 @@ from everstep.ledger import Ledger, LedgerDamaged, NewOperation, Operation, Sequ
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
 from everstep.runtime.housekeeping import Housekeeping
@@ -74,6 +75,7 @@ class Runtime:
         self._sampling = Sampling(
             parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
         )
+        self._custom_losses = CustomLosses(parts.ledger, self._announce)
         self._actors: dict[str, RunActor] = {}
         self._futures: dict[str, asyncio.Future[Operation]] = {}
         self._stopping = False
@@ -191,6 +193,21 @@ class Runtime:
             return await self._unload(request)
         return await self._append(await self._acceptance.entry(request))
 
+    async def create_custom_loss(
+        self, request: types.CreateCustomLossRequest
+    ) -> types.UntypedAPIFuture:
+        """Keep a loss of a user's own for its session; a retry gets the same future.
+
+        Raises:
+            Rejected: there is no such session, it is finished, or the place is taken.
+        """
+        scope = names.loss_scope(request.session_id)
+        if await self._ledger.operation_at(scope, request.custom_loss_seq_id) is None:
+            await self._acceptance.session_id(request.session_id)
+        if self._stopping:
+            raise Rejected(503, "The service is stopping; try again.")
+        return future_of(await self._custom_losses.create(request))
+
     async def refuse(
         self, kind: str, model_id: str, seq_id: int, message: str
     ) -> types.UntypedAPIFuture:
@@ -243,6 +260,8 @@ class Runtime:
         for waiting in await self._ledger.backlog():
             if waiting.kind == names.SAMPLE:
                 await self._go_on_sampling(waiting.scope)
+            elif waiting.kind == names.CREATE_CUSTOM_LOSS:
+                await self._custom_losses.go_on(waiting.scope)
             elif waiting.kind != names.UNLOAD_MODEL:
                 self._actor(waiting.scope)
 
@@ -378,7 +397,8 @@ def future_of(operation: Operation) -> types.UntypedAPIFuture:
     if operation.kind == names.SAMPLE and operation.payload:
         count = json.loads(operation.payload).get("num_samples", 1)
         sample_ids = [f"{operation.request_id}:{index}" for index in range(count)]
-    model_id = None if operation.kind == names.SAMPLE else operation.scope
+    of_no_run = operation.kind in (names.SAMPLE, names.CREATE_CUSTOM_LOSS)
+    model_id = None if of_no_run else operation.scope
     return types.UntypedAPIFuture(
         request_id=operation.request_id, model_id=model_id, sample_sequence_ids=sample_ids
     )

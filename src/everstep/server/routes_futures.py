@@ -31,6 +31,7 @@ RESULTS = (
     | types.LoadWeightsResponse
     | types.SaveWeightsForSamplerResponseInternal
     | types.UnloadModelResponse
+    | types.CreateCustomLossResponse
     | types.CompleteMetadataResponse
     | types.RequestFailedResponse
 )

@@ -17,7 +17,7 @@ router = APIRouter(tags=["sessions"])
 @router.post("/client/config", openapi_extra=takes(types.ClientConfigRequest, empty=True))
 async def client_config(request: Request) -> types.ClientConfigResponse:
     """Flags for a client; those that older SDKs know move them onto today's endpoints."""
-    return types.ClientConfigResponse()
+    return types.ClientConfigResponse(custom_loss_server_side=True)
 
 
 @router.post("/client/dynamic_config", openapi_extra=takes(types.ClientConfigRequest, empty=True))

@@ -96,6 +96,17 @@ async def save_weights_for_sampler(request: Request) -> Future:
     return await _submit(request, types.SaveWeightsForSamplerRequest, "save_weights_for_sampler")
 
 
+@router.post(
+    "/create_custom_loss",
+    openapi_extra=takes(types.CreateCustomLossRequest),
+    responses=_REFUSALS,
+)
+async def create_custom_loss(request: Request) -> Future:
+    """Keep a traced loss for its session's passes (`loss_fn` "custom")."""
+    message = parse(types.CreateCustomLossRequest, await body_of(request))
+    return await runtime_of(request).create_custom_loss(message)
+
+
 async def _submit(request: Request, model: type[Model], kind: str) -> Future:
     runtime, body = runtime_of(request), await body_of(request)
     try:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from everstep.wire.base import Request, Response
+from everstep.wire.requests import SeqId
 
 CustomLossInputRank = Literal[0, 1, 2]
 """0 is a scalar, 1 is [T], 2 is [T, K]."""
@@ -48,7 +49,7 @@ class CreateCustomLossRequest(Request):
     """Uploads a traced loss."""
 
     session_id: str
-    custom_loss_seq_id: int
+    custom_loss_seq_id: SeqId
     name: str
     inputs: list[CustomLossInput]
     graph: CustomLossGraph
