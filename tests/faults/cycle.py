@@ -40,6 +40,7 @@ class Looper:
         sampler = self.service.create_sampling_client(
             model_path=for_sampling.result().path
         ).result()
+        seen.append(self._with_own_loss(number))
         prompt = sdk.types.ModelInput.from_ints([5, 6, 7])
         params = sdk.types.SamplingParams(max_tokens=SAMPLED, seed=number, temperature=1.0)
         sampled = sampler.sample(prompt, 2, params).result()
@@ -51,6 +52,20 @@ class Looper:
             name = f"{run.model_id}/weights/s{number - 1}"
             self.rest.delete_checkpoint_from_tinker_path(f"tinker://{name}").result()
         return seen
+
+    def _with_own_loss(self, number: int) -> Any:
+        """A pass with a loss that the service evaluates; its gradients wait for the next step."""
+        scale = 1.0 + number
+
+        def own(logprobs: Any, weights: Any) -> Any:
+            loss = -((logprobs.exp() + scale) * weights).sum()
+            return loss, {"custom/weights:mean": weights.mean()}
+
+        ranks: Any = {"logprobs": 1, "weights": 1}
+        loss = self.service.create_custom_loss(own, ranks).result()
+        assert loss.loss_id is not None
+        output = self.run.forward_backward_custom(data(self.sdk, 2, number), loss).result()
+        return _numbers(output), output.metrics["custom/weights:mean"]
 
     def listed(self) -> list[str]:
         """The paths of the run's checkpoints."""
