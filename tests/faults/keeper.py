@@ -34,6 +34,7 @@ class Keeper:
         settings: ``name=value`` of the runtime.
         environment: more environment of the n-th start, counted from 0.
         models: ``NAME=PATH`` of what is served.
+        log: what it logs to; None: a file beside the home.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Keeper:
         *settings: str,
         environment: Callable[[int], Mapping[str, str]] = lambda start: {},
         models: tuple[str, ...] = (),
+        log: Path | None = None,
     ) -> None:
         self.home = home
-        self.log = home.parent / f"{home.name}.log"
+        self.log = log or home.parent / f"{home.name}.log"
         self.starts = 0
         self.url = f"http://127.0.0.1:{free_port()}"
         self._arguments = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home)]

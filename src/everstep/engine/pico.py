@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,6 @@ _LAYERS = 2
 _HEADS = 4
 _MLP = 384
 _CONTEXT = 2048
-_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -37,36 +30,47 @@ _CHAT_TEMPLATE = (
 
 
 def write_pico(directory: Path) -> None:
-    """Write the model's files, all at once; what is there already stays.
+    """Write the model's files, all at once, unless they are there byte for byte.
 
     Args:
         directory: loads with AutoTokenizer and AutoModelForCausalLM afterwards.
     """
-    if _whole(directory):
+    files = _files()
+    if _whole(directory, files):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
-        _write_json(temporary / "config.json", _config())
-        _write_json(
-            temporary / "generation_config.json",
-            {"bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _PAD},
-        )
-        _write_json(temporary / "tokenizer.json", _tokenizer())
-        _write_json(temporary / "tokenizer_config.json", _tokenizer_config())
-        (temporary / "model.safetensors").write_bytes(_weights())
-        if directory.exists() and not _whole(directory):
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        if directory.exists() and not _whole(directory, files):
             shutil.rmtree(directory)
         temporary.replace(directory)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not _whole(directory):  # another process may have been faster
+        if not _whole(directory, files):  # another process may have been faster
             raise
 
 
-def _whole(directory: Path) -> bool:
-    return all((directory / name).exists() for name in _FILES)
+def _whole(directory: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether they are what they must be: a power cut may leave names without content."""
+    try:
+        return all((directory / name).read_bytes() == files[name] for name in files)
+    except FileNotFoundError:
+        return False
+
+
+def _files() -> dict[str, bytes]:
+    return {
+        "config.json": _json(_config()),
+        "generation_config.json": _json(
+            {"bos_token_id": _BOS, "eos_token_id": _EOS, "pad_token_id": _PAD}
+        ),
+        "tokenizer.json": _json(_tokenizer()),
+        "tokenizer_config.json": _json(_tokenizer_config()),
+        "model.safetensors": _weights(),
+    }
 
 
 def _config() -> dict[str, Any]:
@@ -192,5 +196,5 @@ def _tokenizer_config() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

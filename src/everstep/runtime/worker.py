@@ -26,7 +26,7 @@ from everstep.engine.pico import PICO_NAME, write_pico
 from everstep.runtime.channel import BlockingChannel, Message
 from everstep.runtime.commands import Commands
 from everstep.runtime.progress import ProgressPage
-from everstep.runtime.tokenizers import tokenizer_directory
+from everstep.runtime.tokenizers import write_tokenizer
 from everstep.runtime.turns import Turns
 from everstep.vault import Vault
 
@@ -92,7 +92,7 @@ def _load_models(home: Path, arguments: dict[str, Any]) -> dict[str, Model]:
             models[name] = load_model(
                 name, source, device=arguments["device"], dtype=arguments["dtype"]
             )
-            models[name].tokenizer.save_pretrained(tokenizer_directory(home, name))
+            write_tokenizer(home, name, models[name].tokenizer)
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
             raise ValueError(f"model {name!r} can't be loaded from {source!r}: {error}") from error
     return models

@@ -1,0 +1,176 @@
+"""P3 when the machine loses power: service, worker and disk end at once, and no client notices.
+
+The clients are elsewhere: unmodified, in the middle of their rounds. The service's whole home is on
+a disk of which nothing is left but what was on the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tinker
+
+import everstep
+import everstep.runtime.commands
+import everstep.server
+from everstep import failpoints
+from everstep.testing.crashfs import CrashFS, scratch
+from everstep.testing.devices import why_not
+from tests.conftest import Service
+from tests.faults.cycle import Looper, uninterrupted
+from tests.faults.disk.limits import SOAK, rounds
+from tests.faults.keeper import Keeper
+from tests.faults.test_failpoints import POINTS, check_all_listed_load
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600 + 3 * SOAK),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+SIZE = 256 << 20
+CHOSEN = [name for name in POINTS if SOAK or name.split(".")[0] in ("runtime", "worker")]
+"""Those of vault and ledger have hundreds of cuts of their own in `test_power_cuts`."""
+RANDOM_CUTS = 6
+SEEDS = {everstep: 21, tinker: 22}
+
+
+class Machine:
+    """A machine with one disk, on which the service runs.
+
+    Args:
+        disk: holds its home.
+        directory: for what is to survive: logs, and which failpoints fired.
+    """
+
+    def __init__(self, disk: CrashFS, directory: Path) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._armed: str | None = None
+        self.keeper = Keeper(
+            disk.root / "home",
+            "replay_seconds=0.2",
+            f"disk_reserve_bytes={1 << 20}",
+            "worker_attempts=1000",  # it is killed without end until it hangs
+            environment=self._arming,
+            log=directory / "service.log",
+        )
+
+    def arm(self, failpoint: str | None) -> None:
+        """Have the service that starts next hang at a failpoint."""
+        self._armed = failpoint
+
+    def hangs(self) -> bool:
+        """Whether it does."""
+        return self._armed is not None and (self._marks() / self._armed).exists()
+
+    def lose_power(self) -> None:
+        """Cut the power, and start the machine again."""
+        self._disk.power_off()
+        self.keeper.pause()
+        self.keeper.wait_until(self._powered_on)
+        starts = self.keeper.starts
+        self.keeper.resume()
+        self.keeper.wait_until(lambda: self.keeper.starts > starts)
+
+    def _powered_on(self) -> bool:
+        """Not before the kernel has closed the files of those who were killed."""
+        try:
+            self._disk.power_on()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    def _arming(self, start: int) -> dict[str, str]:
+        if self._armed is None:
+            return {}
+        self._marks().mkdir(exist_ok=True)
+        return {
+            failpoints.VARIABLE: f"{self._armed}=hang",
+            failpoints.ONCE_VARIABLE: str(self._marks()),
+        }
+
+    def _marks(self) -> Path:
+        return self._directory / f"fired-{self._armed}"
+
+
+@contextmanager
+def machine(directory: Path) -> Iterator[Machine]:
+    """A machine that is switched off in the end."""
+    with CrashFS(scratch(), size=SIZE) as disk:
+        running = Machine(disk, directory)
+        with running.keeper:
+            yield running
+
+
+def through(victim: Machine, service: Service, cuts: Callable[[], None]) -> None:
+    """Have clients go round while power is cut; then look at what they saw, and what is left."""
+    loopers = [Looper(sdk, victim.keeper.url, seed) for sdk, seed in SEEDS.items()]
+    done = threading.Event()
+
+    def go_round(looper: Looper) -> list[Any]:
+        seen = []
+        while not done.is_set():
+            seen.append(looper.round())
+        return seen
+
+    with ThreadPoolExecutor(len(loopers)) as pool:
+        running = [pool.submit(go_round, looper) for looper in loopers]
+        try:
+            cuts()
+        finally:
+            done.set()
+        seen = [each.result() for each in running]
+    for looper in loopers:
+        check_all_listed_load(victim.keeper.home, looper.listed())
+        looper.close()
+    for (sdk, seed), numbers in zip(SEEDS.items(), seen, strict=True):
+        assert numbers == uninterrupted(sdk, service.url, seed, len(numbers))
+
+
+def test_at_every_failpoint_of_the_service(tmp_path: Path, service: Service) -> None:
+    for _ in rounds():
+        with machine(tmp_path) as victim:
+            through(victim, service, partial(cut_at_each, victim))
+
+
+def cut_at_each(victim: Machine) -> None:
+    """Cut the power where the service hangs; what starts then hangs at the next failpoint."""
+    victim.arm(CHOSEN[0])
+    victim.keeper.kill()
+    for name, following in zip(CHOSEN, [*CHOSEN[1:], None], strict=True):
+        recovering = name.startswith("runtime.recover")
+        victim.keeper.wait_until(partial(hangs, victim, killing=recovering))
+        victim.arm(following)
+        victim.lose_power()
+
+
+def hangs(victim: Machine, *, killing: bool) -> bool:
+    """Whether it hangs where it is to; ``killing``: give it something to recover until it does."""
+    if killing and not victim.hangs() and victim.keeper.ready():
+        victim.keeper.kill_worker()
+    return victim.hangs()
+
+
+def test_at_random_moments(tmp_path: Path, service: Service) -> None:
+    for chance in rounds():
+        with machine(tmp_path) as victim:
+            through(victim, service, partial(cut_at_random, victim, chance))
+
+
+def cut_at_random(victim: Machine, chance: random.Random) -> None:
+    """Cut the power at moments that the seed repeats."""
+    for _ in range(RANDOM_CUTS):
+        victim.keeper.wait_ready()
+        threading.Event().wait(chance.uniform(0.0, 2.5))  # the moment is what is tested
+        victim.lose_power()
