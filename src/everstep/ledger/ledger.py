@@ -19,6 +19,7 @@ from everstep.ledger.records import (
     Checkpoint,
     NewOperation,
     Operation,
+    Place,
     Run,
     Sampler,
     Session,
@@ -163,6 +164,18 @@ class Ledger:
         """The operation that has a place."""
         here = (t.operations.c.scope == scope, t.operations.c.seq_id == seq_id)
         return await self._writer.run(lambda c: q.operation_where(c, *here))
+
+    async def place_before(self, scope: str, seq_id: int) -> Place | None:
+        """The last place below a sequence id that is taken, if any."""
+        columns = t.operations.c
+        query = (
+            select(columns.seq_id, columns.kind)
+            .where(columns.scope == scope, columns.seq_id < seq_id)
+            .order_by(columns.seq_id.desc())
+            .limit(1)
+        )
+        row = await self._writer.run(lambda c: c.execute(query).one_or_none())
+        return Place(row.seq_id, row.kind) if row is not None else None
 
     async def operations(
         self, scope: str, *, after: int = -1, status: str | None = None, limit: int | None = None

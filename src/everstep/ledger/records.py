@@ -56,6 +56,14 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place that is taken in a scope, and by what kind of operation."""
+
+    seq_id: int
+    kind: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run.
 

@@ -12,6 +12,9 @@ from everstep.ledger import Run
 from everstep.runtime.errors import OperationFailed
 from everstep.wire import types
 
+_UNDISCLOSED = ("dimuon",)
+"""Families of the hosted service: their parameters are public, their arithmetic isn't."""
+
 
 def payload_json(value: Mapping[str, Any]) -> bytes:
     """JSON in a canonical form: the same request gives the same bytes."""
@@ -26,8 +29,10 @@ def optimizer_of(config: Any) -> dict[str, Any]:
 def check_optimizer(optimizer: Mapping[str, Any]) -> None:
     """Raise `OperationFailed` for an optimizer that we don't have."""
     if optimizer["type"] != "adamw":
+        undisclosed = optimizer["type"] in _UNDISCLOSED
+        why = "how it is defined is not public" if undisclosed else "there is no such optimizer"
         raise OperationFailed(
-            f"Optimizer {optimizer['type']!r} is not supported here; use 'adamw'."
+            f"Optimizer {optimizer['type']!r} is not supported here: {why}. Use 'adamw'."
         )
 
 

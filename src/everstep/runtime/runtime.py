@@ -19,6 +19,7 @@ from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
+from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
 from everstep.runtime.recovery import Recovery
 from everstep.runtime.residency import Residency
@@ -176,11 +177,15 @@ class Runtime:
         await self._parts.worker.close()
         await self._ledger.close()
 
-    async def submit(self, request: Request | types.UnloadModelRequest) -> types.UntypedAPIFuture:
+    async def submit(
+        self, request: Request | types.UnloadModelRequest, *, in_order: bool = False
+    ) -> types.UntypedAPIFuture:
         """Accept a request durably and have it executed in its turn.
 
         Args:
             request: a typed request of the wire.
+            in_order: the client sends a run's operations one after the other: what it left out
+                before this one never comes.
 
         Returns:
             The future; a retry of the same request gets the same one.
@@ -191,7 +196,12 @@ class Runtime:
         await self.loaded()
         if isinstance(request, types.UnloadModelRequest):
             return await self._unload(request)
-        return await self._append(await self._acceptance.entry(request))
+        entry = await self._acceptance.entry(request)
+        if in_order:
+            await self._check_not_far_ahead(entry.operation.scope, entry.operation.seq_id)
+            for skipped in await skip_gap(self._ledger, entry.operation):
+                self._schedule(skipped)
+        return await self._append(entry)
 
     async def create_custom_loss(
         self, request: types.CreateCustomLossRequest

@@ -34,6 +34,15 @@ def stopping_of(request: Request) -> asyncio.Event:
     return event
 
 
+def is_tinkex(request: Request) -> bool:
+    """Whether the client is Tinkex, of Elixir.
+
+    It sends a run's operations one after the other, burns sequence ids that it never sends, and
+    can't read a failed future's usual form (docs/guides/tinkex.md).
+    """
+    return request.headers.get("user-agent", "").lower().startswith("asynctinkex")
+
+
 async def body_of(request: Request) -> bytes:
     """Read a body, decompressed, and never more of it than the bound.
 

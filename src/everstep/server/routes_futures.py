@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from everstep.ledger import LedgerDamaged, Operation
 from everstep.runtime import Rejected, UnknownFuture
-from everstep.server.common import body_of, runtime_of, stopping_of
+from everstep.server.common import body_of, is_tinkex, runtime_of, stopping_of
 from everstep.server.openapi import errors, message, takes
 from everstep.server.results import SampleResult, TrainingPassResult, json_result
 from everstep.wire import types
@@ -93,6 +93,9 @@ async def _wait(request: Request, request_id: str) -> Operation | None:
 def _answer(operation: Operation, request: Request, allow_metadata_only: bool) -> Response:
     if operation.failure is not None:
         failure = operation.failure
+        if is_tinkex(request):
+            refusal = {"message": failure.message, "category": failure.category}
+            return JSONResponse({**refusal, "detail": failure.message}, status_code=400)
         return _json(types.RequestFailedResponse(error=failure.message, category=failure.category))
     body = operation.result or b""
     if allow_metadata_only and len(body) > INLINE_BYTES:

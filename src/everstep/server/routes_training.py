@@ -7,7 +7,7 @@ import json
 from fastapi import APIRouter, Request
 
 from everstep.runtime import Runtime
-from everstep.server.common import body_of, runtime_of
+from everstep.server.common import body_of, is_tinkex, runtime_of
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import Model, parse
@@ -113,7 +113,8 @@ async def _submit(request: Request, model: type[Model], kind: str) -> Future:
         message = parse(model, body)
     except InvalidRequest as error:
         return await _refuse(runtime, kind, body, error)
-    return await runtime.submit(message)  # type: ignore[arg-type]  # routes pass requests
+    in_order = is_tinkex(request)
+    return await runtime.submit(message, in_order=in_order)  # type: ignore[arg-type]  # requests
 
 
 async def _training_pass(
@@ -127,7 +128,7 @@ async def _training_pass(
             message = TrainingPass.from_request(parse(model, body))
     except InvalidRequest as error:
         return await _refuse(runtime, kind, body, error)
-    return await runtime.submit(message)
+    return await runtime.submit(message, in_order=is_tinkex(request))
 
 
 async def _refuse(runtime: Runtime, kind: str, body: bytes, error: InvalidRequest) -> Future:
