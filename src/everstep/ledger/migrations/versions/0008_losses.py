@@ -1,8 +1,0 @@
-"""Nothing yet."""
-
-revision = "0008"
-down_revision = "0007"
-
-
-def upgrade() -> None:
-    """Change nothing."""
