@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from everstep.engine import Model, forward_backward
 from everstep.engine.custom_loss import MAX_BYTES, evaluate
 from everstep.engine.errors import InputError
 from everstep.engine.loss_graph import MAX_CONSTANTS, MAX_NODES, LossProgram, loss_program
-from everstep.engine.loss_operations import FUNCTIONS, METHODS
+from everstep.engine.loss_operations import ATTRIBUTES, FUNCTIONS, METHODS
 from everstep.engine.validation import check_pass
 from everstep.runtime.payloads import payload_json
 from everstep.wire.passes import Example
@@ -325,6 +327,16 @@ def test_bounds_are_far_above_what_losses_take() -> None:
     logprobs, advantages, old = values(1, 1000)
     evaluate(program, logprobs, {"advantages": advantages, "old": old})
     assert MAX_BYTES >= 16 * 1000 * 1000
+
+
+def test_the_guide_lists_what_a_graph_may_hold() -> None:
+    path = Path(__file__).parents[2] / "docs/guides/losses.md"
+    guide = path.read_text().split("### What a graph may hold")[1]
+    listed = set(re.findall(r"`(\w+)`", guide.split("\n| | |")[1].split("\n\n")[0]))
+    called = {op.name for op in (*FUNCTIONS.values(), *METHODS.values())}
+    python = {op.name for op in FUNCTIONS.values() if op.surface == "operator"}
+    assert listed - ATTRIBUTES == called - (python - {op.name for op in METHODS.values()})
+    assert listed >= ATTRIBUTES
 
 
 # Whatever a graph holds, it is refused in words or runs.
