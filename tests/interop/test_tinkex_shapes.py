@@ -280,6 +280,12 @@ def test_a_failure_is_one_that_it_can_read_whoever_is_at_fault(tinkex: Tinkex) -
     tinkex.step()
 
 
+def test_a_refusal_has_its_text_where_it_looks_for_it(tinkex: Tinkex) -> None:
+    answer = tinkex.http.post("get_info", json={"model_id": "nobody", "type": "get_info"})
+    assert answer.status_code == 404
+    assert "nobody does not exist" in answer.json()["message"]
+
+
 def test_an_id_that_a_sampling_client_took_does_not_hold_training_up(
     tinkex: Tinkex, twin: Tinkex
 ) -> None:

@@ -68,11 +68,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Rejected)
     async def rejected(request: Request, error: Rejected) -> JSONResponse:
-        return _error(error.status, error.detail)
+        return _error(request, error.status, error.detail)
 
     @app.exception_handler(WireError)
     async def wire_error(request: Request, error: WireError) -> JSONResponse:
-        return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
+        return _error(request, 413 if isinstance(error, BodyTooLarge) else 400, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -80,27 +80,32 @@ def add_error_handlers(app: FastAPI) -> None:
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
             for problem in error.errors()
         )
-        return _error(400, problems)
+        return _error(request, 400, problems)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
+        return _error(request, error.status_code, str(error.detail))
 
     @app.exception_handler(Exception)  # it is logged as well
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "The service failed to answer this; its log says why.")
+        return _error(request, 500, "The service failed to answer this; its log says why.")
 
     @app.exception_handler(LedgerDamaged)
     async def damaged(request: Request, error: LedgerDamaged) -> JSONResponse:
         _log.error("damaged", reason=str(error))
-        return _error(500, str(error))
+        return _error(request, 500, str(error))
 
     @app.exception_handler(NotWritten)
     async def not_written(request: Request, error: NotWritten) -> JSONResponse:
         _log.error("not accepted", reason=str(error))
-        return _error(503, "The service could not write to its disk; nothing was accepted.")
+        return _error(
+            request, 503, "The service could not write to its disk; nothing was accepted."
+        )
 
 
-def _error(status: int, detail: Any) -> JSONResponse:
+def _error(request: Request, status: int, detail: Any) -> JSONResponse:
+    content = {"detail": detail}
+    if is_tinkex(request):
+        content["message"] = detail  # where it looks for the text
     headers = {"Retry-After": "1"} if status == 503 else None
-    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
+    return JSONResponse(content, status_code=status, headers=headers)
