@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from everstep.client.loss_handle import encode, trace
 from everstep.engine import Model, forward_backward
-from everstep.engine.custom_loss import MAX_BYTES, evaluate
+from everstep.engine.custom_loss import MAX_BYTES, CustomLoss
 from everstep.engine.errors import InputError
 from everstep.engine.loss_graph import MAX_CONSTANTS, MAX_NODES, LossProgram, loss_program
 from everstep.engine.loss_operations import ATTRIBUTES, FUNCTIONS, METHODS
@@ -90,7 +90,7 @@ def test_a_loss_is_what_its_author_would_have_computed(fn: Loss, seed: int, leng
     advantages[0] = 1.0
     program = loss_program(uploaded(fn, advantages=1, old=1))
     inputs = {"advantages": advantages, "old": old, "logprobs": torch.zeros(1), "weights": old}
-    found = evaluate(program, logprobs, inputs)
+    found = CustomLoss(program).evaluate(logprobs, inputs)
     leaf = logprobs.clone().requires_grad_()
     loss, metrics = fn(leaf, advantages, old)
     (slope,) = torch.autograd.grad(loss, leaf)
@@ -106,9 +106,9 @@ def test_rank_two_and_scalars() -> None:
     program = loss_program(uploaded(loss, logprobs=2, temperature=0, weights=2))
     logprobs = -torch.rand(4, 3)
     inputs = {"temperature": torch.tensor([2.0]), "weights": torch.rand(4, 3)}
-    assert torch.equal(evaluate(program, logprobs, inputs).slope, -inputs["weights"] / 2)
+    assert torch.equal(CustomLoss(program).evaluate(logprobs, inputs).slope, -inputs["weights"] / 2)
     with pytest.raises(InputError, match="'weights' has rank 1"):
-        evaluate(program, logprobs, {**inputs, "weights": torch.rand(4)})
+        CustomLoss(program).evaluate(logprobs, {**inputs, "weights": torch.rand(4)})
 
 
 # What is refused
@@ -316,7 +316,7 @@ def test_what_takes_too_much_or_does_not_fit_is_refused_before_it_runs(name: str
     nodes, words = COSTLY[name]
     program = loss_program(graph(*nodes))
     with pytest.raises(InputError) as caught:
-        evaluate(program, -torch.rand(5), {})
+        CustomLoss(program).evaluate(-torch.rand(5), {})
     assert words in str(caught.value)
     assert "hostile" in str(caught.value)
 
@@ -325,7 +325,7 @@ def test_bounds_are_far_above_what_losses_take() -> None:
     """A pairwise loss over a thousand tokens is a handful of megabytes."""
     program = loss_program(uploaded(shapes, advantages=1, old=1))
     logprobs, advantages, old = values(1, 1000)
-    evaluate(program, logprobs, {"advantages": advantages, "old": old})
+    CustomLoss(program).evaluate(logprobs, {"advantages": advantages, "old": old})
     assert MAX_BYTES >= 16 * 1000 * 1000
 
 
@@ -388,7 +388,7 @@ nodes = st.builds(
 def test_any_graph_is_read_or_refused(wild: list[dict[str, Any]]) -> None:
     try:
         program = loss_program(graph(*wild))
-        evaluate(program, -torch.rand(4), {})
+        CustomLoss(program).evaluate(-torch.rand(4), {})
     except InputError as refusal:
         assert str(refusal)
 
@@ -436,7 +436,7 @@ def plausible(draw: st.DrawFn) -> dict[str, Any]:
 @given(plausible())
 def test_known_operations_with_any_values_run_or_are_refused(loss: dict[str, Any]) -> None:
     try:
-        evaluate(loss_program(loss), -torch.rand(4), {})
+        CustomLoss(loss_program(loss)).evaluate(-torch.rand(4), {})
     except InputError as refusal:
         assert str(refusal)
 

@@ -138,6 +138,30 @@ def test_a_graph_that_may_not_run_fails_its_future_and_no_pass_uses_it(
         assert "metrics" in use(service, run, loss_id)
 
 
+def test_a_loss_that_would_take_the_worker_down_fails_alone(home: Path, pico: Model) -> None:
+    huge = body()
+    made = {"op": "call_function", "name": "huge", "target": "torch.ones", "kwargs": {}}
+    total = {"op": "call_method", "name": "total", "target": "sum", "kwargs": {}}
+    added = {"op": "call_function", "name": "added", "target": "operator.add", "kwargs": {}}
+    *nodes, output = huge["graph"]["nodes"]
+    (result,) = output["args"]
+    (loss, metrics) = result["tuple"]
+    nodes += [
+        {**made, "args": [[10**6, 10**6]]},
+        {**total, "args": [{"ref": "huge"}]},
+        {**added, "args": [loss, {"ref": "total"}]},
+        {**output, "args": [{"tuple": [{"ref": "added"}, metrics]}]},
+    ]
+    huge["graph"] = {"format": 1, "nodes": nodes}
+    with Local(home, pico) as service:
+        run, twin = service.new_run(), service.new_run()
+        loss_id = service.result(create(service, **huge))["loss_id"]
+        answer = use(service, run, loss_id)
+        assert answer["category"] == "user"
+        assert "takes too much for one datum: at node 'huge'" in answer["error"]
+        assert service.train(run, 0) == service.train(twin, 0)
+
+
 @pytest.mark.parametrize(
     "loss_id",
     [

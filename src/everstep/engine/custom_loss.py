@@ -71,35 +71,49 @@ class CustomLossValue:
     metrics: Mapping[str, float]
 
 
-@torch.enable_grad()
-def evaluate(
-    program: LossProgram, logprobs: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-) -> CustomLossValue:
-    """Evaluate a loss on one datum, and differentiate it by the logprobs.
+class CustomLoss:
+    """A loss to evaluate, and the shapes for which it is known to run.
 
     Args:
         program: the loss.
-        logprobs: float32 [T] or [T, K], detached, on the CPU.
-        inputs: the datum's ``loss_fn_inputs``, on the CPU.
-
-    Raises:
-        InputError: it can't be computed for these shapes or values, takes too much, isn't a
-            scalar, or doesn't depend on the logprobs; names the node where there is one.
     """
-    values = {**inputs, "logprobs": logprobs}
-    shaped = {name: _ranked(name, values[name], rank) for name, rank in program.inputs.items()}
-    _try_on_meta(program, shaped)
-    leaf = shaped["logprobs"].detach().requires_grad_()
-    loss, metrics = _Run(program, None).run({**shaped, "logprobs": leaf})
-    try:
-        (slope,) = torch.autograd.grad(loss, leaf)
-        numbers = {name: float(value.detach()) for name, value in metrics.items()}
-    except _FAILURES as error:
-        raise InputError(
-            f"Loss {program.name!r} can't be differentiated, or has a metric that is no scalar: "
-            f"{_first_line(error)}"
-        ) from error
-    return CustomLossValue(float(loss.detach()), slope, numbers)
+
+    def __init__(self, program: LossProgram) -> None:
+        self._program = program
+        self._tried: set[tuple[tuple[torch.Size, torch.dtype], ...]] = set()
+
+    @torch.enable_grad()
+    def evaluate(
+        self, logprobs: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    ) -> CustomLossValue:
+        """Evaluate the loss on one datum, and differentiate it by the logprobs.
+
+        Args:
+            logprobs: float32 [T] or [T, K], detached, on the CPU.
+            inputs: the datum's ``loss_fn_inputs``, on the CPU.
+
+        Raises:
+            InputError: it can't be computed for these shapes or values, takes too much, isn't a
+                scalar, or doesn't depend on the logprobs; names the node where there is one.
+        """
+        program = self._program
+        values = {**inputs, "logprobs": logprobs}
+        shaped = {name: _ranked(name, values[name], rank) for name, rank in program.inputs.items()}
+        shapes = tuple((value.shape, value.dtype) for value in shaped.values())
+        if shapes not in self._tried:
+            _try_on_meta(program, shaped)
+            self._tried.add(shapes)
+        leaf = shaped["logprobs"].detach().requires_grad_()
+        loss, metrics = _Run(program, None).run({**shaped, "logprobs": leaf})
+        try:
+            (slope,) = torch.autograd.grad(loss, leaf)
+            numbers = {name: float(value.detach()) for name, value in metrics.items()}
+        except _FAILURES as error:
+            raise InputError(
+                f"Loss {program.name!r} can't be differentiated, or has a metric that is no "
+                f"scalar: {_first_line(error)}"
+            ) from error
+        return CustomLossValue(float(loss.detach()), slope, numbers)
 
 
 def _ranked(name: str, value: torch.Tensor, rank: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from everstep.engine.custom_loss import evaluate
-from everstep.engine.loss_graph import LossProgram, read_loss
+from everstep.engine.custom_loss import CustomLoss
+from everstep.engine.loss_graph import read_loss
 from everstep.engine.losses import LOSSES, Config
 from everstep.engine.validation import CONFIG, CUSTOM, PROGRAM
 from everstep.wire.passes import Example
@@ -38,7 +38,7 @@ Objective = Callable[[Sequence[Example], Sequence[torch.Tensor]], Generator[None
 def objective(loss_fn: str, config: Mapping[str, float | str]) -> Objective:
     """The objective of a pass; `validation.check_pass` has accepted its name and settings."""
     if loss_fn == CUSTOM:
-        return partial(_custom, read_loss(str(config[PROGRAM])))
+        return partial(_custom, CustomLoss(read_loss(str(config[PROGRAM]))))
     settings = {**CONFIG[loss_fn], **{key: float(value) for key, value in config.items()}}
     return partial(_built_in, loss_fn, settings)
 
@@ -68,11 +68,11 @@ def _built_in(
 
 
 def _custom(
-    program: LossProgram, examples: Sequence[Example], logps: Sequence[torch.Tensor]
+    loss: CustomLoss, examples: Sequence[Example], logps: Sequence[torch.Tensor]
 ) -> Generator[None, None, list[Term]]:
     terms = []
     for example, logp in zip(examples, logps, strict=True):
-        found = evaluate(program, logp.detach().float().cpu(), _tensors(example, "cpu"))
+        found = loss.evaluate(logp.detach().float().cpu(), _tensors(example, "cpu"))
         surrogate = (logp * found.slope.to(logp.device)).sum()
         terms.append(Term(found.loss, surrogate, found.metrics))
         yield
