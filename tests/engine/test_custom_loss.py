@@ -26,6 +26,8 @@ from everstep.runtime.payloads import payload_json
 from everstep.wire.passes import Example
 from tests.engine.helpers import buffers, examples, finish, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch, of odd arguments
+
 Loss = Callable[..., Any]
 
 

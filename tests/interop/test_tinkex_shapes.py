@@ -314,11 +314,15 @@ def test_chunks_that_were_given_up_do_not_hold_training_up(tinkex: Tinkex, twin:
     for _ in range(3):
         tinkex.take()
     assert tinkex.step(1) == twin.step(1)
+    tinkex.take()
+    unreadable = {"data": [{"model_input": 1}], "loss_fn": "cross_entropy"}
+    sent = tinkex.send("forward_backward", forward_backward_input=unreadable)
+    assert tinkex.read_future(sent)[0] == "error"
     # One that comes late all the same says so, and changes nothing.
     late = tinkex.post(
         "forward_backward",
         model_id=tinkex.model_id,
-        seq_id=tinkex.counter - 3,
+        seq_id=tinkex.counter - 2,
         forward_backward_input=batch(9),
     )
     outcome, error = tinkex.read_future(late["request_id"])

@@ -196,12 +196,7 @@ class Runtime:
         await self.loaded()
         if isinstance(request, types.UnloadModelRequest):
             return await self._unload(request)
-        entry = await self._acceptance.entry(request)
-        if in_order:
-            await self._check_not_far_ahead(entry.operation.scope, entry.operation.seq_id)
-            for skipped in await skip_gap(self._ledger, entry.operation):
-                self._schedule(skipped)
-        return await self._append(entry)
+        return await self._append(await self._acceptance.entry(request), in_order)
 
     async def create_custom_loss(
         self, request: types.CreateCustomLossRequest
@@ -219,7 +214,7 @@ class Runtime:
         return future_of(await self._custom_losses.create(request))
 
     async def refuse(
-        self, kind: str, model_id: str, seq_id: int, message: str
+        self, kind: str, model_id: str, seq_id: int, message: str, *, in_order: bool = False
     ) -> types.UntypedAPIFuture:
         """Accept, as failed, a request whose body can't be read but whose place is known.
 
@@ -227,7 +222,8 @@ class Runtime:
             Rejected: there is no such run.
         """
         await self.loaded()
-        return await self._append(await self._acceptance.refused(kind, model_id, seq_id, message))
+        entry = await self._acceptance.refused(kind, model_id, seq_id, message)
+        return await self._append(entry, in_order)
 
     async def waits_for(self, request_id: str) -> str | None:
         """Why an operation is not executed at the moment; None where it is, or is queued."""
@@ -293,10 +289,12 @@ class Runtime:
         self._residency.left(run_id)
         return True
 
-    async def _append(self, entry: Entry) -> types.UntypedAPIFuture:
+    async def _append(self, entry: Entry, in_order: bool) -> types.UntypedAPIFuture:
         new = entry.operation
         if new.kind != names.SAMPLE:
             await self._check_not_far_ahead(new.scope, new.seq_id)
+        for skipped in await skip_gap(self._ledger, new) if in_order else ():
+            self._schedule(skipped)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
         _VALIDATED()

@@ -6,7 +6,6 @@ import json
 
 from fastapi import APIRouter, Request
 
-from everstep.runtime import Runtime
 from everstep.server.common import body_of, is_tinkex, runtime_of
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
@@ -112,7 +111,7 @@ async def _submit(request: Request, model: type[Model], kind: str) -> Future:
     try:
         message = parse(model, body)
     except InvalidRequest as error:
-        return await _refuse(runtime, kind, body, error)
+        return await _refuse(request, kind, body, error)
     in_order = is_tinkex(request)
     return await runtime.submit(message, in_order=in_order)  # type: ignore[arg-type]  # requests
 
@@ -127,18 +126,19 @@ async def _training_pass(
         else:
             message = TrainingPass.from_request(parse(model, body))
     except InvalidRequest as error:
-        return await _refuse(runtime, kind, body, error)
+        return await _refuse(request, kind, body, error)
     return await runtime.submit(message, in_order=is_tinkex(request))
 
 
-async def _refuse(runtime: Runtime, kind: str, body: bytes, error: InvalidRequest) -> Future:
+async def _refuse(request: Request, kind: str, body: bytes, error: InvalidRequest) -> Future:
     """Fail a request whose place is known in its place, so that nothing waits for it."""
     model_id, seq_id = error.model_id, error.seq_id
     if model_id is None or seq_id is None:
         model_id, seq_id = _place(body, error)
     if not 1 <= seq_id <= _LAST_SEQ_ID:
         raise error
-    return await runtime.refuse(kind, model_id, seq_id, str(error))
+    runtime, in_order = runtime_of(request), is_tinkex(request)
+    return await runtime.refuse(kind, model_id, seq_id, str(error), in_order=in_order)
 
 
 def _place(body: bytes, error: InvalidRequest) -> tuple[str, int]:
