@@ -48,6 +48,26 @@ if TYPE_CHECKING:
         BackcompatTrainingClientFuture,
     )
     from everstep.client._http import RequestOptions, Timeout
+    from everstep.client.checkpoint_policy import CheckpointPolicy
+    from everstep.client.checkpointer import Checkpointer, SaveFuture
+    from everstep.client.loop_errors import (
+        CheckpointError,
+        CheckpointFailed,
+        CheckpointNotConfirmed,
+        CheckpointsUnusable,
+        GroupError,
+        LoopStateDamaged,
+        LoopStateLost,
+        RecoveryFailed,
+        RunLost,
+        Superseded,
+    )
+    from everstep.client.loop_events import LoopEvent
+    from everstep.client.loop_state import LoopState
+    from everstep.client.recovery import Recovery
+    from everstep.client.recovery_policy import RecoveryPolicy
+    from everstep.client.resume import Resumed, ResumeReport, resume_or_create
+    from everstep.client.run_monitor import RunMonitor
     from everstep.wire.types import (
         AdamOptimizerConfig,
         AdamParams,
@@ -143,12 +163,36 @@ _TYPES = (
     "TensorDtype",
     "TrainingRun",
 )
+_LOOPS = {
+    "CheckpointError": "everstep.client.loop_errors",
+    "CheckpointFailed": "everstep.client.loop_errors",
+    "CheckpointNotConfirmed": "everstep.client.loop_errors",
+    "CheckpointPolicy": "everstep.client.checkpoint_policy",
+    "Checkpointer": "everstep.client.checkpointer",
+    "CheckpointsUnusable": "everstep.client.loop_errors",
+    "GroupError": "everstep.client.loop_errors",
+    "LoopEvent": "everstep.client.loop_events",
+    "LoopState": "everstep.client.loop_state",
+    "LoopStateDamaged": "everstep.client.loop_errors",
+    "LoopStateLost": "everstep.client.loop_errors",
+    "Recovery": "everstep.client.recovery",
+    "RecoveryFailed": "everstep.client.loop_errors",
+    "RecoveryPolicy": "everstep.client.recovery_policy",
+    "ResumeReport": "everstep.client.resume",
+    "Resumed": "everstep.client.resume",
+    "RunLost": "everstep.client.loop_errors",
+    "RunMonitor": "everstep.client.run_monitor",
+    "SaveFuture": "everstep.client.checkpointer",
+    "Superseded": "everstep.client.loop_errors",
+    "resume_or_create": "everstep.client.resume",
+}
 _MODULES = {
     "BackcompatSamplingClientFuture": "everstep.client._futures",
     "BackcompatTrainingClientFuture": "everstep.client._futures",
     "ExperimentalWarning": "everstep.client._experimental",
     "RequestOptions": "everstep.client._http",
     "Timeout": "everstep.client._http",
+    **_LOOPS,
     **dict.fromkeys(_CLIENT, "everstep.client"),
     **dict.fromkeys(_ERRORS, "everstep.client._errors"),
     **dict.fromkeys(_TYPES, "everstep.wire.types"),
@@ -170,7 +214,13 @@ __all__ = [
     "BadRequestError",
     "BillingError",
     "Checkpoint",
+    "CheckpointError",
+    "CheckpointFailed",
+    "CheckpointNotConfirmed",
+    "CheckpointPolicy",
     "CheckpointType",
+    "Checkpointer",
+    "CheckpointsUnusable",
     "ConflictError",
     "Datum",
     "DimuonOptimizerConfig",
@@ -179,8 +229,13 @@ __all__ = [
     "EncodedTextChunk",
     "ExperimentalWarning",
     "ForwardBackwardOutput",
+    "GroupError",
     "InternalServerError",
     "LocalServiceError",
+    "LoopEvent",
+    "LoopState",
+    "LoopStateDamaged",
+    "LoopStateLost",
     "LoraConfig",
     "LossHandle",
     "ModelID",
@@ -195,18 +250,27 @@ __all__ = [
     "PermissionDeniedError",
     "PromptProvenanceSpan",
     "RateLimitError",
+    "Recovery",
+    "RecoveryFailed",
+    "RecoveryPolicy",
     "RequestEvent",
     "RequestFailedError",
     "RequestOptions",
     "RestClient",
+    "ResumeReport",
+    "Resumed",
+    "RunLost",
+    "RunMonitor",
     "SampleRequest",
     "SampleResponse",
     "SampledProvenanceSpan",
     "SampledSequence",
     "SamplingClient",
     "SamplingParams",
+    "SaveFuture",
     "ServiceClient",
     "StopReason",
+    "Superseded",
     "TensorData",
     "TensorDtype",
     "Timeout",
@@ -217,6 +281,7 @@ __all__ = [
     "__title__",
     "__version__",
     "auth",
+    "resume_or_create",
     "types",
 ]
 

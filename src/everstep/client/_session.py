@@ -140,6 +140,10 @@ class Session:
         session.opened = session_id
         return session
 
+    def again(self) -> Session:
+        """Another session like this one, for when the service no longer has this one."""
+        return Session(self.connection, self._request, self.hooks)
+
     @property
     def config(self) -> ClientConfigResponse:
         """The service's flags."""

@@ -12,6 +12,7 @@ from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture
 from everstep.client._passes import Passes
 from everstep.client._polling import Asked
 from everstep.client._queue import PauseLog
+from everstep.client._rebinding import Samplers
 from everstep.client._session import Session
 from everstep.client._telemetry import Telemetry
 from everstep.client._tokenizers import load_tokenizer
@@ -47,6 +48,7 @@ class TrainingClient:
         self._turns = ops.Turns()
         self._passes = Passes(holder, self._turns, model_id, self.on_queue_state_change)
         self._pauses = PauseLog(f"Training of {model_id}")
+        self._samplers = Samplers()
 
     # Training
 
@@ -292,13 +294,14 @@ class TrainingClient:
             answer = await sent
             if answer.sampling_session_id is None:
                 raise ValueError("the service gave no sampling session for an unnamed save")
-            return SamplingClient(
+            sampler = SamplingClient(
                 self.holder,
                 sampling_session_id=answer.sampling_session_id,
                 base_model=self._info.model_name or self._info.model_data.model_name or "",
                 retry_config=retry_config,
                 record_stability_info=record_stability_info,
             )
+            return self._samplers.note(sampler)
 
         told = ops.told(self.holder, request_type, self.model_id, seq_id, work())
         return BackcompatSamplingClientFuture.of(told)
@@ -307,12 +310,14 @@ class TrainingClient:
         self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
     ) -> BackcompatSamplingClientFuture[SamplingClient]:
         """Sample from a checkpoint; see `ServiceClient.create_sampling_client`."""
-        return SamplingClient.create(
+        future = SamplingClient.create(
             self.holder,
             model_path=model_path,
             retry_config=retry_config,
             record_stability_info=record_stability_info,
         )
+        self._samplers.note_created(future, model_path)
+        return future
 
     # Facts
 

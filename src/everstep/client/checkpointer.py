@@ -1,0 +1,307 @@
+"""Checkpointer: saves a loop in the background; old checkpoints go when new ones are whole.
+
+What it does with one save, in this order:
+
+1. The save takes its place among the run's operations in the caller's thread: what is saved is the
+   state at that call. Training goes on at once.
+2. The service acknowledges it.
+3. It is confirmed: the service lists it, with its loop state, and tells what it was trained with.
+4. Only then what the policy doesn't keep is deleted, oldest first.
+
+Whatever fails is logged at once and raised by the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from everstep.client import _catalogue, _retention
+from everstep.client._catalogue import Place, SavedCheckpoint
+from everstep.client._futures import APIFuture
+from everstep.client.checkpoint_policy import CheckpointPolicy
+from everstep.client.loop_errors import CheckpointError, CheckpointFailed, LoopStateLost, Superseded
+from everstep.client.loop_events import Kind, LoopEvent, OnEvent, tell_event
+from everstep.client.loop_state import LoopState, Metrics, encode
+from everstep.client.rest_client import RestClient
+from everstep.client.resume import Resumed, ResumeReport
+from everstep.wire import types
+
+T = TypeVar("T")
+
+
+class SaveFuture(APIFuture[SavedCheckpoint]):
+    """A save under way. Its failure is raised here, or else by the checkpointer's next call."""
+
+    _owner: Checkpointer
+
+    def result(self, timeout: float | None = None) -> SavedCheckpoint:
+        """Wait until the checkpoint is durable and confirmed; see `APIFuture.result`."""
+        try:
+            return super().result(timeout)
+        except CheckpointError as error:
+            self._owner._delivered(error)
+            raise
+
+    async def result_async(self, timeout: float | None = None) -> SavedCheckpoint:  # noqa: ASYNC109
+        """`result` in a coroutine."""
+        try:
+            return await super().result_async(timeout)
+        except CheckpointError as error:
+            self._owner._delivered(error)
+            raise
+
+
+class Checkpointer:
+    """Saves a loop's checkpoints in the background.
+
+    Use as a context manager: leaving it waits for the save under way, and raises its failure. All
+    methods return at once; so they serve in coroutines as well.
+
+    Args:
+        resumed: what `resume_or_create` gave.
+        policy: when to save, and what to keep.
+        on_event: told of every save, deletion and failure.
+
+    Example:
+        >>> with Checkpointer(resumed, CheckpointPolicy(every_steps=50, keep_last=3)) as saves:
+        ...     for batch in batches[state.position:]:
+        ...         ...
+        ...         saves.step(LoopState(step=step, position=position), {"loss": loss})
+        ...     saves.finish(LoopState(step=step, position=position), {"loss": loss}).result()
+    """
+
+    def __init__(
+        self, resumed: Resumed, policy: CheckpointPolicy, on_event: OnEvent | None = None
+    ) -> None:
+        self.client = resumed.client
+        self.policy = policy
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self.rebase(resumed)
+
+    def rebase(self, resumed: Resumed) -> None:
+        """Go on from another checkpoint, as `Recovery` does; earlier failures are of the lost run.
+
+        Args:
+            resumed: what the loop goes on from. The client is to be the one from before.
+        """
+        with self._lock:
+            self._report: ResumeReport = resumed.report
+            self._token = _catalogue.new_token()
+            self._serial = resumed.report.serial
+            self._upkeep = _retention.Retention(resumed.report, self._token, self.policy)
+            self._order = asyncio.Lock()
+            self._flight: APIFuture[Any] | None = None
+            self._latest: tuple[LoopState, SaveFuture] | None = None
+            self._errors: list[CheckpointError] = []
+            self._saved_step = resumed.state.step
+            self._saved_at = monotonic()
+            self.last: SavedCheckpoint | None = None
+
+    # What a loop calls
+
+    def step(self, state: LoopState, metrics: Metrics | None = None) -> bool:
+        """Save if the policy says so. Call it after each step of the loop; never waits.
+
+        At most one of these saves is under way: one that is due meanwhile is made at the first
+        step after.
+
+        Args:
+            state: where the loop is now.
+            metrics: numbers at this step; among them the policy's.
+
+        Returns:
+            Whether a save was begun.
+
+        Raises:
+            CheckpointError: an earlier save failed; this call did nothing else.
+            ValueError: the state or a metric can't be kept.
+        """
+        self._raise_earlier()
+        if self._flight is not None and not self._flight.done():
+            return False
+        if self.policy.due(state.step - self._saved_step, monotonic() - self._saved_at):
+            self._begin(state, metrics or {}, self.policy.ttl_seconds)
+            return True
+        if self._upkeep.renewal_due():
+            self._flight = APIFuture.of(self._renew())
+        return False
+
+    def save(self, state: LoopState, metrics: Metrics | None = None) -> SaveFuture:
+        """Save now, whatever the policy says.
+
+        Saves are made in the order of the calls, and confirmed in that order.
+
+        Args:
+            state: where the loop is now.
+            metrics: numbers at this step.
+
+        Returns:
+            The checkpoint, once it is durable and confirmed.
+
+        Raises:
+            CheckpointError: an earlier save failed.
+            ValueError: the state or a metric can't be kept.
+        """
+        self._raise_earlier()
+        return self._begin(state, metrics or {}, self.policy.ttl_seconds)
+
+    def finish(self, state: LoopState, metrics: Metrics | None = None) -> SaveFuture:
+        """Save the end of the loop; neither it nor what else is kept expires any more.
+
+        Where the last save was of the same state, that one is kept.
+
+        Raises:
+            CheckpointError: an earlier save failed.
+            ValueError: the state or a metric can't be kept.
+        """
+        self._raise_earlier()
+        if self._latest is not None and self._latest[0] == state:
+            last = self._latest[1]
+        else:
+            last = self._begin(state, metrics or {}, None)
+
+        async def work() -> SavedCheckpoint:
+            saved = await APIFuture(last.future())  # a failure is told by who waits for this one
+            await self._guarded(self._keep_for_good(), saved.path)
+            return saved
+
+        return self._under_way(APIFuture.of(work()))
+
+    def flush(self) -> APIFuture[None]:
+        """Wait for what is under way.
+
+        Raises:
+            CheckpointError: a save failed.
+        """
+        flight = self._flight
+
+        async def work() -> None:
+            if flight is not None:
+                await asyncio.gather(asyncio.wrap_future(flight.future()), return_exceptions=True)
+            self._raise_earlier()
+
+        return APIFuture.of(work())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:  # else that is what is raised; failures of saves were logged
+            self.flush().result()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            await self.flush()
+
+    # One save
+
+    def _begin(self, state: LoopState, metrics: Metrics, ttl: int | None) -> SaveFuture:
+        run_name = self._report.run_name
+        metadata = encode(run_name, state, metrics)
+        with self._lock:
+            place = Place(self._report.generation, self._serial, self._token)
+            sent = self.client.save_state(
+                place.name(run_name, state), ttl_seconds=ttl, user_metadata=metadata
+            )
+            self._serial += 1
+        self._saved_step, self._saved_at = state.step, monotonic()
+        work = self._guarded(self._complete(sent, state, ttl), place.name(run_name, state))
+        future = self._under_way(APIFuture.of(work))
+        self._latest = (state, future)
+        return future
+
+    def _under_way(self, work: APIFuture[SavedCheckpoint]) -> SaveFuture:
+        future = SaveFuture(work.future())
+        future._owner = self
+        self._flight = future
+        return future
+
+    async def _complete(
+        self, sent: APIFuture[types.SaveWeightsResponse], state: LoopState, ttl: int | None
+    ) -> SavedCheckpoint:
+        answer = await sent
+        async with self._order:
+            rest = self._rest()
+            saved, listed = await _retention.confirm(rest, answer.path, self._report.run_name)
+            if state.user and not saved.complete:
+                raise LoopStateLost(
+                    f"{answer.path} is saved, but the service dropped its user_metadata: step, "
+                    "epoch and position are in its name, LoopState.user is nowhere. Nothing was "
+                    "deleted."
+                )
+            self._tell("saved", saved.path, saved.state.step)
+            self.last = saved
+            self._upkeep.check_alone(listed)
+            for path in await self._upkeep.delete_old(rest, listed):
+                self._tell("deleted", path)
+            if ttl is not None:
+                await self._upkeep.renew(rest)
+            return saved
+
+    async def _renew(self) -> None:
+        async with self._order:
+            await self._guarded(self._upkeep.renew(self._rest()), "the checkpoints that are kept")
+
+    async def _keep_for_good(self) -> None:
+        async with self._order:
+            await self._upkeep.keep_for_good(self._rest())
+
+    async def _guarded(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        try:
+            return await work
+        except CheckpointError as error:
+            failed = error
+        except Exception as error:  # noqa: BLE001  kept, and raised at the next call
+            failed = CheckpointFailed(f"{what}: {error}")
+            failed.__cause__ = error
+        with self._lock:
+            self._errors.append(failed)
+        self._tell("save_failed", detail=str(failed))
+        raise failed
+
+    def _rest(self) -> RestClient:
+        return RestClient(self.client.holder.connection)
+
+    # Failures
+
+    def _raise_earlier(self) -> None:
+        with self._lock:
+            if not self._errors:
+                return
+            error = self._errors[0]
+            if not isinstance(error, Superseded):  # which stays so
+                del self._errors[0]
+        raise error
+
+    def _delivered(self, error: CheckpointError) -> None:
+        with self._lock:
+            if error in self._errors and not isinstance(error, Superseded):
+                self._errors.remove(error)
+
+    def _tell(
+        self,
+        kind: Kind,
+        path: str | None = None,
+        step: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        tell_event(self._on_event, LoopEvent(kind, self._report.run_name, path, step, detail))

@@ -1,0 +1,81 @@
+"""RunMonitor: asks a service, from time to time, whether it still has a run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+
+from everstep.client._errors import APIStatusError, TinkerError
+from everstep.client._futures import submit
+from everstep.client._session import Session
+from everstep.client.rest_client import RestClient
+from everstep.client.training_client import TrainingClient
+
+_log = logging.getLogger("everstep.client")
+_GONE = (404, 410)
+
+
+async def why_session_lost(session: Session) -> str | None:
+    """Why a session is no more; None: it is there."""
+    session_id = await session.id()
+    body = {"session_id": session_id, "type": "session_heartbeat"}
+    answer = await session.http.send("POST", "/session_heartbeat", json=body)
+    if answer.status_code in _GONE:
+        return f"session {session_id} is gone ({answer.status_code})"
+    return None
+
+
+async def why_lost(client: TrainingClient) -> str | None:
+    """Why a run is lost, as its service says; None: it isn't.
+
+    Raises:
+        TinkerError: the service can't say.
+    """
+    try:
+        run = await RestClient(client.holder.connection).get_training_run(client.model_id)
+    except APIStatusError as error:
+        if error.status_code not in _GONE:
+            raise
+        return f"run {client.model_id} is gone ({error.status_code})"
+    if run.corrupted:
+        return f"run {client.model_id} is corrupted"
+    return await why_session_lost(client.holder)
+
+
+class RunMonitor:
+    """Watches one run in the background.
+
+    Args:
+        client: of the run; when it is rebound, the new run is watched.
+        seconds: between two looks.
+
+    Attributes:
+        lost: why the run is lost; None: it isn't, as far as is known.
+    """
+
+    def __init__(self, client: TrainingClient, seconds: float) -> None:
+        self.lost: str | None = None
+        self._client = client
+        self._seconds = seconds
+        self._watching: concurrent.futures.Future[None] | None = None
+
+    def start(self) -> None:
+        """Begin to watch, or to watch again after a loss."""
+        self.stop()
+        self.lost = None
+        self._watching = submit(self._watch())
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    async def _watch(self) -> None:
+        while self.lost is None:
+            await asyncio.sleep(self._seconds)
+            try:
+                self.lost = await why_lost(self._client)
+            except TinkerError as error:  # a service that doesn't answer has not lost the run
+                _log.debug("%s could not be looked at: %s", self._client.model_id, error)
