@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import everstep
 from tests.conftest import Service
+from tests.faults.keeper import Keeper
 from tests.promises.test_exactness import hashes
-from tests.scenario import connect
+from tests.scenario import MODEL, connect, train
 
 pytestmark = pytest.mark.slow
 STEPS = 9
@@ -74,3 +79,58 @@ def _saved_steps(service: Service, run_name: str) -> list[int]:
         found = client.create_rest_client().list_user_checkpoints(1000).result().checkpoints
     names = [c.checkpoint_id for c in found if c.checkpoint_id.startswith(f"weights/{run_name}.")]
     return sorted(int(re.search(r"\.s(\d+)\.", name)[1]) for name in names)
+
+
+@pytest.mark.parametrize("loss", ["corrupted", "session finished"])
+def test_p1_a_run_that_its_service_lost_is_recovered_to_the_same_bits(
+    tmp_path: Path, loss: str
+) -> None:
+    with Keeper(tmp_path / "home") as keeper:
+        keeper.wait_ready()
+        service = connect(everstep, keeper.url)
+        ends = []
+        for name, lose_at in (("twin", None), ("lost", 5)):
+            resumed = everstep.resume_or_create(service, name, MODEL, rank=4, seed=3).result()
+            saves = everstep.Checkpointer(resumed, everstep.CheckpointPolicy(every_steps=2))
+            recovery = everstep.Recovery(service, resumed, saves)
+            pending = [lose_at]
+
+            def loop(
+                state: everstep.LoopState,
+                client: everstep.TrainingClient = resumed.client,
+                saves: everstep.Checkpointer = saves,
+                pending: list[int | None] = pending,
+            ) -> str:
+                for step in range(state.step, 7):
+                    if step == pending[0]:
+                        pending.clear()
+                        pending.append(None)
+                        _lose(keeper, client, loss)
+                    train(everstep, client, 1, shift=step)
+                    saves.step(everstep.LoopState(step + 1))
+                    saves.flush().result()
+                return saves.finish(everstep.LoopState(7)).result().path
+
+            ends.append(hashes(keeper.home, recovery.run(loop)))
+        assert recovery.state.step == 4 and resumed.client.model_id != "lost"
+        assert ends[0] == ends[1]
+
+
+def _lose(keeper: Keeper, client: everstep.TrainingClient, loss: str) -> None:
+    """Have the service lose a run, as if its disk had been damaged or an operator had ended it."""
+    if loss == "session finished":
+        session = client.model_id.split(":")[0]
+        body = {"reason": {"type": "interrupted"}}
+        url = f"{keeper.url}/api/v1/sessions/{session}/finish"
+        assert httpx.post(url, json=body, headers={"X-API-Key": "tml-test"}).status_code == 200
+        return
+    keeper.pause()
+    with contextlib.closing(sqlite3.connect(keeper.home / "ledger.sqlite")) as ledger:
+        changed = ledger.execute(
+            "UPDATE runs SET status = 'corrupted', fault = 'a test lost it' WHERE run_id = ?",
+            (client.model_id,),
+        )
+        assert changed.rowcount == 1
+        ledger.commit()
+    keeper.resume()
+    keeper.wait_ready()

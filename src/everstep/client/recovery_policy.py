@@ -18,6 +18,9 @@ from everstep.client.checkpoint_policy import best_first
 from everstep.client.loop_errors import CheckpointFailed, CheckpointNotConfirmed, RunLost
 from everstep.wire.errors import ErrorCategory
 
+_TELLS_LITTLE = (400, 404, 409)
+"""Statuses of a wrong request, and of a right one whose run or session is no more."""
+
 
 class Verdict(Enum):
     """What a failure says of its run."""
@@ -100,7 +103,7 @@ def judge(error: BaseException) -> Verdict:
         case APIStatusError(status_code=status):
             if status == 410 or status >= 500:
                 return Verdict.LOST
-            return Verdict.DOUBTFUL if status == 404 else Verdict.PERMANENT
+            return Verdict.DOUBTFUL if status in _TELLS_LITTLE else Verdict.PERMANENT
         case RequestFailedError(category=ErrorCategory.USER):
             return Verdict.DOUBTFUL  # services differ in how they tell of a lost run
         case RequestFailedError():

@@ -1,0 +1,305 @@
+"""Recovery: a run that its service has lost comes back, under the variable that the user holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import everstep
+from everstep import Checkpointer, CheckpointPolicy, LoopState, Recovery, RecoveryPolicy
+from everstep.client._catalogue import Place, SavedCheckpoint
+from everstep.client.loop_events import LoopEvent
+from everstep.client.recovery_policy import Verdict, judge
+from everstep.wire.errors import ErrorCategory
+from tests.client.conftest import Clock
+from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Refused, failed
+from tests.client.keeping_service import KeepingService
+
+
+@pytest.fixture
+def fake() -> Iterator[KeepingService]:
+    with KeepingService() as service:
+        yield service
+
+
+class Loop:
+    """A loop that saves every second step, and to which things happen.
+
+    Attributes:
+        happens: what happens before a step, once.
+        seen: the steps that were made.
+        begun: the states from which it began.
+    """
+
+    def __init__(self, client: Any, policy: RecoveryPolicy | None = None, **more: Any) -> None:
+        begun = everstep.resume_or_create(client, "sft", MODEL, rank=4, seed=1)
+        resumed = begun.result(GIVE_UP_SECONDS)
+        self.client = resumed.client
+        self.events: list[LoopEvent] = []
+        self.saves = Checkpointer(resumed, CheckpointPolicy(every_steps=2))
+        policy = policy or RecoveryPolicy(watch_seconds=None)
+        self.recovery = Recovery(client, resumed, self.saves, policy, self.events.append, **more)
+        self.happens: dict[int, Any] = {}
+        self.losses = [0.0] * 6
+        self.seen: list[int] = []
+        self.begun: list[int] = []
+
+    def __call__(self, state: LoopState) -> str:
+        self.begun.append(state.step)
+        for step in range(state.step, 6):
+            if step in self.happens:
+                self.happens.pop(step)()
+            self.client.optim_step(everstep.AdamParams()).result(GIVE_UP_SECONDS)
+            self.seen.append(step)
+            self.saves.step(LoopState(step + 1), {"loss": self.losses[step]})
+            self.saves.flush().result(GIVE_UP_SECONDS)
+        return "done"
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+
+def test_a_loop_to_which_nothing_happens(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    assert loop.recovery.run(loop) == "done"
+    assert loop.begun == [0] and loop.events == []
+
+
+@pytest.mark.parametrize("loss", ["run gone", "session gone", "corrupted", "worker lost"])
+def test_a_lost_run_comes_back_in_place(fake: KeepingService, client: Any, loss: str) -> None:
+    loop = Loop(client)
+    mine, first = loop.client, loop.client.model_id
+
+    def lose() -> None:
+        if loss == "run gone":
+            fake.gone.add(first)
+        elif loss == "session gone":
+            fake.gone |= {"session-0", first}
+        else:
+            category = "user" if loss == "corrupted" else "server"
+            if loss == "corrupted":
+                fake.corrupted.add(first)
+            fake.script("/retrieve_future", failed("it is lost", category))
+
+    loop.happens = {3: lose}
+    assert loop.recovery.run(loop) == "done"
+    assert loop.begun == [0, 2] and loop.seen == [0, 1, 2, 2, 3, 4, 5]
+    assert loop.client is mine and mine.model_id != first
+    assert mine.model_id.startswith("session-1:" if loss == "session gone" else "session-0:")
+    assert loop.kinds() == ["lost", "attempt", "resumed", "recovered"]
+    loaded = fake.to("/load_weights")[-1].body
+    assert loaded["optimizer"] and loaded["path"].split(".s")[1].startswith("2.")
+    generations = [name.split(".")[1] for name in fake.names()]
+    assert generations == ["0000", "0001", "0001"]
+
+
+def test_a_run_without_checkpoints_is_begun_again(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    first = loop.client.model_id
+    loop.happens = {1: lambda: fake.gone.add(first)}
+    loop.recovery.run(loop)
+    assert loop.begun == [0, 0]
+    rank = [request.body["lora_config"] for request in fake.to("/create_model")]
+    assert rank[0] == rank[1]
+
+
+def test_the_best_is_gone_on_from_where_that_is_wanted(fake: KeepingService, client: Any) -> None:
+    policy = RecoveryPolicy(strategy="best", metric="loss", watch_seconds=None)
+    loop = Loop(client, policy)
+    loop.losses = [9.0, 1.0, 9.0, 2.0, 9.0, 9.0]
+    loop.happens = {5: lambda: fake.gone.add("session-0:train:0")}
+    loop.recovery.run(loop)
+    assert loop.begun == [0, 2]
+
+
+def test_samplers_made_from_the_run_follow(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    saved = loop.client.save_weights_and_get_sampling_client().result(GIVE_UP_SECONDS)
+    path = "tinker://session-0:train:0/weights/x"
+    named = loop.client.create_sampling_client(path).result(GIVE_UP_SECONDS)
+    before = {saved.sampling_session_id, named.sampling_session_id}
+    loop.happens = {3: lambda: fake.gone.update({"session-0", "session-0:train:0"})}
+    loop.recovery.run(loop)
+    for sampler in (saved, named):
+        assert sampler.sampling_session_id not in before
+        assert sampler.sampling_session_id.startswith("session-1:sample:")
+        prompt = everstep.ModelInput.from_ints([1, 2])
+        sampler.sample(prompt, 1, everstep.SamplingParams()).result(GIVE_UP_SECONDS)
+    assert fake.to("/create_sampling_session")[-1].body["model_path"] == path
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        everstep.BadRequestError("no", 400),
+        everstep.AuthenticationError("no", 401),
+        everstep.RequestFailedError("checkpoint does not exist", "r", ErrorCategory.USER),
+        everstep.NotFoundError("no such checkpoint", 404),
+        everstep.Superseded("another"),
+        everstep.LoopStateLost("dropped"),
+    ],
+)
+def test_what_would_fail_again_is_not_tried_again(
+    fake: KeepingService, client: Any, error: Exception
+) -> None:
+    loop = Loop(client)
+
+    def fail() -> None:
+        raise error
+
+    loop.happens = {3: fail}
+    with pytest.raises(type(error)) as caught:
+        loop.recovery.run(loop)
+    assert caught.value is error
+    assert loop.events == [] and fake.to("/load_weights") == []
+
+
+def test_a_save_that_failed_with_its_run_is_a_loss(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    gone = Refused(410, consumes=True)
+    loop.happens = {3: lambda: fake.script("/save_weights", gone)}
+    loop.recovery.run(loop)
+    assert loop.begun == [0, 2]
+
+
+def test_it_waits_longer_and_longer_and_gives_up(
+    fake: KeepingService, client: Any, clock: Clock
+) -> None:
+    policy = RecoveryPolicy(attempts=4, first_delay=3.0, longest_delay=5.0, watch_seconds=None)
+    loop = Loop(client, policy)
+
+    def lose() -> None:
+        fake.gone.add("session-0:train:0")
+        fake.script("/load_weights", *[Refused(500, headers={"x-should-retry": "false"})] * 9)
+
+    loop.happens = {3: lose}
+    clock.waits.clear()
+    with pytest.raises(everstep.RecoveryFailed, match="in 4 attempts"):
+        loop.recovery.run(loop)
+    assert [wait for wait in clock.waits if wait] == [3.0, 5.0, 5.0]
+    assert loop.kinds() == ["lost", *["attempt"] * 4, "gave_up"]
+
+
+def test_it_gives_up_after_so_much_time(fake: KeepingService, client: Any) -> None:
+    policy = RecoveryPolicy(attempts=100, seconds=20, first_delay=8.0, watch_seconds=None)
+    loop = Loop(client, policy)
+
+    def lose() -> None:
+        fake.gone.add("session-0:train:0")
+        fake.script("/load_weights", *[Refused(500, headers={"x-should-retry": "false"})] * 9)
+
+    loop.happens = {3: lose}
+    with pytest.raises(everstep.RecoveryFailed, match="in 3 attempts and 24 s"):
+        loop.recovery.run(loop)
+
+
+def test_a_step_that_always_loses_its_run_is_given_up(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client, RecoveryPolicy(attempts=3, watch_seconds=None))
+
+    def lose() -> None:
+        loop.happens[3] = lose
+        fake.gone.add(loop.client.model_id)
+
+    loop.happens = {3: lose}
+    with pytest.raises(everstep.RecoveryFailed):
+        loop.recovery.run(loop)
+    assert loop.begun == [0, 2, 2, 2]
+
+
+def test_one_that_comes_further_each_time_is_not_given_up(
+    fake: KeepingService, client: Any
+) -> None:
+    loop = Loop(client, RecoveryPolicy(attempts=1, watch_seconds=None))
+
+    def lose() -> None:
+        fake.gone.add(loop.client.model_id)
+
+    loop.happens = {3: lose, 5: lose}
+    loop.recovery.run(loop)
+    assert loop.begun == [0, 2, 4]
+
+
+def test_in_a_coroutine(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    loop.happens = {3: lambda: fake.gone.add("session-0:train:0")}
+
+    async def body(state: LoopState) -> str:
+        return await asyncio.to_thread(loop, state)
+
+    assert asyncio.run(loop.recovery.run_async(body)) == "done"
+    assert loop.begun == [0, 2]
+
+
+def test_a_loss_is_seen_while_nothing_fails(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client, RecoveryPolicy(watch_seconds=0.001))
+    loop.recovery.check()
+    fake.corrupted.add("session-0:train:0")
+    with loop.recovery as recovery:
+        assert recovery._monitor is not None and recovery._monitor._watching is not None
+        recovery._monitor._watching.result(GIVE_UP_SECONDS)
+        with pytest.raises(everstep.RunLost, match="is corrupted") as caught:
+            recovery.check()
+        recovery.recover(caught.value).result(GIVE_UP_SECONDS)
+        recovery.check()
+    assert loop.client.model_id == "session-0:train:1"
+
+
+VERDICTS = [
+    (everstep.RunLost("x"), Verdict.LOST),
+    (everstep.APIConnectionError("x"), Verdict.LOST),
+    (everstep.InternalServerError("x", 503), Verdict.LOST),
+    (everstep.APIStatusError("x", 410), Verdict.LOST),
+    (everstep.RequestFailedError("x", "r", ErrorCategory.SERVER), Verdict.LOST),
+    (everstep.RequestFailedError("x", "r", ErrorCategory.UNKNOWN), Verdict.LOST),
+    (everstep.RequestFailedError("x", "r", ErrorCategory.USER), Verdict.DOUBTFUL),
+    (everstep.NotFoundError("x", 404), Verdict.DOUBTFUL),
+    (everstep.BadRequestError("x", 400), Verdict.DOUBTFUL),
+    (everstep.CheckpointNotConfirmed("x"), Verdict.DOUBTFUL),
+    (everstep.PermissionDeniedError("x", 403), Verdict.PERMANENT),
+    (everstep.UnprocessableEntityError("x", 422), Verdict.PERMANENT),
+    (everstep.LocalServiceError("x"), Verdict.PERMANENT),
+    (everstep.CheckpointsUnusable("x"), Verdict.PERMANENT),
+    (KeyError("x"), Verdict.PERMANENT),
+]
+
+
+@pytest.mark.parametrize(("error", "verdict"), VERDICTS)
+def test_what_failures_mean(error: Exception, verdict: Verdict) -> None:
+    assert judge(error) is verdict
+    wrapped = everstep.CheckpointFailed("a save failed")
+    wrapped.__cause__ = error
+    assert judge(wrapped) is verdict
+
+
+def test_candidates_are_all_checkpoints_best_first() -> None:
+    losses = [3.0, 1.0, None, float("nan"), 1.0]
+    saved = [
+        SavedCheckpoint(str(i), Place(0, i, "t"), LoopState(i), {} if v is None else {"loss": v})
+        for i, v in enumerate(losses)
+    ]
+
+    def order(**policy: Any) -> list[str]:
+        return [each.path for each in RecoveryPolicy(**policy).candidates(saved)]
+
+    assert order() == ["4", "3", "2", "1", "0"]
+    assert order(strategy="best", metric="loss") == ["4", "1", "0", "3", "2"]
+    assert order(strategy="best", metric="loss", mode="max") == ["0", "4", "1", "3", "2"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "first"},
+        {"strategy": "best"},
+        {"attempts": 0},
+        {"seconds": 0},
+        {"watch_seconds": 0},
+    ],
+)
+def test_a_policy_out_of_bounds_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        RecoveryPolicy(**fields)
