@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import monotonic
 
 _log = logging.getLogger("everstep.client")
 
@@ -21,6 +23,10 @@ class RequestEvent:
         duration_s: seconds from the call to the result.
         outcome: ``succeeded`` or ``failed``.
         error: why it failed.
+        queue_s: seconds until it was sent: until its turn came, and there was room for it.
+        accepted_s: seconds until the service had accepted all of it; None: it never did.
+        retries: how often a part of it was sent again.
+        polls: how often its result was asked for.
     """
 
     request_type: str
@@ -30,9 +36,41 @@ class RequestEvent:
     duration_s: float
     outcome: str
     error: str | None = None
+    queue_s: float = 0.0
+    accepted_s: float | None = None
+    retries: int = 0
+    polls: int = 0
 
+
+@dataclass
+class Progress:
+    """An operation under way. Shared by all tasks that work for it."""
+
+    begin: float = field(default_factory=monotonic)
+    queue_s: float | None = None
+    accepted_s: float | None = None
+    retries: int = 0
+    polls: int = 0
+
+    def sent(self) -> None:
+        """A part of it is being sent; the first one ends its queueing."""
+        if self.queue_s is None:
+            self.queue_s = monotonic() - self.begin
+
+    def accepted(self) -> None:
+        """A part of it was accepted; the last one counts."""
+        self.accepted_s = monotonic() - self.begin
+
+
+progress: ContextVar[Progress] = ContextVar("everstep_progress")
+"""Of the operation for which the current task works; tasks that it starts inherit it."""
 
 Hook = Callable[[RequestEvent], None]
+
+
+def current() -> Progress:
+    """The progress of the operation for which the current task works."""
+    return progress.get(None) or Progress()
 
 
 def tell(hooks: Sequence[Hook], event: RequestEvent) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from everstep.client import _hooks, _tracing
 from everstep.client._errors import (
     APIConnectionError,
     APIResponseValidationError,
@@ -132,7 +133,7 @@ class Http:
                 f"{self.base_url}/api/v1{path}",
                 json=json,
                 content=content,
-                headers=headers,
+                headers=_tracing.headers(headers),
                 params=params,
                 timeout=timeout,
             )
@@ -187,6 +188,7 @@ class Http:
                     raise status_error(status, body_of(response))
                 delay = _asked_delay(response) or delay
             attempt += 1
+            _hooks.current().retries += 1
             await self.wait(delay)
 
     async def call(self, method: str, path: str, answer: type[Answer], **arguments: Any) -> Answer:

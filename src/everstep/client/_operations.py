@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from everstep.client import _hooks, _tracing
 from everstep.client._hooks import RequestEvent, tell
 from everstep.client._http import read
 from everstep.client._polling import Asked, retrieve
@@ -101,9 +102,12 @@ async def submit(
     hand_back: Container[int] = (),
 ) -> UntypedAPIFuture:
     """Send an operation until it is accepted or refused; see `Http.request`."""
-    return await session.http.call(
+    _hooks.current().sent()
+    future = await session.http.call(
         "POST", path, UntypedAPIFuture, content=content, headers=headers, hand_back=hand_back
     )
+    _hooks.current().accepted()
+    return future
 
 
 async def in_turn(turns: Turns, first: int, count: int, send: Callable[[], Awaitable[T]]) -> T:
@@ -195,7 +199,7 @@ async def told(
 ) -> T:
     """Await an operation; tell the hooks what came of it, and telemetry of its failure."""
     try:
-        if session.hooks:
+        if session.hooks or _tracing.on():
             return await _told_to_hooks(session, request_type, run_id, seq_id, work)
         return await work
     except Exception as error:
@@ -211,26 +215,33 @@ async def _told_to_hooks(
     seq_id: int,
     work: Coroutine[Any, Any, T],
 ) -> T:
-    begin = time.monotonic()
+    under_way = _hooks.Progress()
+    _hooks.progress.set(under_way)
     error: BaseException | None = None
     session_id = ""
-    try:
-        session_id = await _opened(session, work)
-        return await work
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        event = RequestEvent(
-            request_type=request_type,
-            session_id=session_id,
-            run_id=run_id,
-            seq_id=seq_id,
-            duration_s=time.monotonic() - begin,
-            outcome="succeeded" if error is None else "failed",
-            error=None if error is None else str(error) or type(error).__name__,
-        )
-        tell(session.hooks, event)
+    with _tracing.span(request_type) as span:
+        try:
+            session_id = await _opened(session, work)
+            return await work
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            event = RequestEvent(
+                request_type=request_type,
+                session_id=session_id,
+                run_id=run_id,
+                seq_id=seq_id,
+                duration_s=time.monotonic() - under_way.begin,
+                outcome="succeeded" if error is None else "failed",
+                error=None if error is None else str(error) or type(error).__name__,
+                queue_s=under_way.queue_s or 0.0,
+                accepted_s=under_way.accepted_s,
+                retries=under_way.retries,
+                polls=under_way.polls,
+            )
+            _tracing.describe(span, event)
+            tell(session.hooks, event)
 
 
 async def _opened(session: Session, work: Coroutine[Any, Any, T]) -> str:

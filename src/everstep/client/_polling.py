@@ -15,6 +15,7 @@ from everstep.client._errors import (
     RequestFailedError,
     status_error,
 )
+from everstep.client._hooks import current
 from everstep.client._http import UNPAID, body_of
 from everstep.client._queue import QueueObserver, QueueState, tell_queue
 from everstep.client._session import Connection
@@ -115,6 +116,7 @@ class _Poll(Generic[T]):
             return None
         finally:
             self._iteration += 1
+            current().polls += 1
         if response.status_code == 200:
             return self._answer(response)
         await self._refused(response)
