@@ -47,7 +47,9 @@ if TYPE_CHECKING:
         BackcompatSamplingClientFuture,
         BackcompatTrainingClientFuture,
     )
+    from everstep.client._group_names import GroupCheckpoint
     from everstep.client._http import RequestOptions, Timeout
+    from everstep.client.checkpoint_group import CheckpointGroup, RestoredGroup
     from everstep.client.checkpoint_policy import CheckpointPolicy
     from everstep.client.checkpointer import Checkpointer, SaveFuture
     from everstep.client.loop_errors import (
@@ -164,6 +166,9 @@ _TYPES = (
     "TrainingRun",
 )
 _LOOPS = {
+    "GroupCheckpoint": "everstep.client._group_names",
+    "RestoredGroup": "everstep.client.checkpoint_group",
+    "CheckpointGroup": "everstep.client.checkpoint_group",
     "CheckpointError": "everstep.client.loop_errors",
     "CheckpointFailed": "everstep.client.loop_errors",
     "CheckpointNotConfirmed": "everstep.client.loop_errors",
@@ -216,6 +221,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointFailed",
+    "CheckpointGroup",
     "CheckpointNotConfirmed",
     "CheckpointPolicy",
     "CheckpointType",
@@ -229,6 +235,7 @@ __all__ = [
     "EncodedTextChunk",
     "ExperimentalWarning",
     "ForwardBackwardOutput",
+    "GroupCheckpoint",
     "GroupError",
     "InternalServerError",
     "LocalServiceError",
@@ -257,6 +264,7 @@ __all__ = [
     "RequestFailedError",
     "RequestOptions",
     "RestClient",
+    "RestoredGroup",
     "ResumeReport",
     "Resumed",
     "RunLost",

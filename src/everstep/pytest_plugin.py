@@ -104,8 +104,8 @@ def everstep_new_run(
     """Makes training clients: ``everstep_new_run(rank=4, seed=1)``."""
 
     def new_run(**arguments: Any) -> TrainingClient:
-        arguments = {"base_model": everstep_service.base_model, "rank": 8, "seed": 0} | arguments
-        return everstep_client.create_lora_training_client(**arguments).result()
+        own: dict[str, Any] = {"base_model": everstep_service.base_model, "rank": 8, "seed": 0}
+        return everstep_client.create_lora_training_client(**(own | arguments)).result()
 
     return new_run
 
