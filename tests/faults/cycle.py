@@ -24,9 +24,10 @@ class Looper:
         self.run = self.service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
         self.rest = self.service.create_rest_client()
         self.rounds = 0
+        self.copies: list[str] = []
 
     def round(self) -> list[Any]:
-        """Train, save, sample, load, delete; returns every number that was seen."""
+        """Train, save, sample, load, publish, copy, delete; returns every number that was seen."""
         sdk, run, number = self.sdk, self.run, self.rounds
         self.rounds += 1
         seen: list[Any] = []
@@ -48,10 +49,21 @@ class Looper:
         seen.append(_numbers(pending.result()))
         run.load_state_with_optimizer(path).result()
         seen += [_numbers(future.result()) for future in self._step(number * 3 + 2)[:1]]
-        if number > 0:
-            name = f"{run.model_id}/weights/s{number - 1}"
-            self.rest.delete_checkpoint_from_tinker_path(f"tinker://{name}").result()
+        self._look_after(path, number)
         return seen
+
+    def _look_after(self, path: str, number: int) -> None:
+        """Publish, copy and limit the newest checkpoint; delete the one before it."""
+        self.rest.publish_checkpoint_from_tinker_path(path).result()
+        ttl = 3600 * (number + 1)
+        self.rest.set_checkpoint_ttl_from_tinker_path(path, ttl).result()
+        self.copies.append(self.rest.copy_weights(path, "copies").result())
+        told = {each.tinker_path: each for each in self.checkpoints()}[path]
+        assert told.public
+        assert told.expires_at is not None
+        if number > 0:
+            name = f"{self.run.model_id}/weights/s{number - 1}"
+            self.rest.delete_checkpoint_from_tinker_path(f"tinker://{name}").result()
 
     def _with_own_loss(self, number: int) -> Any:
         """A pass with a loss that the service evaluates; its gradients wait for the next step."""
@@ -68,9 +80,19 @@ class Looper:
         return _numbers(output), output.metrics["custom/weights:mean"]
 
     def listed(self) -> list[str]:
-        """The paths of the run's checkpoints."""
-        found = self.rest.list_checkpoints(self.run.model_id).result()
-        return [checkpoint.tinker_path for checkpoint in found.checkpoints]
+        """The paths of the run's checkpoints, and of the copies that were made of them."""
+        copied = [
+            checkpoint.tinker_path
+            for path in self.copies
+            for checkpoint in self.checkpoints(path.split("/")[2])
+        ]
+        assert copied == self.copies, "each is there, once"
+        return [checkpoint.tinker_path for checkpoint in self.checkpoints()] + copied
+
+    def checkpoints(self, run_id: str | None = None) -> list[Any]:
+        """The checkpoints of a run; None: of this one."""
+        found = self.rest.list_checkpoints(run_id or self.run.model_id).result()
+        return list(found.checkpoints)
 
     def close(self) -> None:
         """End the session."""

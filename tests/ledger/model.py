@@ -130,3 +130,9 @@ class Model:
         """All checkpoints as clients see them, newest first."""
         mine = [c for c in self.live(now) if c.listed]
         return sorted(mine, key=lambda c: c.created_at, reverse=True)
+
+    def unlisted_of_ended_sessions(self) -> list[Checkpoint]:
+        """The unnamed sampler saves that no client can come back to."""
+        open_sessions = {name for name, each in self.sessions.items() if each.finished is None}
+        live = {run.run_id for run in self.runs.values() if run.session_id in open_sessions}
+        return [c for c in self.checkpoints.values() if not c.listed and c.run_id not in live]

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 import typer
 
+from everstep.cli import running
 from everstep.engine.pico import PICO_NAME
 
 
@@ -30,19 +31,26 @@ def serve(
         chosen = Settings.parse(settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    home = home.expanduser().resolve()
     try:
         run(
-            home.expanduser().resolve(),
+            home,
             host,
             port,
             parse_models(models),
-            lambda address: print(f"everstep: ready at {address}", flush=True),
+            lambda address: _tell(home, address),
             settings=chosen,
             until_stdin_closes=until_stdin_closes,
         )
     except (PortTaken, LedgerError, OperationFailed, OSError) as error:
         print(f"everstep: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+    running.retire(home)
+
+
+def _tell(home: Path, address: str) -> None:
+    running.announce(home, address)
+    print(f"everstep: ready at {address}", flush=True)
 
 
 def parse_models(specs: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import typer
@@ -58,7 +59,10 @@ def gc(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Free the disk of expired checkpoints, and of files that no checkpoint names."""
+    """Free the disk of expired checkpoints, and of files that no checkpoint names.
+
+    Works beside a running service, which then does it itself.
+    """
     with told():
         from everstep.cli import vault_work
 
@@ -76,6 +80,9 @@ def prune(
     mode: Annotated[
         Literal["min", "max"], typer.Option(help="Whether the smallest or the largest is best.")
     ] = "min",
+    ttl: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Keep what is younger as well.")
+    ] = None,
     home: Home = DEFAULT_HOME,
     dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
@@ -83,7 +90,8 @@ def prune(
 ) -> None:
     """Delete a run's checkpoints but the last and the best.
 
-    Training and sampler checkpoints count apart; of each, one that verifies always stays.
+    Training and sampler checkpoints count apart; of each, one that verifies always stays. Works
+    beside a running service, which then deletes them itself.
     """
     with told():
         from everstep.cli import vault_prune
@@ -91,7 +99,8 @@ def prune(
         from everstep.vault.retention import Policy
 
         try:
-            policy = Policy(keep_last, keep_best, metric, mode)
+            age = timedelta(seconds=ttl) if ttl is not None else None
+            policy = Policy(keep_last, keep_best, metric, mode, age)
         except ValueError as error:
             raise Refused(str(error)) from error
         vault_prune.prune(existing_home(home), run, policy, dry_run, yes, as_json)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
+from everstep.cli import running
 from everstep.cli import vault_tables as tables
 from everstep.cli.options import Refused
 from everstep.cli.vault_work import opened
-from everstep.ledger import Ledger
-from everstep.runtime import Settings
+from everstep.ledger import LedgerLocked
+from everstep.runtime import Settings, pruning
 from everstep.runtime.checkpoints import Checkpoints, path_of
-from everstep.vault import Manifest, Vault, VaultError
-from everstep.vault.inspection import blob_damage
-from everstep.vault.keys import blob_key
-from everstep.vault.retention import Policy, metric_of, to_delete
+from everstep.runtime.pruning import Pruning
+from everstep.vault import Manifest, Vault
+from everstep.vault.retention import Policy, metric_of
 from everstep.vault.room import readable
-from everstep.wire.paths import parse_path
+from everstep.wire.publication import DeleteCheckpointsResponse
+
+_AT_ONCE = 1000
 
 
 def prune(home: Path, run_id: str, policy: Policy, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete what a policy lets go, and print it.
 
     Args:
-        home: the home; without ``dry_run`` no service may have it.
+        home: the home; a service that has it deletes them itself.
         run_id: whose checkpoints.
         policy: what to keep.
         dry_run: only print.
@@ -36,58 +37,69 @@ def prune(home: Path, run_id: str, policy: Policy, dry_run: bool, yes: bool, as_
     Raises:
         Refused: there is no such run, or no one said yes.
     """
-    asyncio.run(_prune(home, run_id, policy, dry_run, yes, as_json))
+    if as_json and not (yes or dry_run):
+        raise Refused("--json asks no question: give --yes or --dry-run with it.")
+    try:
+        doomed = asyncio.run(_prune(home, run_id, policy, dry_run, yes, as_json))
+    except LedgerLocked:
+        doomed = asyncio.run(_plan_beside(home, run_id, policy, yes, as_json))
+    if doomed and not dry_run and not as_json:
+        tables.console().print("Deleted. 'everstep vault gc' frees their files.")
 
 
 async def _prune(
     home: Path, run_id: str, policy: Policy, dry_run: bool, yes: bool, as_json: bool
-) -> None:
-    if as_json and not (yes or dry_run):
-        raise Refused("--json asks no question: give --yes or --dry-run with it.")
+) -> list[Manifest]:
+    """Delete them oneself; returns which."""
     async with opened(home, read_only=dry_run) as ledger:
         vault = Vault(home / "vault", writer=False)
-        manifests = await _manifests(ledger, vault, run_id)
-        doomed = to_delete(
-            manifests, policy, now=datetime.now(UTC), good=lambda m: _is_good(vault, m)
+        found = await pruning.plan(ledger, vault, run_id, policy)
+        _show(found, policy, dry_run, as_json)
+        if not dry_run and _agreed(found, yes):
+            await pruning.delete(Checkpoints(ledger, vault, Settings()), found.doomed)
+        return found.doomed
+
+
+async def _plan_beside(
+    home: Path, run_id: str, policy: Policy, yes: bool, as_json: bool
+) -> list[Manifest]:
+    """Have the service delete them; returns which."""
+    async with opened(home, read_only=True) as ledger:
+        found = await pruning.plan(ledger, Vault(home / "vault", writer=False), run_id, policy)
+    _show(found, policy, False, as_json)
+    if _agreed(found, yes):
+        paths = [str(path_of(each.id)) for each in found.doomed]
+        for start in range(0, len(paths), _AT_ONCE):
+            body = {"tinker_paths": paths[start : start + _AT_ONCE]}
+            answer = running.ask(home, "everstep/checkpoints/delete", body)
+            results = DeleteCheckpointsResponse.model_validate(answer).results
+            failed = [f"{each.tinker_path}: {each.error}" for each in results if each.error]
+            if failed:
+                raise Refused("Not all were deleted: " + "; ".join(failed))
+    return found.doomed
+
+
+def _agreed(found: Pruning, yes: bool) -> bool:
+    """Whether there is something to delete; raises `Refused` unless that is agreed to."""
+    count = len(found.doomed)
+    if count and not yes and not typer.confirm(f"Delete these {count} checkpoints?"):
+        raise Refused("Nothing was deleted.")
+    return bool(count)
+
+
+def _show(found: Pruning, policy: Policy, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        tables.print_json(
+            {
+                "dry_run": dry_run,
+                "deleted": [path_of(each.id) for each in found.doomed],
+                "kept": [path_of(each.id) for each in found.kept],
+            }
         )
-        if as_json:
-            tables.print_json(
-                {
-                    "dry_run": dry_run,
-                    "deleted": [path_of(each.id) for each in doomed],
-                    "kept": [path_of(each.id) for each in manifests if each not in doomed],
-                }
-            )
-        else:
-            _print(doomed, len(manifests) - len(doomed), policy)
-        if dry_run or not doomed:
-            return
-        if not yes and not typer.confirm(f"Delete these {len(doomed)} checkpoints?"):
-            raise Refused("Nothing was deleted.")
-        checkpoints = Checkpoints(ledger, vault, Settings())
-        for each in doomed:
-            path = parse_path(str(path_of(each.id)))
-            await checkpoints.delete(path.run_id, path.checkpoint_id)
-    if not as_json:
-        tables.console().print("Deleted. 'everstep vault gc' frees their files.")
-
-
-async def _manifests(ledger: Ledger, vault: Vault, run_id: str) -> list[Manifest]:
-    """The run's listed checkpoints, oldest first."""
-    if await ledger.run(run_id) is None:
-        raise Refused(f"There is no run {run_id}.")
-    found = []
-    for row in await ledger.checkpoints(run_id):
-        try:
-            found.append(vault.manifest(row.kind, row.run_id, row.name))
-        except VaultError as error:
-            tables.console().print(f"Passed over: {error}")
-    return found
-
-
-def _is_good(vault: Vault, manifest: Manifest) -> bool:
-    keys = {blob_key(ref.blake3) for ref in manifest.files.values()}
-    return all(blob_damage(vault.storage, key) is None for key in keys)
+        return
+    for text in found.passed_over:
+        tables.console().print(f"Passed over: {text}")
+    _print(found.doomed, len(found.kept), policy)
 
 
 def _print(doomed: list[Manifest], kept: int, policy: Policy) -> None:

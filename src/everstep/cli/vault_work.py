@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from everstep.cli import running
 from everstep.cli import vault_tables as tables
 from everstep.cli.options import Refused
-from everstep.ledger import Ledger
+from everstep.ledger import Ledger, LedgerLocked
 from everstep.runtime import Settings
+from everstep.runtime.care import told_of
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.upkeep import Leftovers, Upkeep
-from everstep.vault import CheckpointId, FileRef, Note, Vault, VaultBusy
+from everstep.runtime.upkeep import Upkeep, without
+from everstep.vault import Note, Vault, VaultBusy
 from everstep.vault.inspection import put_away
 from everstep.vault.room import readable
 from everstep.vault.verify import Report
 from everstep.vault.verify import verify as verify_vault
+from everstep.wire.upkeep import CollectResponse
 
 
 @asynccontextmanager
@@ -105,7 +108,7 @@ def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
     """Collect what nobody needs any more, and print what that is.
 
     Args:
-        home: the home; without ``dry_run`` no service may have it.
+        home: the home; a service that has it does it itself.
         grace: what is younger than so many seconds stays.
         dry_run: only print.
         as_json: print JSON.
@@ -113,39 +116,39 @@ def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
     Raises:
         VaultBusy: a backup is being made.
     """
-    found, files = asyncio.run(_collect(home, grace, dry_run))
-    size = sum(ref.size for ref in files)
+    try:
+        done = asyncio.run(_collect(home, grace, dry_run))
+    except LedgerLocked:
+        asked = {"grace_seconds": grace, "dry_run": dry_run}
+        answer = running.ask(home, "everstep/vault/collect", asked)
+        done = CollectResponse.model_validate(answer)
     if as_json:
-        tables.print_json(
-            {
-                "dry_run": dry_run,
-                "expired": [each.path for each in found.expired],
-                "orphaned": [tables.called(each) for each in found.orphaned],
-                "files": [f"{ref.blake3}" for ref in files],
-                "bytes": size,
-            }
-        )
+        tables.print_json(done.model_dump())
         return
     out = tables.console()
-    rows = [(each.path, f"expired {each.expires_at:%Y-%m-%d %H:%M}") for each in found.expired]
-    rows += [(tables.called(each), "not in the index") for each in found.orphaned]
-    rows += [(ref.blake3, readable(ref.size)) for ref in files] if dry_run else []
+    rows = [(path, "of a session that ended") for path in done.ended]
+    rows += [(path, "expired") for path in done.expired]
+    rows += [(path, "not in the index") for path in done.orphaned]
+    rows += [(digest, "no checkpoint names it") for digest in done.files] if dry_run else []
     if rows:
         out.print(tables.lines("To be removed" if dry_run else "Removed", rows))
-    checkpoints = len(found.expired) + len(found.orphaned)
+    checkpoints = len(done.ended) + len(done.expired) + len(done.orphaned)
     verb = "would be removed" if dry_run else "removed"
-    out.print(f"{checkpoints} checkpoints and {len(files)} files {verb}: {readable(size)}.")
+    out.print(
+        f"{checkpoints} checkpoints and {len(done.files)} files {verb}: {readable(done.bytes)}."
+    )
 
 
-async def _collect(home: Path, grace: float, dry_run: bool) -> tuple[Leftovers, list[FileRef]]:
+async def _collect(home: Path, grace: float, dry_run: bool) -> CollectResponse:
     async with opened(home, read_only=dry_run) as ledger:
         vault = Vault(home / "vault", writer=not dry_run)
         upkeep = Upkeep(ledger, vault, Checkpoints(ledger, vault, Settings()), grace)
         found = await upkeep.leftovers()
         if dry_run:
-            gone = {CheckpointId(e.kind, e.run_id, e.name) for e in found.expired}
-            return found, vault.collect(grace, dry_run=True, without=gone | set(found.orphaned))
+            return told_of(
+                found, vault.collect(grace, dry_run=True, without=without(found)), dry_run
+            )
         if vault.is_held:
             raise VaultBusy(f"A backup of {home} is being made; collect when it is done.")
         await upkeep.remove(found)
-        return found, vault.collect(grace)
+        return told_of(found, vault.collect(grace), dry_run)

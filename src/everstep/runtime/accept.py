@@ -19,6 +19,7 @@ from everstep.engine.sample_validation import check_sample
 from everstep.engine.validation import CUSTOM, check_adapter, check_pass
 from everstep.ledger import Failure, Ledger, NewOperation, Operation, Run, Session
 from everstep.runtime import names
+from everstep.runtime.access import Access
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.custom_losses import with_program
 from everstep.runtime.errors import OperationFailed, Rejected
@@ -75,6 +76,7 @@ class Acceptance:
         checkpoints: where paths are looked up.
         models: returns what the worker serves.
         settings: limits.
+        access: says who may read which checkpoint.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Acceptance:
         checkpoints: Checkpoints,
         models: Callable[[], Mapping[str, ModelInfo]],
         settings: Settings,
+        access: Access,
     ) -> None:
+        self._access = access
         self._ledger = ledger
         self._checkpoints = checkpoints
         self._models = models
@@ -98,6 +102,7 @@ class Acceptance:
         """
         entry = await self._entry(request)
         await self._check_open(entry.operation)
+        await self._check_trainable(entry.operation.scope)
         if entry.run is not None or entry.operation.kind == names.SAMPLE:
             return entry
         run = await self._ledger.run(entry.operation.scope)
@@ -140,6 +145,7 @@ class Acceptance:
         failure = Failure(message, ErrorCategory.USER)
         operation = NewOperation(run.run_id, seq_id, kind, b"", failure, run.session_id)
         await self._check_open(operation)
+        await self._check_trainable(run.run_id)
         return Entry(operation)
 
     async def _check_open(self, operation: NewOperation) -> None:
@@ -149,6 +155,16 @@ class Acceptance:
             return
         if await self._ledger.operation_at(operation.scope, operation.seq_id) is None:
             raise _finished(session)
+
+    async def _check_trainable(self, scope: str) -> None:
+        """Raise `Rejected` (400) for a run that holds a copy."""
+        run = await self._ledger.run(scope)
+        if run is not None and run.status == "copy":
+            raise Rejected(
+                400,
+                f"Model {scope} holds a copy of a checkpoint and takes no operations. Create a "
+                "training client from the copy.",
+            )
 
     async def run(self, model_id: str | None) -> Run:
         """Return a run that exists; raises `Rejected` (404) otherwise."""
@@ -200,6 +216,7 @@ class Acceptance:
             run_id, 0, names.CREATE_FROM_STATE, payload_json(payload), None, session_id
         )
         try:
+            await self._access.check(request.path, request.weights_access_token)
             checkpoint = await self._checkpoints.loadable(request.path, optimizer=request.optimizer)
             self.model(checkpoint.base_model)
             if request.base_model not in (None, checkpoint.base_model):
@@ -324,6 +341,7 @@ class Acceptance:
             return Entry(failed, rejected=Rejected(400, text))
         try:
             parse_path(request.path)
+            await self._access.check(request.path, request.weights_access_token)
         except _USER_ERRORS as error:
             operation = replace(operation, failure=_failure(error))
         return Entry(operation)

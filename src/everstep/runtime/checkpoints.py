@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from everstep.failpoints import Failpoint
 from everstep.ledger import Checkpoint, Ledger
+from everstep.runtime.access import event
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.settings import Settings
 from everstep.vault import CheckpointId, CheckpointQuarantined, Vault, VaultError
@@ -90,23 +91,31 @@ class Checkpoints:
         Raises:
             Rejected: the id is malformed (400) or unknown (404).
         """
-        segment, _, name = checkpoint_id.partition("/")
-        try:
-            path = TinkerPath(run_id, CheckpointKind.from_segment(segment), validate_name(name))
-            parse_path(str(path))
-        except WireError as error:
-            raise Rejected(400, str(error)) from error
+        path = requested_path(run_id, checkpoint_id)
         async with self.lock(str(path)):  # a save under this name is recorded, or not yet begun
             if not await self.remove(path) and not await self._ledger.was_deleted(str(path)):
                 raise Rejected(404, f"Checkpoint {path} does not exist.")
 
-    async def remove(self, path: TinkerPath) -> bool:
-        """Delete what lies under a path whose `lock` is held; returns whether it was listed."""
-        if not await self._ledger.delete_checkpoint(str(path)):
+    async def remove(self, path: TinkerPath, why: str = "delete") -> bool:
+        """Delete what lies under a path whose `lock` is held; returns whether it was indexed.
+
+        Args:
+            path: of the checkpoint.
+            why: ``delete``, ``expire``, or ``end`` with its session; for the audit log.
+        """
+        if not await self._ledger.delete_checkpoint(str(path), event(why, str(path))):
             return False
         _UNLISTED()
         await asyncio.to_thread(self._vault.delete, str(path.kind), path.run_id, path.name)
         return True
+
+    async def remove_ended(self) -> int:
+        """Delete the unnamed sampler saves of sessions that ended; returns how many."""
+        ended = await self._ledger.directory.ended()
+        for row in ended:
+            async with self.lock(row.path):
+                await self.remove(parse_path(row.path), "end")
+        return len(ended)
 
     async def follow_quarantine(self) -> int:
         """Bring the index in line with the vault: what is quarantined, and what was healed.
@@ -144,6 +153,16 @@ class Checkpoints:
             )
 
 
+def requested_path(run_id: str, checkpoint_id: str) -> TinkerPath:
+    """The path of a run's ``<segment>/<name>``; raises `Rejected` (400) for a malformed one."""
+    segment, _, name = checkpoint_id.partition("/")
+    try:
+        path = TinkerPath(run_id, CheckpointKind.from_segment(segment), validate_name(name))
+        return parse_path(str(path))
+    except WireError as error:
+        raise Rejected(400, str(error)) from error
+
+
 def path_of(checkpoint: CheckpointId) -> str | None:
     """What clients call a checkpoint; None for a snapshot, which they don't see."""
     if checkpoint.kind not in (CheckpointKind.TRAINING, CheckpointKind.SAMPLER):
@@ -174,6 +193,7 @@ def draft(checkpoint: Checkpoint, **fields: Any) -> dict[str, Any]:
         "lora": checkpoint.lora,
         "optimizer": checkpoint.optimizer,
         "user_metadata": checkpoint.user_metadata,
+        "listed": checkpoint.listed,
         "expires_at": checkpoint.expires_at.isoformat() if checkpoint.expires_at else None,
         **fields,
     }

@@ -215,7 +215,7 @@ class Commands:
     def _collect(self, message: Message) -> None:
         def collect() -> dict[str, Any]:
             removed = self._vault.collect(message.header["grace_seconds"])
-            return {"removed": len(removed), "bytes": sum(ref.size for ref in removed)}
+            return {"files": [[ref.blake3, ref.size] for ref in removed]}
 
         self._write(message.header["id"], collect)
 

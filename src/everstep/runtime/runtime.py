@@ -15,21 +15,29 @@ from everstep.failpoints import Failpoint
 from everstep.ledger import Ledger, LedgerDamaged, NewOperation, Operation, SequenceConflict
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
+from everstep.runtime.access import Access
+from everstep.runtime.administration import Administration
+from everstep.runtime.care import Care
 from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
 from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
+from everstep.runtime.lifetimes import Lifetimes
+from everstep.runtime.links import Links
 from everstep.runtime.recovery import Recovery
 from everstep.runtime.residency import Residency
 from everstep.runtime.run_actor import RunActor
 from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.sampling import Sampling
+from everstep.runtime.session_views import SessionViews
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
 from everstep.runtime.snapshots import Snapshots
 from everstep.runtime.tokenizers import tokenizer_files
+from everstep.runtime.traces import Traces
 from everstep.runtime.views import Views
 from everstep.runtime.worker_process import WorkerProcess
 from everstep.vault import Vault
@@ -60,18 +68,36 @@ class Runtime:
         sessions: opening, heartbeats and ends of sessions; creation of samplers.
         views: what the service tells of models, runs and checkpoints.
         checkpoints: look-up and deletion of checkpoints.
+        access: who may read which checkpoint.
+        lifetimes: how long checkpoints stay, and whether they are public.
+        copies: copies of checkpoints in other projects.
+        session_views: what the service tells of sessions.
+        traces: time lines of sessions.
+        care: collecting and pruning on request.
+        administration: audit log and storage.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._ledger = parts.ledger
+        self.access = Access(parts.ledger)
+        self.lifetimes = Lifetimes(parts.ledger, parts.vault, parts.checkpoints)
         self._acceptance = Acceptance(
-            parts.ledger, parts.checkpoints, lambda: parts.worker.models, parts.settings
+            parts.ledger,
+            parts.checkpoints,
+            lambda: parts.worker.models,
+            parts.settings,
+            self.access,
         )
         self._snapshots = Snapshots(parts.vault)
         self._residency = Residency(parts.settings, self._evict)
         self._housekeeping = Housekeeping(
-            parts.ledger, parts.vault, parts.worker, parts.checkpoints, parts.settings
+            parts.ledger,
+            parts.vault,
+            parts.worker,
+            parts.checkpoints,
+            self.lifetimes,
+            parts.settings,
         )
         self._sampling = Sampling(
             parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
@@ -81,10 +107,19 @@ class Runtime:
         self._futures: dict[str, asyncio.Future[Operation]] = {}
         self._stopping = False
         self.checkpoints = parts.checkpoints
-        self.sessions = Sessions(parts.ledger, parts.vault, parts.checkpoints, self._acceptance)
+        self.sessions = Sessions(parts.ledger, parts.checkpoints, self._acceptance, self.access)
         self.views = Views(
-            parts.ledger, parts.checkpoints, self._acceptance, lambda: parts.worker.models
+            parts.ledger,
+            parts.checkpoints,
+            self._acceptance,
+            lambda: parts.worker.models,
+            self.access,
         )
+        self.session_views = SessionViews(parts.ledger)
+        self.copies = Copies(parts.ledger, parts.vault, parts.checkpoints, self.access)
+        self.care = Care(parts.ledger, parts.vault, parts.worker, parts.checkpoints)
+        self.administration = Administration(parts.ledger)
+        self.traces = Traces(parts.home / "traces", parts.ledger, Links(parts.home))
 
     @classmethod
     async def open(cls, home: Path, models: Mapping[str, str], settings: Settings) -> Runtime:
@@ -108,6 +143,7 @@ class Runtime:
             checkpoints = Checkpoints(ledger, vault, settings)
             runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
             await checkpoints.follow_quarantine()
+            await runtime.lifetimes.settle()
             await runtime._go_on()
         except BaseException:
             await ledger.close()
@@ -164,6 +200,7 @@ class Runtime:
         await self._housekeeping.close()
         await self._residency.close()
         await self._sampling.close()
+        await self.traces.close()
         actors = list(self._actors.values())
         stops = [asyncio.create_task(actor.close()) for actor in actors]
         if stops:

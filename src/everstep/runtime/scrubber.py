@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from everstep.vault import Note, Vault, VaultError
 from everstep.vault.inspection import damage, mismatch, missing, put_away, unreadable
-from everstep.vault.keys import BLOBS, MANIFESTS, checkpoint_of
+from everstep.vault.keys import BLOBS, MANIFESTS, MARKS, checkpoint_of
 
 _log = structlog.get_logger("everstep.scrubber")
 _AT_ONCE = 4 << 20
@@ -86,7 +86,7 @@ class Scrubber:
     async def scrub(self) -> Pass:
         """Read everything once."""
         done = Pass()
-        for prefix in (MANIFESTS, BLOBS):
+        for prefix in (MANIFESTS, MARKS, BLOBS):
             for key in await asyncio.to_thread(self._keys, prefix):
                 reason = await self._look(key, done)
                 if reason is not None:

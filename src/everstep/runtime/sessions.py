@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from datetime import UTC, datetime
 
 from everstep.ledger import Ledger, Sampler, Session
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance
+from everstep.runtime.access import Access, event
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected
-from everstep.vault import Vault
 from everstep.wire import types
 
 
@@ -19,10 +18,10 @@ class Sessions:
     """Opens and ends sessions, and creates the samplers in them."""
 
     def __init__(
-        self, ledger: Ledger, vault: Vault, checkpoints: Checkpoints, acceptance: Acceptance
+        self, ledger: Ledger, checkpoints: Checkpoints, acceptance: Acceptance, access: Access
     ) -> None:
         self._ledger = ledger
-        self._vault = vault
+        self._access = access
         self._checkpoints = checkpoints
         self._acceptance = acceptance
 
@@ -59,20 +58,23 @@ class Sessions:
         await self._ledger.touch_session(session_id)
 
     async def finish(self, session_id: str, reason: str, detail: str | None) -> None:
-        """End a session; its first end counts. Its unnamed sampler saves are deleted."""
+        """End a session; its first end counts. Its unnamed sampler saves are deleted.
+
+        One that is being written is deleted when it is there, or by the next collection.
+        """
         if await self._ledger.session(session_id) is None:
             raise Rejected(404, f"Session {session_id} does not exist.")
         await self._ledger.finish_session(session_id, reason, detail)
-        for checkpoint in await self._ledger.ephemeral_checkpoints(session_id):
-            await self._ledger.delete_checkpoint(checkpoint.path)
-            await asyncio.to_thread(
-                self._vault.delete, checkpoint.kind, checkpoint.run_id, checkpoint.name
-            )
+        await self._checkpoints.remove_ended()
 
     async def create_sampler(
-        self, request: types.CreateSamplingSessionRequest
+        self, request: types.CreateSamplingSessionRequest, token: str | None = None
     ) -> types.CreateSamplingSessionResponse:
         """Create a sampler on a checkpoint or a base model; a retry gets the same one.
+
+        Args:
+            request: names the one or the other.
+            token: the weights access token that was sent with it, if any.
 
         Raises:
             Rejected: 404 for an unknown session or path, 400 for an unknown model or none.
@@ -81,19 +83,23 @@ class Sessions:
         sampler_id = names.sampler_id(session_id, request.sampling_session_seq_id)
         known = await self._ledger.sampler(sampler_id)
         if known is None:
-            base_model, path = await self._subject(request)
+            base_model, path = await self._subject(request, token)
+            read = event("read", path, purpose="sampling") if path is not None else None
             now = datetime.now(UTC)
             known = await self._ledger.create_sampler(
-                Sampler(sampler_id, session_id, base_model, path, now)
+                Sampler(sampler_id, session_id, base_model, path, now), read
             )
         return types.CreateSamplingSessionResponse(sampling_session_id=known.sampler_id)
 
-    async def _subject(self, request: types.CreateSamplingSessionRequest) -> tuple[str, str | None]:
+    async def _subject(
+        self, request: types.CreateSamplingSessionRequest, token: str | None
+    ) -> tuple[str, str | None]:
         """What is sampled from: the base model's name and the checkpoint's path, if any."""
         try:
             if request.model_path is None:
                 return self._acceptance.model(request.base_model).name, None
             checkpoint = await self._checkpoints.find(request.model_path)
+            await self._access.check(checkpoint.path, token)
             self._acceptance.model(checkpoint.base_model)
         except OperationFailed as failure:
             status = 400 if request.model_path is None else 404

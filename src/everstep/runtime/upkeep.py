@@ -1,11 +1,12 @@
 """Upkeep of the vault: what nobody needs any more, and removing it.
 
+    ended       unnamed sampler saves of sessions that ended
     expired     checkpoints whose time was up a grace period ago
     orphaned    manifests that the index doesn't know, that no operation is about to record, and
                 that are older than the grace period
     files       what no manifest names; see `Vault.collect`
 
-The first two are removed by the process that has the ledger, the third by the one that writes the
+The first three are removed by the process that has the ledger, the last by the one that writes the
 vault: a collection beside a save of another process would not see what that is putting.
 """
 
@@ -32,8 +33,15 @@ SAVES = {names.SAVE_WEIGHTS: "training", names.SAVE_WEIGHTS_FOR_SAMPLER: "sample
 class Leftovers:
     """Checkpoints that may go."""
 
+    ended: list[Checkpoint]
     expired: list[Checkpoint]
     orphaned: list[CheckpointId]
+
+
+def without(found: Leftovers) -> set[CheckpointId]:
+    """What the vault holds of them."""
+    rows = (*found.ended, *found.expired)
+    return {CheckpointId(e.kind, e.run_id, e.name) for e in rows} | set(found.orphaned)
 
 
 class Upkeep:
@@ -61,14 +69,15 @@ class Upkeep:
         known = {each.path for each in await self._ledger.every_checkpoint()}
         awaited = {_awaited(each) for each in await self._ledger.pending_operations(SAVES)}
         orphaned = [each for each in old if path_of(each) not in known and each not in awaited]
-        return Leftovers(expired, orphaned)
+        return Leftovers(await self._ledger.directory.ended(), expired, orphaned)
 
     async def remove(self, found: Leftovers) -> None:
         """Remove checkpoints that may go, unless something else was saved under their names."""
+        await self._checkpoints.remove_ended()
         for row in found.expired:
             async with self._checkpoints.lock(row.path):
                 if row in await self._ledger.expired_checkpoints(self._before()):
-                    await self._checkpoints.remove(parse_path(row.path))
+                    await self._checkpoints.remove(parse_path(row.path), "expire")
         for orphan in found.orphaned:
             async with self._checkpoints.lock(str(path_of(orphan))):
                 if await self._is_orphaned(orphan):

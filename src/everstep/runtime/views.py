@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from everstep.engine.info import ModelInfo
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime.accept import Acceptance
+from everstep.runtime.access import OWNER, Access
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected
+from everstep.runtime.payloads import optimizer_of
 from everstep.wire import types
 from everstep.wire.errors import WireError
-from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path
+from everstep.wire.paths import CheckpointKind, TinkerPath
+
+ALL_KINDS = tuple(CheckpointKind)
 
 
 class Views:
@@ -23,7 +27,9 @@ class Views:
         checkpoints: Checkpoints,
         acceptance: Acceptance,
         models: Callable[[], Mapping[str, ModelInfo]],
+        access: Access,
     ) -> None:
+        self._access = access
         self._ledger = ledger
         self._checkpoints = checkpoints
         self._acceptance = acceptance
@@ -62,10 +68,17 @@ class Views:
             }
         )
 
-    async def weights_info(self, tinker_path: str) -> types.WeightsInfoResponse:
-        """What a checkpoint was trained with; raises `Rejected` (400, 404)."""
+    async def weights_info(
+        self, tinker_path: str, token: str | None = None
+    ) -> types.WeightsInfoResponse:
+        """What a checkpoint was trained with; raises `Rejected` (400, 404).
+
+        Args:
+            tinker_path: of the checkpoint.
+            token: the weights access token that was sent with it, if any.
+        """
         try:
-            parse_path(tinker_path)
+            await self._access.check(tinker_path, token)
             checkpoint = await self._checkpoints.find(tinker_path)
         except WireError as error:
             raise Rejected(400, str(error)) from error
@@ -79,7 +92,7 @@ class Views:
                 "train_unembed": checkpoint.lora["train_unembed"],
                 "train_mlp": checkpoint.lora["train_mlp"],
                 "train_attn": checkpoint.lora["train_attn"],
-                "optimizer_config": checkpoint.optimizer,
+                "optimizer_config": checkpoint.optimizer or optimizer_of(None),
             }
         )
 
@@ -87,38 +100,45 @@ class Views:
         """One run; raises `Rejected` (404) for an unknown one."""
         return await self._training_run(await self._acceptance.run(run_id))
 
-    async def training_runs(self, limit: int, offset: int) -> types.TrainingRunsResponse:
-        """A page of runs, the latest used first."""
-        runs, total = await self._ledger.runs(limit, offset)
+    async def training_runs(
+        self, limit: int, offset: int, project_id: str | None = None
+    ) -> types.TrainingRunsResponse:
+        """A page of runs, the latest used first; all, or those of a project."""
+        runs, total = await self._ledger.directory.runs(limit, offset, project_id)
         return types.TrainingRunsResponse(
             training_runs=[await self._training_run(run) for run in runs],
             cursor=types.Cursor(offset=offset, limit=limit, total_count=total),
         )
 
-    async def run_checkpoints(self, run_id: str) -> types.CheckpointsListResponse:
-        """All checkpoints of a run, unpaginated; raises `Rejected` (404) for an unknown run."""
+    async def run_checkpoints(
+        self, run_id: str, kinds: Collection[CheckpointKind] = ALL_KINDS
+    ) -> types.CheckpointsListResponse:
+        """All checkpoints of a run of some kinds, unpaginated; raises `Rejected` (404)."""
         run = await self._acceptance.run(run_id)
         found = await self._ledger.checkpoints(run.run_id)
         return types.CheckpointsListResponse(
-            checkpoints=[_checkpoint(c) for c in found if c.listed], cursor=None
+            checkpoints=[_checkpoint(c) for c in found if c.kind in kinds], cursor=None
         )
 
-    async def user_checkpoints(self, limit: int, offset: int) -> types.CheckpointsListResponse:
-        """A page of all checkpoints, newest first."""
-        found, total = await self._ledger.all_checkpoints(limit, offset)
+    async def user_checkpoints(
+        self, limit: int, offset: int, kinds: Collection[CheckpointKind] = ALL_KINDS
+    ) -> types.CheckpointsListResponse:
+        """A page of all checkpoints of some kinds, newest first."""
+        wanted = [str(kind) for kind in kinds]
+        found, total = await self._ledger.directory.checkpoints(limit, offset, wanted)
         return types.CheckpointsListResponse(
             checkpoints=[_checkpoint(c) for c in found],
             cursor=types.Cursor(offset=offset, limit=limit, total_count=total),
         )
 
     async def _training_run(self, run: Run) -> types.TrainingRun:
-        found = [_checkpoint(c) for c in await self._ledger.checkpoints(run.run_id) if c.listed]
+        found = [_checkpoint(c) for c in await self._ledger.checkpoints(run.run_id)]
         found.sort(key=lambda c: c.time)
         last: dict[str, types.Checkpoint] = {c.checkpoint_type: c for c in found}
         return types.TrainingRun(
             training_run_id=run.run_id,
             base_model=run.base_model,
-            model_owner="local",
+            model_owner=OWNER,
             is_lora=True,
             corrupted=run.status == "corrupted",
             lora_rank=run.lora["rank"],
@@ -141,4 +161,5 @@ def _checkpoint(checkpoint: Checkpoint) -> types.Checkpoint:
         public=checkpoint.public,
         user_metadata=checkpoint.user_metadata,
         expires_at=checkpoint.expires_at,
+        base_model=checkpoint.base_model,
     )

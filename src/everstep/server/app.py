@@ -11,7 +11,9 @@ from fastapi import APIRouter, FastAPI, Request
 
 from everstep.runtime import OperationFailed, Rejected, Runtime
 from everstep.server import (
+    routes_administration,
     routes_checkpoints,
+    routes_everstep,
     routes_futures,
     routes_sampling,
     routes_sessions,
@@ -86,6 +88,8 @@ def create_app(
         routes_sampling.router,
         routes_futures.router,
         routes_checkpoints.router,
+        routes_administration.router,
+        routes_everstep.router,
         routes_tokenizers.router,
     ):
         app.include_router(router, prefix="/api/v1")

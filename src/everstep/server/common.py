@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Collection
 from typing import Any
 
 import structlog
@@ -13,11 +15,15 @@ from starlette.exceptions import HTTPException
 
 from everstep.ledger import LedgerDamaged, NotWritten
 from everstep.runtime import Rejected, Runtime
+from everstep.runtime.access import TOKEN_PREFIX
 from everstep.wire.body import decompress
 from everstep.wire.errors import BodyTooLarge, WireError
+from everstep.wire.paths import CheckpointKind
 
 _log = structlog.get_logger("everstep.server")
 MAX_BODY_BYTES = 64 << 20
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
+_FIRST_WITH_EXTERNAL = (0, 28)
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -41,6 +47,29 @@ def is_tinkex(request: Request) -> bool:
     can't read a failed future's usual form (docs/guides/tinkex.md).
     """
     return request.headers.get("user-agent", "").lower().startswith("asynctinkex")
+
+
+def weights_token_of(request: Request, given: str | None = None) -> str | None:
+    """The weights access token of a request: from its body, its header, or in the key's place.
+
+    SDKs before 0.26 put it where the API key belongs, when they ask what a checkpoint is.
+    """
+    token = given or request.headers.get("x-tinker-weights-access-token")
+    key = request.headers.get("x-api-key")
+    return token or (key if key is not None and key.startswith(TOKEN_PREFIX) else None)
+
+
+def known_kinds(request: Request) -> Collection[CheckpointKind]:
+    """The kinds of checkpoints that a client can read a list of.
+
+    The official SDK before 0.28, and Tinkex, fail on a list that holds an external one.
+    """
+    version = _RELEASE.match(request.headers.get("x-stainless-package-version", ""))
+    old = version is not None and (int(version[1]), int(version[2])) < _FIRST_WITH_EXTERNAL
+    ours = request.headers.get("user-agent", "").lower().startswith("everstep")
+    if (old and not ours) or is_tinkex(request):
+        return (CheckpointKind.TRAINING, CheckpointKind.SAMPLER)
+    return tuple(CheckpointKind)
 
 
 async def body_of(request: Request) -> bytes:

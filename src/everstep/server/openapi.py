@@ -32,6 +32,7 @@ lost, and what it restores is exact to the bit.
 _REF = "#/components/schemas/"
 _ERRORS = {
     400: "The request is wrong; the text says how",
+    403: "The link is not valid, or not any more",
     404: "What it names does not exist",
     410: "The session is finished",
     413: "The body is over the limit",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from everstep.server.common import body_of, runtime_of
+from everstep.server.common import body_of, runtime_of, weights_token_of
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import parse
@@ -22,7 +22,7 @@ async def create_sampling_session(request: Request) -> types.CreateSamplingSessi
     message = parse(types.CreateSamplingSessionRequest, await body_of(request))
     runtime = runtime_of(request)
     await runtime.loaded()
-    return await runtime.sessions.create_sampler(message)
+    return await runtime.sessions.create_sampler(message, weights_token_of(request))
 
 
 @router.get("/samplers/{sampler_id}", responses=errors(404))

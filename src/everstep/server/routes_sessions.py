@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Request, Response
 
 from everstep.server.common import body_of, runtime_of
 from everstep.server.openapi import errors, takes
+from everstep.server.routes_checkpoints import AccessScope, Limit, Offset
 from everstep.wire import types
 from everstep.wire.base import parse
+from everstep.wire.publication import AssignProjectRequest, TraceExportResponse
 
 router = APIRouter(tags=["sessions"])
 
@@ -69,6 +71,63 @@ async def finish_session(request: Request, session_id: str) -> types.HealthRespo
     message = parse(types.FinishSessionRequest, await body_of(request) or b"{}")
     await runtime_of(request).sessions.finish(session_id, message.reason.type, message.detail)
     return types.HealthResponse()
+
+
+@router.get("/sessions", responses=errors(400))
+async def sessions(
+    request: Request,
+    limit: Limit = 20,
+    offset: Offset = 0,
+    access_scope: AccessScope = "owned",
+) -> types.ListSessionsResponse:
+    """A page of session ids, newest first."""
+    return await runtime_of(request).session_views.sessions(limit, offset)
+
+
+@router.post(
+    "/sessions/search",
+    openapi_extra=takes(types.SessionSearchRequest),
+    responses=errors(400, 413),
+)
+async def search_sessions(request: Request) -> types.SessionSearchResponse:
+    """A page of the sessions that meet a search, newest first."""
+    message = parse(types.SessionSearchRequest, await body_of(request))
+    return await runtime_of(request).session_views.search(message)
+
+
+@router.get("/sessions/{session_id}", responses=errors(400, 404))
+async def session(
+    request: Request, session_id: str, access_scope: AccessScope = "owned"
+) -> types.GetSessionResponse:
+    """A session's runs and samplers."""
+    return await runtime_of(request).session_views.session(session_id)
+
+
+@router.put(
+    "/sessions/{session_id}/project",
+    status_code=204,
+    openapi_extra=takes(AssignProjectRequest),
+    responses=errors(400, 404, 413),
+)
+async def assign_project(request: Request, session_id: str) -> Response:
+    """Move a session, with its runs, into a project."""
+    message = parse(AssignProjectRequest, await body_of(request))
+    await runtime_of(request).session_views.assign(session_id, message.project_id)
+    return Response(status_code=204)
+
+
+@router.get("/sessions/{session_id}/trace_export", responses=errors(404))
+async def export_trace(request: Request, session_id: str) -> TraceExportResponse:
+    """Draw a session's time line; ask again while that is pending."""
+    traces = runtime_of(request).traces
+    try:
+        name = await traces.export(session_id)
+    except OSError as error:
+        return TraceExportResponse(status="failed", error=f"It can't be written: {error.strerror}")
+    if name is None:
+        return TraceExportResponse(status="pending")
+    address = request.url_for("trace_file", name=name).include_query_params(**traces.link(name))
+    return TraceExportResponse(status="ready", url=str(address))
 
 
 @router.post(

@@ -6,7 +6,7 @@ import json
 
 from fastapi import APIRouter, Request
 
-from everstep.server.common import body_of, is_tinkex, runtime_of
+from everstep.server.common import body_of, is_tinkex, runtime_of, weights_token_of
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import Model, parse
@@ -113,6 +113,8 @@ async def _submit(request: Request, model: type[Model], kind: str) -> Future:
     except InvalidRequest as error:
         return await _refuse(request, kind, body, error)
     in_order = is_tinkex(request)
+    if isinstance(message, types.LoadWeightsRequest):
+        message.weights_access_token = weights_token_of(request, message.weights_access_token)
     return await runtime.submit(message, in_order=in_order)  # type: ignore[arg-type]  # requests
 
 

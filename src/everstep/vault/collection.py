@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from everstep.failpoints import Failpoint
-from everstep.vault.keys import BLOBS, MANIFESTS, CheckpointId, digest_of
+from everstep.vault.keys import BLOBS, MANIFESTS, MARKS, CheckpointId, digest_of
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef
 
@@ -78,7 +78,16 @@ class Collection:
                     removed += self._remove(key, grace_seconds, dry_run)
             if not dry_run:
                 self._vault.quarantine.prune(reachable, grace_seconds)
+                self._forget_marks()
             return removed
+
+    def _forget_marks(self) -> None:
+        """Remove the marks of checkpoints that are gone."""
+        storage = self._vault.storage
+        for key in list(storage.keys(MARKS)):
+            manifest = MANIFESTS + key.removeprefix(MARKS)
+            if storage.size(manifest) is None and self._vault.quarantine.of(manifest) is None:
+                storage.delete(key)
 
     def _mark(self, without: Container[CheckpointId]) -> set[str]:
         """Hashes of all files that are needed."""

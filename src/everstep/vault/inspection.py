@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from blake3 import blake3
 
+from everstep.vault import marks
 from everstep.vault.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
@@ -14,7 +15,7 @@ from everstep.vault.errors import (
     FormatTooNew,
     VaultError,
 )
-from everstep.vault.keys import MANIFESTS, CheckpointId, blob_key, checkpoint_of, digest_of
+from everstep.vault.keys import MANIFESTS, MARKS, CheckpointId, blob_key, checkpoint_of, digest_of
 from everstep.vault.manifest import Manifest
 from everstep.vault.quarantine import Note
 from everstep.vault.storage import Storage
@@ -23,8 +24,21 @@ from everstep.vault.vault import Vault
 
 def damage(vault: Vault, key: str) -> str | None:
     """What is wrong with a blob or a manifest, read once more; None when nothing is."""
+    if key.startswith(MARKS):
+        return marks_damage(vault, key)
     checkpoint = checkpoint_of(key)
     return blob_damage(vault.storage, key) if checkpoint is None else _unreadable(vault, checkpoint)
+
+
+def marks_damage(vault: Vault, key: str) -> str | None:
+    """What is wrong with a file of marks; None when nothing is."""
+    try:
+        marks.read(vault.storage, key)
+    except FormatTooNew:
+        return None
+    except CheckpointDamaged as error:
+        return str(error)
+    return None
 
 
 def put_away(vault: Vault, key: str) -> Note | None:

@@ -10,6 +10,7 @@ from everstep.vault.errors import UnsafeName
 KINDS = ("training", "sampler", "snapshot")
 BLOBS = "blobs/"
 MANIFESTS = "manifests/"
+MARKS = "marks/"
 _PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=:-]{0,127}", re.ASCII)
 
 
@@ -33,9 +34,18 @@ def part(text: str) -> str:
 
 def manifest_key(kind: str, run_id: str, name: str) -> str:
     """Where a checkpoint's manifest lies."""
+    return f"{MANIFESTS}{_place(kind, run_id, name)}"
+
+
+def marks_key(kind: str, run_id: str, name: str) -> str:
+    """Where a checkpoint's marks lie."""
+    return f"{MARKS}{_place(kind, run_id, name)}"
+
+
+def _place(kind: str, run_id: str, name: str) -> str:
     if kind not in KINDS:
         raise UnsafeName(f"{kind!r} is not a kind of checkpoint; it is one of {', '.join(KINDS)}")
-    return f"{MANIFESTS}{kind}/{part(run_id)}/{part(name)}.json"
+    return f"{kind}/{part(run_id)}/{part(name)}.json"
 
 
 def blob_key(digest: str) -> str:
@@ -49,7 +59,7 @@ def digest_of(key: str) -> str:
 
 
 def checkpoint_of(key: str) -> CheckpointId | None:
-    """The checkpoint whose manifest lies under a key; None for any other key."""
+    """The checkpoint whose manifest or marks lie under a key; None for any other key."""
     parts = key.removesuffix(".json").split("/")
     if len(parts) < 3 or not key.endswith(".json") or parts[-3] not in KINDS:
         return None

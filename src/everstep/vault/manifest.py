@@ -1,18 +1,16 @@
 """Manifests: what a checkpoint is, and the hashes of its files.
 
-A manifest is one JSON object. Its last member, ``self``, is the BLAKE3 of the rest in canonical
-form (sorted keys, no spaces), so that a flipped bit in it is found as surely as one in a file.
+A manifest is one sealed JSON object, and never changes; what is changed later lies in `marks`.
 """
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
-from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from everstep.vault import sealed
 from everstep.vault.errors import CheckpointDamaged, FormatTooNew
 from everstep.vault.keys import CheckpointId
 
@@ -48,6 +46,8 @@ class Manifest(BaseModel):
         user_metadata: the user's.
         expires_at: when it may be collected; None: never.
         public: whether others may read it.
+        listed: False for an unnamed sampler save.
+        run_metadata: the user's, of the run.
         environment: the numeric environment that made it.
         files: by name, what they hold.
     """
@@ -70,6 +70,8 @@ class Manifest(BaseModel):
     user_metadata: dict[str, str] | None = None
     expires_at: datetime | None = None
     public: bool = False
+    listed: bool = True
+    run_metadata: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileRef]
 
@@ -85,9 +87,7 @@ class Manifest(BaseModel):
 
     def encode(self) -> bytes:
         """The manifest as it is written."""
-        content = self.model_dump(mode="json")
-        content["self"] = _digest(content)
-        return _written(content)
+        return sealed.encode(self.model_dump(mode="json"))
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Manifest:
@@ -101,13 +101,7 @@ class Manifest(BaseModel):
             CheckpointDamaged: it is not what was written.
             FormatTooNew: a newer release wrote it.
         """
-        try:
-            content = json.loads(data)
-            own = content.pop("self")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise CheckpointDamaged(f"{where}: the manifest can't be read: {error!r}") from error
-        if own != _digest(content) or _written({**content, "self": own}) != data:
-            raise CheckpointDamaged(f"{where}: the manifest's bytes don't hash to what it says")
+        content = sealed.decode(data, f"{where}: the manifest")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise FormatTooNew(
@@ -117,11 +111,3 @@ class Manifest(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             raise CheckpointDamaged(f"{where}: the manifest is not valid: {error}") from error
-
-
-def _written(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True).encode()
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return blake3(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

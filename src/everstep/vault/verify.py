@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 
 from everstep.vault import inspection
 from everstep.vault.errors import CheckpointDamaged, CheckpointNotFound, CheckpointQuarantined
-from everstep.vault.keys import BLOBS, MANIFESTS, CheckpointId, blob_key, checkpoint_of, digest_of
+from everstep.vault.keys import (
+    BLOBS,
+    MANIFESTS,
+    MARKS,
+    CheckpointId,
+    blob_key,
+    checkpoint_of,
+    digest_of,
+)
 from everstep.vault.quarantine import Note
 from everstep.vault.vault import Vault
 
@@ -100,6 +108,10 @@ def survey(vault: Vault) -> Survey:
         for ref in set(manifest.files.values()):
             found.owners[ref.blake3].append(checkpoint)
             found.sizes[ref.blake3] = ref.size
+    for key in vault.storage.keys(MARKS):
+        reason = inspection.marks_damage(vault, key)
+        if reason is not None:
+            found.unreadable[key] = reason
     return found
 
 

@@ -22,9 +22,10 @@ class AuditLogEntry(Response):
 
 
 class AuditLogResponse(Response):
-    """A day's events, in order of time."""
+    """A day's events, in order; ``next_cursor``: of the next page, where pages were asked for."""
 
     entries: list[AuditLogEntry]
+    next_cursor: int | None = None
 
 
 class GetBillingUsageRequest(Request):

@@ -1,0 +1,116 @@
+"""What the Tinker protocol has no call for: bulk deletion, tokens, care of the vault."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from everstep.runtime import OperationFailed, Rejected
+from everstep.runtime.checkpoints import expiry
+from everstep.server.common import body_of, runtime_of
+from everstep.server.openapi import errors, takes
+from everstep.wire.base import parse
+from everstep.wire.errors import WireError
+from everstep.wire.paths import parse_path
+from everstep.wire.publication import (
+    CreateWeightsTokenRequest,
+    DeleteCheckpointsRequest,
+    DeleteCheckpointsResponse,
+    DeletedCheckpoint,
+    WeightsTokenResponse,
+)
+from everstep.wire.upkeep import (
+    CollectRequest,
+    CollectResponse,
+    PruneRequest,
+    PruneResponse,
+    QuarantineResponse,
+)
+
+router = APIRouter(prefix="/everstep", tags=["everstep"])
+
+
+@router.post(
+    "/checkpoints/delete",
+    openapi_extra=takes(DeleteCheckpointsRequest),
+    responses=errors(400, 413),
+)
+async def delete_checkpoints(request: Request) -> DeleteCheckpointsResponse:
+    """Delete many checkpoints for good, each for itself: what can't be deleted is told."""
+    message = parse(DeleteCheckpointsRequest, await body_of(request))
+    checkpoints = runtime_of(request).checkpoints
+    results = []
+    for text in message.tinker_paths:
+        error = None
+        try:
+            path = parse_path(text)
+            await checkpoints.delete(path.run_id, path.checkpoint_id)
+        except (WireError, Rejected) as failure:
+            error = str(failure)
+        results.append(DeletedCheckpoint(tinker_path=text, error=error))
+    return DeleteCheckpointsResponse(results=results)
+
+
+@router.post(
+    "/weights_access_tokens",
+    openapi_extra=takes(CreateWeightsTokenRequest),
+    responses=errors(400, 404, 413),
+)
+async def create_weights_token(request: Request) -> WeightsTokenResponse:
+    """Make a token with which others load, sample from or copy one checkpoint."""
+    message = parse(CreateWeightsTokenRequest, await body_of(request))
+    runtime = runtime_of(request)
+    try:
+        checkpoint = await runtime.checkpoints.find(message.tinker_path)
+    except OperationFailed as failure:
+        raise Rejected(404, failure.message) from failure
+    until = expiry(datetime.now(UTC), message.ttl_seconds)
+    secret, token = await runtime.access.grant(checkpoint.path, until)
+    return WeightsTokenResponse(
+        token_id=token.token_id,
+        weights_access_token=secret,
+        tinker_path=token.path,
+        expires_at=token.expires_at,
+    )
+
+
+@router.delete("/weights_access_tokens/{token_id}", status_code=204, responses=errors(404))
+async def revoke_weights_token(request: Request, token_id: str) -> Response:
+    """Have a token open nothing any more. One that is not there is no error."""
+    await runtime_of(request).access.revoke(token_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/traces/{name}",
+    response_class=FileResponse,
+    responses=errors(400, 403, 404),
+)
+async def trace_file(
+    request: Request, name: str, expires: str = Query(), signature: str = Query()
+) -> FileResponse:
+    """A session's time line, by the address that its export gave; no headers are needed."""
+    path = runtime_of(request).traces.file(name, expires, signature)
+    return FileResponse(path, media_type="application/json")
+
+
+@router.post("/vault/collect", openapi_extra=takes(CollectRequest), responses=errors(400, 413))
+async def collect(request: Request) -> CollectResponse:
+    """Free the disk of what nobody needs any more."""
+    message = parse(CollectRequest, await body_of(request) or b"{}")
+    return await runtime_of(request).care.collect(message)
+
+
+@router.post("/vault/prune", openapi_extra=takes(PruneRequest), responses=errors(400, 404, 413))
+async def prune(request: Request) -> PruneResponse:
+    """Delete a run's checkpoints but those that a policy keeps."""
+    message = parse(PruneRequest, await body_of(request))
+    return await runtime_of(request).care.prune(message)
+
+
+@router.get("/vault/quarantine", responses=errors())
+async def quarantined(request: Request) -> QuarantineResponse:
+    """What was found damaged and moved out of the way."""
+    return await runtime_of(request).care.quarantined()
