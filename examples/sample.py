@@ -7,7 +7,7 @@ SENTENCE = "Every step is kept, and every step comes back."
 
 def main() -> None:
     """Run it."""
-    with everstep.ServiceClient(base_url="local") as service:
+    with everstep.ServiceClient() as service:
         client = service.create_lora_training_client("everstep/pico", rank=16, seed=1).result()
         tokenizer = client.get_tokenizer()
         tokens = [*tokenizer.encode(SENTENCE), tokenizer.eos_token_id]

@@ -5,7 +5,7 @@ import everstep
 
 def main() -> None:
     """Run it."""
-    with everstep.ServiceClient(base_url="local") as service:
+    with everstep.ServiceClient() as service:
         client = service.create_lora_training_client("everstep/pico", rank=16, seed=1).result()
         tokens = client.get_tokenizer()("Every step is kept, and every step comes back.")[
             "input_ids"
