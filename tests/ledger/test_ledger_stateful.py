@@ -231,7 +231,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.wait(self.ledger.finish_session(name, reason, detail))
         session = self.model.sessions[name]
         if session.finished is None:
-            self.model.sessions[name] = changed(session, finished=reason)
+            self.model.sessions[name] = changed(
+                session, finished=reason, detail=detail, finished_at=self.moment
+            )
             self.model.details[name] = detail
 
     @precondition(lambda self: self.model.sessions)
@@ -262,10 +264,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def list_pages(self, limit: int, offset: int) -> None:
         runs = self.model.runs_by_use()
         page = (runs[offset : offset + limit], len(runs))
-        assert self.wait(self.ledger.runs(limit, offset)) == page
+        assert self.wait(self.ledger.directory.runs(limit, offset)) == page
         checkpoints = self.model.listed_newest_first(self.moment)
         page = (checkpoints[offset : offset + limit], len(checkpoints))
-        assert self.wait(self.ledger.all_checkpoints(limit, offset)) == page
+        assert self.wait(self.ledger.directory.checkpoints(limit, offset)) == page
 
     # Restarts and crashes
 
@@ -376,7 +378,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 there = self.wait(ask.operation_at(scope, seq_id))
                 assert (there and there.request_id) == found
         runs = self.model.runs_by_use()
-        assert self.wait(ask.runs(10, 0)) == (runs, len(runs))
+        assert self.wait(ask.directory.runs(10, 0)) == (runs, len(runs))
         for run_id in RUNS:
             assert self.wait(ask.run(run_id)) == self.model.runs.get(run_id)
         for session_id, session in self.model.sessions.items():
@@ -387,9 +389,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for number in range(6):
             path = f"path-{number}"
             assert self.wait(ask.checkpoint(path)) == live.get(path)
-        unlisted = [c for c in live.values() if not c.listed and c.run_id in self.model.runs]
-        found_unlisted = self.wait(ask.ephemeral_checkpoints("session-0"))
-        assert sorted(c.path for c in found_unlisted) == sorted(c.path for c in unlisted)
+        ended = sorted(c.path for c in self.model.unlisted_of_ended_sessions())
+        assert [c.path for c in self.wait(ask.directory.ended())] == ended
         self.check_rows()
 
     def check_rows(self) -> None:

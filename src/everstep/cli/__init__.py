@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from everstep.cli.ledger import app as ledger_app
 from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
 from everstep.cli.vault import app as vault_app
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(vault_app)
+app.add_typer(ledger_app)
 
 
 @app.callback()

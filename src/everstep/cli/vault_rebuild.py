@@ -1,8 +1,9 @@
 """``everstep vault rebuild``: the index of checkpoints, and what is known of runs, from manifests.
 
-What manifests don't know is lost with the database: operations and futures that were not yet part
-of a checkpoint or snapshot, sessions, samplers, what was published, a time to live that was
-changed. A run goes on from its newest state; unnamed sampler saves are listed from now on.
+What the vault doesn't know is lost with the database: operations and futures that were not yet part
+of a checkpoint or snapshot, sessions, samplers, tokens, the audit log. A run goes on from its
+newest state. Lifetimes and publication are those of the marks; an unnamed sampler save stays
+unlisted, and is collected, as its session is gone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from everstep.cli.options import Refused
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime import Settings
 from everstep.runtime.checkpoints import Checkpoints, path_of
+from everstep.runtime.payloads import optimizer_of
 from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault
 from everstep.vault.keys import KINDS
 from everstep.vault.verify import Report, verify
@@ -71,7 +73,7 @@ def rebuild(home: Path, as_json: bool) -> bool:
 
 
 async def _rebuild(home: Path, quiet: bool) -> Rebuilt:
-    ledger = await Ledger.open(home / "ledger.sqlite")
+    ledger = await Ledger.open(home / "ledger.sqlite", anew=True)
     try:
         vault = Vault(home / "vault", writer=False)
         with tables.progress_bar("verifying", quiet=quiet) as progress:
@@ -96,7 +98,7 @@ def _sound(vault: Vault, damaged: set[CheckpointId]) -> list[Manifest]:
     for each in (CheckpointId(kind, *names) for kind in KINDS for names in vault.names(kind)):
         if each not in damaged:
             with contextlib.suppress(CheckpointQuarantined):
-                found.append(vault.manifest(*each))
+                found.append(vault.marked(vault.manifest(*each)))
     return found
 
 
@@ -118,13 +120,18 @@ def _row(manifest: Manifest) -> Checkpoint | None:
         user_metadata=manifest.user_metadata,
         expires_at=manifest.expires_at,
         public=manifest.public,
+        listed=manifest.listed,
     )
 
 
 def _run(run_id: str, manifests: list[Manifest]) -> Run | None:
-    """A run's row; None unless its session is known and a state with its optimizer is there."""
+    """A run's row; None unless its session is known and a state with its optimizer is there.
+
+    A run none of whose states was made by an operation of its own holds copies.
+    """
     session_id, infix, _ = run_id.rpartition(_INFIX)
-    states = [each for each in manifests if each.optimizer is not None]
+    copied = all(each.request_id is None and each.parents for each in manifests)
+    states = [each for each in manifests if copied or each.optimizer is not None]
     if not infix or not states:
         return None
     newest = max(states, key=lambda each: each.position)
@@ -134,8 +141,9 @@ def _run(run_id: str, manifests: list[Manifest]) -> Run | None:
         session_id=session_id,
         base_model=newest.base_model,
         lora=newest.lora,
-        optimizer=newest.optimizer or {},
-        user_metadata={},
+        optimizer=newest.optimizer or optimizer_of(None),
+        user_metadata=newest.run_metadata,
         created_at=min(times),
         last_request_at=max(times),
+        status="copy" if copied else "live",
     )

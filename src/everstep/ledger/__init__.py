@@ -1,5 +1,6 @@
 """The ledger: one transactional database that is the queue and the write-ahead log."""
 
+from everstep.ledger.directory import SessionQuery, Span, Stored
 from everstep.ledger.errors import (
     LedgerDamaged,
     LedgerError,
@@ -12,17 +13,20 @@ from everstep.ledger.ledger import Ledger
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
+    Event,
     Failure,
     NewOperation,
     Operation,
     Run,
     Sampler,
     Session,
+    WeightsToken,
 )
 
 __all__ = [
     "Backlog",
     "Checkpoint",
+    "Event",
     "Failure",
     "Ledger",
     "LedgerDamaged",
@@ -36,4 +40,8 @@ __all__ = [
     "Sampler",
     "SequenceConflict",
     "Session",
+    "SessionQuery",
+    "Span",
+    "Stored",
+    "WeightsToken",
 ]

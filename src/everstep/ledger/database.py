@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, MultipleResultsFound, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from everstep.ledger.errors import LedgerDamaged, LedgerError, LedgerLocked, LedgerTooNew
 
+ADVICE = (
+    "Restore a backup (everstep restore). To go on without what is missing: move ledger.sqlite and "
+    "its -wal away, and make the index anew from the vault (everstep vault rebuild)."
+)
+"""What to do about a database that is damaged as a whole."""
 _PATIENCE_SECONDS = 5.0
 _DISK_ERRORS = (
     sqlite3.SQLITE_PERM,
@@ -46,22 +53,28 @@ def open_engine(path: Path) -> Engine:
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     try:
-        _migrate(engine)
-    except DatabaseError as error:
+        with told(path):
+            _migrate(engine)
+    except BaseException:
         engine.dispose()
+        raise
+    return engine
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say of a database what keeps it from being opened: its disk, or what it holds."""
+    try:
+        yield
+    except DatabaseError as error:
         if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
             raise LedgerError(
                 f"{path} can't be opened: {error.orig}. See that its disk has room, answers and "
                 "may be written, then start again; what was accepted is still there."
             ) from error
-        raise LedgerDamaged(
-            f"{path} can't be read: {error.orig}. Restore it from a backup (everstep restore), or "
-            "move it away and list what is in the vault (everstep vault rebuild)."
-        ) from error
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+        raise LedgerDamaged(f"{path} can't be read: {error.orig}. {ADVICE}") from error
+    except (CommandError, MultipleResultsFound, UnicodeDecodeError) as error:
+        raise LedgerDamaged(f"{path} has no schema that can be read: {error}. {ADVICE}") from error
 
 
 def open_read_only(path: Path) -> Engine:
@@ -127,8 +140,8 @@ def _migrate(engine: Engine) -> None:
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in known:
             raise LedgerTooNew(
-                f"The database has schema {current}, which this release doesn't know: a newer "
-                "release of everstep wrote it. Start that release, or another home."
+                f"{engine.url.database} has schema {current}, which this release doesn't "
+                "know: a newer release of everstep wrote it. Start that release, or another home."
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -22,7 +22,7 @@ class LedgerTooNew(LedgerError):
 
 
 class LedgerDamaged(LedgerError):
-    """What the database holds of an operation is not what was written."""
+    """The database does not hold what was written, or not all of it."""
 
 
 class SequenceConflict(LedgerError):

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Engine, delete, select
 
-from everstep.ledger import index
+from everstep.ledger import audit, index, seals
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
+from everstep.ledger.audit import AuditLog
 from everstep.ledger.database import HomeLock, open_engine, open_read_only
+from everstep.ledger.directory import Directory
+from everstep.ledger.position import Position, refuse_if_gone
+from everstep.ledger.publication import Publication
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
+    Event,
     NewOperation,
     Operation,
     Place,
@@ -28,24 +34,41 @@ from everstep.ledger.writer import Writer
 
 
 class Ledger:
-    """The queue and the write-ahead log. Every method returns when its writes are durable."""
+    """The queue and the write-ahead log. Every method returns when its writes are durable.
 
-    def __init__(self, lock: HomeLock | None, engine: Engine) -> None:
+    Attributes:
+        publication: lifetimes, publication, copies and tokens of checkpoints.
+        directory: lists of sessions, runs and checkpoints.
+        audit: what was done, by whom.
+    """
+
+    def __init__(
+        self, engine: Engine, lock: HomeLock | None = None, position: Position | None = None
+    ) -> None:
         self._lock = lock
         self._engine = engine
-        self._writer = Writer(engine)
+        self._position = position
+        self._writer = Writer(engine, position)
+        self.publication = Publication(self._writer)
+        self.directory = Directory(self._writer)
+        self.audit = AuditLog(self._writer)
 
     @classmethod
-    async def open(cls, path: Path) -> Ledger:
+    async def open(cls, path: Path, *, anew: bool = False) -> Ledger:
         """Open the database at a path, creating or migrating it.
+
+        Args:
+            path: the database.
+            anew: when one was here and is gone, begin with an empty one.
 
         Raises:
             LedgerLocked: another process has it open.
             LedgerTooNew: a newer release wrote it.
+            LedgerDamaged: it can't be read, or lacks what was acknowledged.
         """
         lock = HomeLock(path.with_name(path.name + ".lock"))
         try:
-            return cls(lock, await asyncio.to_thread(open_engine, path))
+            return cls(*await asyncio.to_thread(_open, path, lock, anew))
         except BaseException:
             lock.release()
             raise
@@ -57,12 +80,14 @@ class Ledger:
         Raises:
             LedgerError: it isn't there, or has another schema than this release's.
         """
-        return cls(None, await asyncio.to_thread(open_read_only, path))
+        return cls(await asyncio.to_thread(open_read_only, path))
 
     async def close(self) -> None:
         """Write what was queued, then close."""
         await asyncio.to_thread(self._writer.close)
         self._engine.dispose()
+        if self._position is not None:
+            self._position.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -109,6 +134,8 @@ class Ledger:
         sampler: Sampler | None = None,
         seconds: float = 0.0,
         environment: dict[str, Any] | None = None,
+        prune: bool = False,
+        event: Event | None = None,
     ) -> Operation:
         """Record that an operation succeeded, with what it made, in one transaction.
 
@@ -121,6 +148,8 @@ class Ledger:
             sampler: a sampler that now exists.
             seconds: how long it was executed.
             environment: the numeric environment that its run goes on in from now on.
+            prune: drop its payload: it will not be replayed.
+            event: what that is, for the audit log.
         """
 
         def work(connection: Any) -> Operation:
@@ -131,6 +160,7 @@ class Ledger:
                 result=result,
                 media=media,
                 seconds=seconds,
+                **(q.NO_PAYLOAD if prune else {}),
             )
             if ended and checkpoint is not None:
                 q.put(connection, t.checkpoints, checkpoint)
@@ -138,6 +168,8 @@ class Ledger:
                 q.put(connection, t.samplers, sampler)
             if ended and environment is not None:
                 q.update_run(connection, finished.scope, environment=environment)
+            if ended:
+                audit.note(connection, event)
             return finished
 
         return await self._writer.run(work)
@@ -190,6 +222,39 @@ class Ledger:
             where.append(t.operations.c.status == status)
         return await self._writer.run(lambda c: q.operations_where(c, *where, limit=limit))
 
+    async def prune(self, scope: str, *, after: int, upto: int, kinds: Iterable[str]) -> int:
+        """Drop the payloads of operations that have ended and that no replay will need.
+
+        What they asked is still known by its digest, so that a retry finds them.
+
+        Args:
+            scope: whose operations.
+            after: those up to this sequence id were pruned before.
+            upto: the last sequence id to prune.
+            kinds: of which kinds.
+
+        Returns:
+            How many were pruned.
+        """
+        total = 0
+        while True:  # in small transactions: others wait for the thread
+            done = await self._writer.run(lambda c: q.prune(c, scope, after, upto, set(kinds)))
+            total += done
+            if done < q.PRUNED_AT_ONCE:
+                return total
+
+    async def damaged(self) -> list[str]:
+        """Read every row; what is not what was written, by table and key."""
+        found: list[str] = []
+        for table in t.SEALED:
+            last: Any = None
+            while True:
+                page, last = await self._writer.run(partial(q.damaged, table=table, after=last))
+                found += page
+                if last is None:
+                    break
+        return found
+
     async def backlog(self) -> list[Backlog]:
         """Every scope whose operations wait, the one with the most first."""
         return await self._writer.run(q.backlog)
@@ -199,12 +264,6 @@ class Ledger:
     async def run(self, run_id: str) -> Run | None:
         """A run."""
         return await self._writer.run(lambda c: q.one(c, Run, t.runs, run_id))
-
-    async def runs(self, limit: int, offset: int) -> tuple[list[Run], int]:
-        """A page of runs, the latest used first, and how many there are."""
-        order = (t.runs.c.last_request_at.desc(), t.runs.c.run_id)
-        rows, total = await self._writer.run(lambda c: q.page(c, t.runs, order, limit, offset))
-        return [q.record(Run, row) for row in rows], total
 
     async def note_environment(self, run_id: str, environment: dict[str, Any]) -> None:
         """Record the numeric environment that a run goes on in."""
@@ -220,15 +279,7 @@ class Ledger:
         Returns:
             The operations that failed.
         """
-
-        def work(connection: Any) -> list[Operation]:
-            q.update_run(connection, run_id, status="corrupted", fault=fault)
-            mine = (t.operations.c.scope == run_id, t.operations.c.status == "pending")
-            waiting = q.operations_where(connection, *mine, payload=False)
-            values = {"status": "failed", "error": fault, "category": "server"}
-            return [q.finish(connection, each.request_id, **values)[0] for each in waiting]
-
-        return await self._writer.run(work)
+        return await self._writer.run(lambda c: q.corrupt(c, run_id, fault))
 
     # Sessions and samplers
 
@@ -240,9 +291,10 @@ class Ledger:
                 mine = t.sessions.c.idempotency_key == idempotency_key
                 row = connection.execute(select(t.sessions).where(mine)).one_or_none()
                 if row is not None:
+                    seals.check(t.sessions, row)
                     return q.record(Session, row)
             values = {**vars(session), "idempotency_key": idempotency_key}
-            connection.execute(insert(t.sessions).values(**values))
+            seals.add(connection, t.sessions, values)
             return session
 
         return await self._writer.run(work)
@@ -254,22 +306,22 @@ class Ledger:
     async def touch_session(self, session_id: str) -> None:
         """Note that a session's client is alive."""
         mine = t.sessions.c.session_id == session_id
-        statement = update(t.sessions).where(mine).values(last_seen_at=q.now())
-        await self._writer.run(lambda c: c.execute(statement))
+        await self._writer.run(lambda c: seals.change(c, t.sessions, mine, last_seen_at=q.now()))
 
     async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
         """End a session; its first end counts."""
         mine = (t.sessions.c.session_id == session_id, t.sessions.c.finished.is_(None))
-        statement = update(t.sessions).where(*mine).values(finished=reason, detail=detail)
-        await self._writer.run(lambda c: c.execute(statement))
+        values = {"finished": reason, "detail": detail, "finished_at": q.now()}
+        await self._writer.run(lambda c: seals.change(c, t.sessions, *mine, **values))
 
-    async def create_sampler(self, sampler: Sampler) -> Sampler:
-        """Create a sampler; one that exists stays as it is."""
+    async def create_sampler(self, sampler: Sampler, event: Event | None = None) -> Sampler:
+        """Create a sampler; one that exists stays as it is, and ``event`` is not noted again."""
 
         def work(connection: Any) -> Sampler:
             known = q.one(connection, Sampler, t.samplers, sampler.sampler_id)
             if known is None:
                 q.put(connection, t.samplers, sampler)
+                audit.note(connection, event)
             return known or sampler
 
         return await self._writer.run(work)
@@ -291,26 +343,15 @@ class Ledger:
         where = (t.checkpoints.c.run_id == run_id, t.checkpoints.c.listed)
         return await self._writer.run(lambda c: q.checkpoints_where(c, *where))
 
-    async def ephemeral_checkpoints(self, session_id: str) -> list[Checkpoint]:
-        """The unlisted checkpoints of a session's runs."""
-        runs = select(t.runs.c.run_id).where(t.runs.c.session_id == session_id)
-        where = (t.checkpoints.c.run_id.in_(runs), ~t.checkpoints.c.listed)
-        return await self._writer.run(lambda c: q.checkpoints_where(c, *where))
-
-    async def all_checkpoints(self, limit: int, offset: int) -> tuple[list[Checkpoint], int]:
-        """A page of all listed, unexpired checkpoints, newest first, and how many there are."""
-        order = (t.checkpoints.c.created_at.desc(), t.checkpoints.c.path)
-
-        def work(connection: Any) -> tuple[list[Any], int]:
-            where = (q.unexpired(), t.checkpoints.c.listed)
-            return q.page(connection, t.checkpoints, order, limit, offset, *where)
-
-        rows, total = await self._writer.run(work)
-        return [q.record(Checkpoint, row) for row in rows], total
-
-    async def delete_checkpoint(self, path: str) -> bool:
+    async def delete_checkpoint(self, path: str, event: Event | None = None) -> bool:
         """Remove a checkpoint from the index; returns whether it was there."""
-        return await self._writer.run(lambda c: q.delete_checkpoint(c, path))
+
+        def work(connection: Any) -> bool:
+            deleted = q.delete_checkpoint(connection, path)
+            audit.note(connection, event if deleted else None)
+            return deleted
+
+        return await self._writer.run(work)
 
     async def was_deleted(self, path: str) -> bool:
         """Whether a checkpoint was deleted: so that a second deletion is no error."""
@@ -348,3 +389,13 @@ class Ledger:
             How many runs and how many checkpoints were inserted.
         """
         return await self._writer.run(lambda c: index.recreate(c, runs, checkpoints))
+
+
+def _open(path: Path, lock: HomeLock, anew: bool) -> tuple[Engine, HomeLock, Position]:
+    refuse_if_gone(path, anew=anew)
+    engine = open_engine(path)
+    try:
+        return engine, lock, Position(path, engine)
+    except BaseException:
+        engine.dispose()
+        raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,12 +17,11 @@ from sqlalchemy import (
     and_,
     delete,
     func,
-    insert,
     or_,
     select,
-    update,
 )
 
+from everstep.ledger import seals
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, SequenceConflict
 from everstep.ledger.records import (
@@ -36,6 +36,9 @@ from everstep.ledger.records import (
 )
 
 Record = TypeVar("Record", Run, Session, Sampler, Checkpoint)
+NO_PAYLOAD: dict[str, Any] = {"payload": b"", "pruned": True}
+PRUNED_AT_ONCE = 200
+_LOOKED_AT_ONCE = 500
 
 
 def now() -> datetime:
@@ -60,9 +63,11 @@ def operation(row: Row[Any], *, payload: bool = True) -> Operation:
     """
     asked = payload_digest(row.request_id, row.scope, row.place, row.kind, row.payload)
     gave = result_digest(row.request_id, row.status, row.result, row.media, row.error, row.category)
+    ended = row.status != "pending" and row.seal is not None
     for part, found, written in (
-        ("request", asked, row.payload_digest if payload else None),
-        ("result", gave, row.result_digest),
+        ("record", seals.seal(dict(row._mapping)), row.seal),
+        ("request", asked, row.payload_digest if payload and not row.pruned else None),
+        ("result", gave, row.result_digest or (b"" if ended else None)),
     ):
         if written not in (None, found):
             raise LedgerDamaged(
@@ -83,6 +88,7 @@ def operation(row: Row[Any], *, payload: bool = True) -> Operation:
         failure=failure,
         accepted_at=row.accepted_at,
         finished_at=row.finished_at,
+        pruned=bool(row.pruned),
     )
 
 
@@ -148,14 +154,17 @@ def backlog(connection: Connection) -> list[Backlog]:
 
 def update_run(connection: Connection, run_id: str, **values: Any) -> None:
     """Change columns of a run."""
-    connection.execute(update(t.runs).where(t.runs.c.run_id == run_id).values(**values))
+    seals.change(connection, t.runs, t.runs.c.run_id == run_id, **values)
 
 
 def one(connection: Connection, kind: type[Record], table: Table, key: str) -> Record | None:
     """The record with this primary key, if any."""
     column = next(iter(table.primary_key.columns))
     row = connection.execute(select(table).where(column == key)).one_or_none()
-    return record(kind, row) if row is not None else None
+    if row is None:
+        return None
+    seals.check(table, row)
+    return record(kind, row)
 
 
 def accept(
@@ -165,50 +174,57 @@ def accept(
     here = (t.operations.c.scope == new.scope, t.operations.c.seq_id == new.seq_id)
     known = operation_where(connection, *here)
     if known is not None and not (replace_failed and known.status == "failed"):
-        if known.kind != new.kind or (match and known.payload != new.payload):
+        if known.kind != new.kind or (match and not _asks(connection, known, new.payload)):
             raise SequenceConflict(
                 f"seq_id {new.seq_id} of {new.scope} was used before, for a {known.kind} with "
                 f"another content; a {new.kind} needs a sequence id of its own."
             )
-        return known, False
+        return (replace(known, payload=new.payload) if known.pruned else known), False
     if known is not None:
         mine = t.operations.c.request_id == known.request_id
-        connection.execute(update(t.operations).where(mine).values(seq_id=None))
+        seals.change(connection, t.operations, mine, seq_id=None)
     moment = now()
     request_id = uuid.uuid4().hex
     failed = new.failure is not None
-    connection.execute(
-        insert(t.operations).values(
-            request_id=request_id,
-            scope=new.scope,
-            seq_id=new.seq_id,
-            place=new.seq_id,
-            kind=new.kind,
-            payload=new.payload,
-            session_id=new.session_id,
-            status="failed" if failed else "pending",
-            error=new.failure.message if new.failure else None,
-            category=new.failure.category if new.failure else None,
-            accepted_at=moment,
-            finished_at=moment if failed else None,
-            payload_digest=payload_digest(request_id, new.scope, new.seq_id, new.kind, new.payload),
-            result_digest=result_digest(
-                request_id, "failed", None, None, new.failure.message, new.failure.category
-            )
-            if new.failure
-            else None,
+    values = {
+        "request_id": request_id,
+        "scope": new.scope,
+        "seq_id": new.seq_id,
+        "place": new.seq_id,
+        "kind": new.kind,
+        "payload": new.payload,
+        "session_id": new.session_id,
+        "status": "failed" if failed else "pending",
+        "error": new.failure.message if new.failure else None,
+        "category": new.failure.category if new.failure else None,
+        "accepted_at": moment,
+        "finished_at": moment if failed else None,
+        "payload_digest": payload_digest(request_id, new.scope, new.seq_id, new.kind, new.payload),
+        "result_digest": result_digest(
+            request_id, "failed", None, None, new.failure.message, new.failure.category
         )
-    )
+        if new.failure
+        else None,
+    }
+    seals.add(connection, t.operations, values)
     if run is not None and not failed:
-        connection.execute(insert(t.runs).values(**asdict(run)))
+        seals.add(connection, t.runs, asdict(run))
     else:
-        connection.execute(
-            update(t.runs).where(t.runs.c.run_id == new.scope).values(last_request_at=moment)
-        )
+        update_run(connection, new.scope, last_request_at=moment)
     accepted = operation_where(connection, t.operations.c.request_id == request_id)
     if accepted is None:
         raise LedgerError(f"operation {request_id} was not written")
     return accepted, True
+
+
+def _asks(connection: Connection, known: Operation, payload: bytes) -> bool:
+    """Whether an operation, be its payload dropped, was accepted with this payload."""
+    if known.payload == payload:
+        return True
+    query = select(t.operations).where(t.operations.c.request_id == known.request_id)
+    row = connection.execute(query).one()
+    asked = payload_digest(row.request_id, row.scope, row.place, row.kind, payload)
+    return bool(row.pruned) and asked == row.payload_digest
 
 
 def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Operation, bool]:
@@ -217,15 +233,57 @@ def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Oper
     pending = t.operations.c.status == "pending"
     gave = (values.get(name) for name in ("result", "media", "error", "category"))
     digest = result_digest(request_id, values["status"], *gave)
-    ended = connection.execute(
-        update(t.operations)
-        .where(mine, pending)
-        .values(finished_at=now(), result_digest=digest, **values)
-    )
+    more = {"finished_at": now(), "result_digest": digest, **values}
+    ended = seals.change(connection, t.operations, mine, pending, **more)
     finished = operation_where(connection, mine, payload=False)
     if finished is None:
         raise LedgerError(f"there is no operation {request_id}")
-    return finished, ended.rowcount == 1
+    return finished, ended == 1
+
+
+def prune(connection: Connection, scope: str, after: int, upto: int, kinds: set[str]) -> int:
+    """Drop some payloads of operations that have ended; returns of how many."""
+    columns = t.operations.c
+    here = (columns.scope == scope, columns.seq_id > after, columns.seq_id <= upto)
+    ended = (columns.status != "pending", columns.kind.in_(kinds), columns.pruned.is_(None))
+    query = select(columns.request_id).where(*here, *ended).limit(PRUNED_AT_ONCE)
+    found = list(connection.execute(query).scalars())
+    for request_id in found:
+        with contextlib.suppress(LedgerDamaged):  # it stays as it is, for whoever looks at it
+            seals.change(connection, t.operations, columns.request_id == request_id, **NO_PAYLOAD)
+    return len(found)
+
+
+def damaged(connection: Connection, *, table: Table, after: Any) -> tuple[list[str], Any]:
+    """What is damaged in a page of a table, and the page's last key; None: there are no more."""
+    column = next(iter(table.primary_key.columns))
+    query = select(table).order_by(column).limit(_LOOKED_AT_ONCE)
+    rows = connection.execute(query if after is None else query.where(column > after)).all()
+    found = []
+    for row in rows:
+        try:
+            if table is t.operations:
+                operation(row)
+            else:
+                seals.check(table, row)
+        except LedgerDamaged as damage:
+            found.append(str(damage))
+    return found, rows[-1]._mapping[column.name] if rows else None
+
+
+def corrupt(connection: Connection, run_id: str, fault: str) -> list[Operation]:
+    """Mark a run, fail what waits on it; of what is damaged itself the futures say so."""
+    with contextlib.suppress(LedgerDamaged):
+        update_run(connection, run_id, status="corrupted", fault=fault)
+    columns = t.operations.c
+    here = (columns.scope == run_id, columns.status == "pending", columns.seq_id.is_not(None))
+    waiting = select(columns.request_id).where(*here).order_by(columns.seq_id)
+    failed = []
+    for request_id in connection.execute(waiting).scalars().all():
+        with contextlib.suppress(LedgerDamaged):
+            values = {"status": "failed", "error": fault, "category": "server"}
+            failed.append(finish(connection, request_id, **values)[0])
+    return failed
 
 
 def put(connection: Connection, table: Table, row: Any) -> None:
@@ -233,7 +291,7 @@ def put(connection: Connection, table: Table, row: Any) -> None:
     values = asdict(row)
     column = next(iter(table.primary_key.columns))
     connection.execute(delete(table).where(column == values[column.name]))
-    connection.execute(insert(table).values(**values))
+    seals.add(connection, table, values)
 
 
 def delete_checkpoint(connection: Connection, path: str) -> bool:
@@ -242,7 +300,7 @@ def delete_checkpoint(connection: Connection, path: str) -> bool:
     if removed.rowcount:
         forget = delete(t.deleted_checkpoints).where(t.deleted_checkpoints.c.path == path)
         connection.execute(forget)
-        connection.execute(insert(t.deleted_checkpoints).values(path=path, deleted_at=now()))
+        seals.add(connection, t.deleted_checkpoints, {"path": path, "deleted_at": now()})
     return bool(removed.rowcount)
 
 
@@ -256,7 +314,9 @@ def checkpoints_where(connection: Connection, *where: ColumnElement[bool]) -> li
     """Unexpired checkpoints that fit, oldest first."""
     order = (t.checkpoints.c.created_at, t.checkpoints.c.path)
     query = select(t.checkpoints).where(unexpired(), *where).order_by(*order)
-    return [record(Checkpoint, row) for row in connection.execute(query)]
+    return [
+        record(Checkpoint, row) for row in seals.intact(t.checkpoints, connection.execute(query))
+    ]
 
 
 def page(
@@ -265,4 +325,4 @@ def page(
     """A page of a table and how many rows there are."""
     total = connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one()
     query = select(table).where(*where).order_by(*order).limit(limit).offset(offset)
-    return list(connection.execute(query)), total
+    return list(seals.intact(table, connection.execute(query))), total

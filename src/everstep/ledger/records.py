@@ -40,7 +40,7 @@ class NewOperation:
 
 @dataclass(frozen=True)
 class Operation:
-    """An accepted operation."""
+    """An accepted operation; ``pruned``: its payload was dropped, no replay should need it."""
 
     request_id: str
     scope: str
@@ -53,6 +53,7 @@ class Operation:
     failure: Failure | None
     accepted_at: datetime
     finished_at: datetime | None
+    pruned: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Run:
     """A training run.
 
     Attributes:
-        status: ``live``, or ``corrupted``: recovery found that it can't be brought back.
+        status: ``live``; ``corrupted``: recovery found that it can't be brought back; ``copy``: it
+            holds a copy of a checkpoint and takes no operations.
         environment: the numeric environment of its results since its newest snapshot.
         fault: why it is corrupted.
     """
@@ -97,7 +99,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Session:
-    """A client's session; ``finished`` is how it ended."""
+    """A client's session; ``finished`` is how it ended, ``detail`` what its client said of that."""
 
     session_id: str
     user_metadata: dict[str, Any]
@@ -108,6 +110,8 @@ class Session:
     created_at: datetime
     last_seen_at: datetime
     finished: str | None = None
+    detail: str | None = None
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Checkpoint:
     Attributes:
         listed: False for an unnamed sampler save.
         quarantined: a file of it was found damaged; it exists for no client until that is healed.
+        unmarked: its lifetime or publication was changed, and the vault has not been told.
     """
 
     path: str
@@ -144,3 +149,38 @@ class Checkpoint:
     public: bool = False
     listed: bool = True
     quarantined: bool = False
+    unmarked: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that was done, for the audit log.
+
+    Attributes:
+        event: ``<resource>_<action>``.
+        actor: who did it.
+        path: of the checkpoint that it was done to, if it was one.
+        run_id: of that checkpoint.
+        details: whatever else belongs to it.
+        at: when; None: as it is written.
+        number: its place in the log; None until it is written.
+    """
+
+    event: str
+    actor: str
+    path: str | None = None
+    run_id: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    at: datetime | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class WeightsToken:
+    """A token that lets its bearer read one checkpoint; only its digest is kept."""
+
+    token_id: str
+    digest: str
+    path: str
+    created_at: datetime
+    expires_at: datetime | None

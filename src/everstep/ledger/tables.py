@@ -13,6 +13,7 @@ from sqlalchemy import (
     DateTime,
     Float,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -62,6 +63,8 @@ operations = Table(
     Column("finished_at", UtcTime),
     Column("payload_digest", LargeBinary),
     Column("result_digest", LargeBinary),
+    Column("seal", LargeBinary),
+    Column("pruned", Boolean),  # its payload is dropped: no replay will need it
     UniqueConstraint("scope", "seq_id"),
 )
 Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)
@@ -80,6 +83,7 @@ runs = Table(
     Column("status", String, nullable=False),
     Column("environment", JSON(none_as_null=True)),
     Column("fault", Text),
+    Column("seal", LargeBinary),
 )
 
 sessions = Table(
@@ -96,6 +100,8 @@ sessions = Table(
     Column("finished", String),
     Column("detail", Text),
     Column("idempotency_key", String, unique=True),
+    Column("seal", LargeBinary),
+    Column("finished_at", UtcTime),
 )
 
 samplers = Table(
@@ -106,6 +112,7 @@ samplers = Table(
     Column("base_model", String, nullable=False),
     Column("model_path", String),
     Column("created_at", UtcTime, nullable=False),
+    Column("seal", LargeBinary),
 )
 
 checkpoints = Table(
@@ -125,6 +132,8 @@ checkpoints = Table(
     Column("public", Boolean, nullable=False),
     Column("listed", Boolean, nullable=False),
     Column("quarantined", Boolean, nullable=False),
+    Column("unmarked", Boolean, nullable=False),
+    Column("seal", LargeBinary),
 )
 
 deleted_checkpoints = Table(
@@ -132,4 +141,59 @@ deleted_checkpoints = Table(
     metadata,
     Column("path", String, primary_key=True),
     Column("deleted_at", UtcTime, nullable=False),
+    Column("seal", LargeBinary),
 )
+
+position = Table(
+    "position",
+    metadata,
+    Column("identity", String, primary_key=True),
+    Column("commits", BigInteger, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("event", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("path", String),
+    Column("run_id", String),
+    Column("details", JSON, nullable=False),
+    Column("seal", LargeBinary),
+    sqlite_autoincrement=True,
+)
+
+copies = Table(
+    "copies",
+    metadata,
+    Column("idempotency_key", String, primary_key=True),
+    Column("request", String, nullable=False),
+    Column("path", String, nullable=False),
+    Column("seal", LargeBinary),
+)
+
+weights_tokens = Table(
+    "weights_tokens",
+    metadata,
+    Column("token_id", String, primary_key=True),
+    Column("digest", String, nullable=False, unique=True),
+    Column("path", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("seal", LargeBinary),
+)
+
+SEALED = (
+    operations,
+    runs,
+    sessions,
+    samplers,
+    checkpoints,
+    deleted_checkpoints,
+    audit,
+    copies,
+    weights_tokens,
+)
+"""Tables whose rows have a seal (`everstep.ledger.seals`)."""

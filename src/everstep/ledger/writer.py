@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,9 +18,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError, MultipleResultsFound
 
 from everstep.failpoints import Failpoint
-from everstep.ledger.errors import LedgerError, NotWritten
+from everstep.ledger.database import ADVICE
+from everstep.ledger.errors import LedgerDamaged, LedgerError, NotWritten
+from everstep.ledger.position import Position
 
 Result = TypeVar("Result")
 _LARGEST_GROUP = 256
@@ -36,12 +40,17 @@ class _Job:
 class Writer:
     """Runs functions on the connection, several in one transaction.
 
+    Args:
+        engine: the database.
+        position: told of every transaction that is durable; None: nothing is written.
+
     Attributes:
         commits: how many transactions were committed.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, position: Position | None) -> None:
         self.commits = 0
+        self._position = position
         self._engine = engine
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
@@ -95,14 +104,22 @@ class Writer:
 
     def _commit(self, connection: Connection, group: list[_Job]) -> None:
         outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        database: Any = connection.connection.driver_connection
+        counted = False
         try:
             with connection.begin():
+                before = database.total_changes
                 for job in group:
                     outcomes.append(_outcome(connection, job))
                     _check_open(connection, outcomes[-1][2])
+                if self._position is not None and database.total_changes != before:
+                    self._position.count(connection)
+                    counted = True
                 _WRITTEN()
             self.commits += 1
             _COMMITTED()
+            if self._position is not None and counted:
+                self._position.reached()
         except Exception as error:  # noqa: BLE001  the thread must outlive it: others wait
             for job in group:
                 job.future.set_exception(NotWritten(f"the ledger could not be written: {error}"))
@@ -133,5 +150,19 @@ def _outcome(connection: Connection, job: _Job) -> tuple[_Job, Any, BaseExceptio
     try:
         with connection.begin_nested():
             return job, job.work(connection), None
+    except (DatabaseError, MultipleResultsFound, ValueError) as error:
+        return job, None, _damage(error) or error
     except Exception as error:  # noqa: BLE001  handed to whoever queued the job
         return job, None, error
+
+
+def _damage(error: Exception) -> LedgerDamaged | None:
+    """What was wrong with the database itself: a page, its schema, or what a cell holds."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, DatabaseError) and code not in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,  # a table or column that our statements need is not there
+    ):
+        return None
+    return LedgerDamaged(f"A page of the ledger is damaged: {error}. {ADVICE}")

@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 
 from everstep.failpoints import Failpoint
-from everstep.ledger import Checkpoint, Ledger, NotWritten, Operation, Run, Sampler
+from everstep.ledger import Checkpoint, Event, Ledger, NotWritten, Operation, Run, Sampler
 from everstep.runtime import names
+from everstep.runtime.access import event
 from everstep.runtime.checkpoints import draft, expiry, taken
 from everstep.runtime.errors import OperationFailed, WorkerLost
 from everstep.runtime.recovery import optim_step_result
@@ -68,6 +69,7 @@ class Execution:
         self._lock = lock
         self._writes: dict[str, asyncio.Task[None]] = {}
         self._snapshot_position = -1
+        self._pruned = 0
         self._cost = 0.0
         self._handlers: dict[str, Callable[[Operation], Awaitable[None]]] = {
             names.CREATE_MODEL: self._create_model,
@@ -156,7 +158,7 @@ class Execution:
             await self._ledger.note_environment(self.run_id, environment)
         self.stands_at(position)
         _SNAPSHOT()
-        await self._snapshots.prune(self.run_id)
+        await self._prune()
         return True
 
     async def _snapshot_behind(self, position: int) -> None:
@@ -181,7 +183,16 @@ class Execution:
             await asyncio.wait(earlier)  # a save that isn't recorded may need an older snapshot
         self._snapshot_position = max(self._snapshot_position, position)
         _SNAPSHOT()
-        await self._snapshots.prune(self.run_id)
+        await self._prune()
+
+    async def _prune(self) -> None:
+        """Drop what recovery needs no more: older snapshots, and requests before them."""
+        oldest = await self._snapshots.prune(self.run_id)
+        if oldest is not None and oldest > self._pruned:
+            await self._ledger.prune(
+                self.run_id, after=self._pruned, upto=oldest, kinds=names.PASSES
+            )
+            self._pruned = oldest
 
     async def _begin_snapshot(self, run: Run, position: int) -> Call:
         manifest = self._snapshots.draft(run, position, self._commands.fingerprint(run))
@@ -205,7 +216,9 @@ class Execution:
         await self._snapshot_load(operation)  # the run no longer needs that checkpoint
         result = {"path": payload["path"], "model_id": self.run_id, "type": "load_weights"}
         environment = self._commands.environment(run)
-        await self._succeed(operation, result, environment=environment)
+        await self._succeed(
+            operation, result, environment=environment, event=_read(payload["path"])
+        )
 
     async def _load_weights(self, operation: Operation) -> None:
         payload = json.loads(operation.payload)
@@ -213,7 +226,7 @@ class Execution:
         await self._commands.load(payload["path"], optimizer=payload["optimizer"])
         await self._snapshot_load(operation)
         result = {"path": payload["path"], "model_id": self.run_id, "type": "load_weights"}
-        await self._succeed(operation, result)
+        await self._succeed(operation, result, event=_read(payload["path"]))
 
     async def _snapshot_load(self, operation: Operation) -> None:
         """Make what was loaded the run's own; else undo it, as the checkpoint may be deleted."""
@@ -307,7 +320,10 @@ class Execution:
 
         async def record(size_bytes: int) -> None:
             saved = Checkpoint(**{**vars(checkpoint), "size_bytes": size_bytes})
-            await self._succeed(operation, result, checkpoint=saved, sampler=sampler)
+            made = event("create", saved.path, size_bytes=size_bytes, listed=saved.listed)
+            await self._succeed(
+                operation, result, checkpoint=saved, sampler=sampler, event=made
+            )
 
         writing = self._finish_save(operation, call, record, lock)
         self._write_behind(checkpoint.path, writing)
@@ -317,9 +333,11 @@ class Execution:
     ) -> Call:
         if not overwrite and await self._ledger.checkpoint(checkpoint.path) is not None:
             raise taken(checkpoint.name, self.run_id, CheckpointKind(checkpoint.kind))
+        run = await self._commands.run()
         manifest = draft(
             checkpoint,
-            base_fingerprint=self._commands.fingerprint(await self._commands.run()),
+            base_fingerprint=self._commands.fingerprint(run),
+            run_metadata=run.user_metadata,
             position=operation.seq_id,
             request_id=operation.request_id,
             parents=[],
@@ -363,3 +381,8 @@ class Execution:
         )
         _RECORDED()
         self._announce(finished)
+
+
+def _read(path: str) -> Event:
+    """A checkpoint was read to train on, for the audit log."""
+    return event("read", path, purpose="training")

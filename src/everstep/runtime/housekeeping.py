@@ -13,6 +13,7 @@ import structlog
 from everstep.ledger import Ledger, LedgerError
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, WorkerLost
+from everstep.runtime.lifetimes import Lifetimes
 from everstep.runtime.scrubber import Scrubber
 from everstep.runtime.settings import Settings
 from everstep.runtime.upkeep import Upkeep
@@ -30,6 +31,7 @@ class Housekeeping:
         vault: the files.
         worker: removes files, as the one that writes them.
         checkpoints: keeps the index in line with the vault.
+        lifetimes: tells the vault what it has yet to be told.
         settings: rates and intervals.
     """
 
@@ -39,8 +41,11 @@ class Housekeeping:
         vault: Vault,
         worker: WorkerProcess,
         checkpoints: Checkpoints,
+        lifetimes: Lifetimes,
         settings: Settings,
     ) -> None:
+        self._lifetimes = lifetimes
+        self._ledger = ledger
         self._worker = worker
         self._checkpoints = checkpoints
         self._settings = settings
@@ -71,7 +76,8 @@ class Housekeeping:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def collect(self) -> None:
-        """Remove expired and orphaned checkpoints, then the files that none names."""
+        """Remove what ended, expired or is orphaned, then the files that no checkpoint names."""
+        await self._lifetimes.settle()
         found = await self._upkeep.leftovers()
         await self._upkeep.remove(found)
         command = {"command": "collect", "grace_seconds": self._settings.collect_grace_seconds}
@@ -79,14 +85,17 @@ class Housekeeping:
         reply = await call.done
         _log.info(
             "collected",
+            ended=len(found.ended),
             expired=len(found.expired),
             orphaned=len(found.orphaned),
-            files=reply.header["removed"],
-            bytes=reply.header["bytes"],
+            files=len(reply.header["files"]),
+            bytes=sum(size for _, size in reply.header["files"]),
         )
 
     async def _scrub(self) -> None:
         await self._scrubber.scrub()
+        for damage in await self._ledger.damaged():
+            _log.error("the ledger is damaged", reason=damage)
 
     async def _follow(self, note: Note) -> None:
         await self._checkpoints.follow_quarantine()

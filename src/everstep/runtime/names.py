@@ -22,6 +22,8 @@ CREATE_CUSTOM_LOSS = "create_custom_loss"
 MISSING = "missing"
 """Takes the place of an operation that did not arrive in time."""
 
+PASSES = frozenset({FORWARD, FORWARD_BACKWARD})
+"""Kinds whose requests are large."""
 CHANGES_STATE = frozenset({FORWARD_BACKWARD, OPTIM_STEP, LOAD_WEIGHTS})
 """Kinds that change a run's state: what recovery applies again."""
 

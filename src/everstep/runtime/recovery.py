@@ -103,6 +103,12 @@ class Recovery:
         return seconds
 
     async def _again(self, operation: Operation) -> tuple[bytes | dict[str, Any] | None, float]:
+        if operation.pruned:
+            raise RunCorrupted(
+                f"Run {operation.scope} is corrupted: its newest two snapshots are damaged, and "
+                f"what operation {operation.seq_id} asked is kept no longer than they need it. "
+                "Create a new run from its last checkpoint."
+            )
         if operation.kind == names.FORWARD_BACKWARD:
             reply = await self._commands.training_pass(operation.payload)
             return reply.body, float(reply.header["seconds"])

@@ -69,7 +69,7 @@ class Sampling:
             )
         else:
             finished = await self._ledger.succeed(
-                operation.request_id, reply, "protobuf", seconds=seconds
+                operation.request_id, reply, "protobuf", seconds=seconds, prune=True
             )
         self._announce(finished)
 

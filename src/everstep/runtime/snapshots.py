@@ -51,18 +51,24 @@ class Snapshots:
             "lora": run.lora,
             "optimizer": run.optimizer,
             "user_metadata": None,
+            "run_metadata": run.user_metadata,
             "expires_at": None,
             "position": position,
             "request_id": None,
             "parents": [],
         }
 
-    async def prune(self, run_id: str) -> None:
-        """Delete all but the newest two of a run's snapshots."""
+    async def prune(self, run_id: str) -> int | None:
+        """Delete all but the newest two of a run's snapshots.
 
-        def delete() -> None:
+        Returns:
+            The position of the older one: no replay begins before it. None when there is one only.
+        """
+
+        def delete() -> int | None:
             names = sorted(name for _, name in self._vault.names(KIND, run_id))
             for name in names[:-_KEPT]:
                 self._vault.delete(KIND, run_id, name)
+            return int(names[-_KEPT]) if len(names) >= _KEPT else None
 
-        await asyncio.to_thread(delete)
+        return await asyncio.to_thread(delete)
