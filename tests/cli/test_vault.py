@@ -195,7 +195,7 @@ def lose_the_database(home: Path) -> None:
 
 def rows(home: Home) -> tuple[list[Any], list[Run]]:
     async def work(ledger: Ledger) -> tuple[list[Any], list[Run]]:
-        return await ledger.every_checkpoint(), (await ledger.runs(10, 0))[0]
+        return await ledger.every_checkpoint(), (await ledger.directory.runs(10, 0))[0]
 
     found: tuple[list[Any], list[Run]] = home.ledger(work)
     return found

@@ -51,9 +51,9 @@ def test_what_the_vault_was_not_told_it_is_told_at_the_next_start(home: Home) ->
     manifest = saved(home)
 
     async def publish(lifetimes: Lifetimes, *_: Any) -> None:
-        with mock.patch.object(home.vault, "mark", side_effect=OSError(28, "full")):
-            with pytest.raises(Rejected, match="try again") as refused:
-                await lifetimes.set_public(RUN, ID, True)
+        full = mock.patch.object(home.vault, "mark", side_effect=OSError(28, "full"))
+        with full, pytest.raises(Rejected, match="try again") as refused:
+            await lifetimes.set_public(RUN, ID, True)
         assert refused.value.status == 503
 
     async def settle(lifetimes: Lifetimes, _: Any, ledger: Ledger) -> list[Checkpoint]:
@@ -73,9 +73,9 @@ def test_a_retry_tells_the_vault_what_the_first_attempt_did_not(home: Home) -> N
     manifest = saved(home)
 
     async def publish(lifetimes: Lifetimes, *_: Any) -> None:
-        with mock.patch.object(home.vault, "mark", side_effect=OSError(28, "full")):
-            with pytest.raises(Rejected):
-                await lifetimes.set_public(RUN, ID, True)
+        full = mock.patch.object(home.vault, "mark", side_effect=OSError(28, "full"))
+        with full, pytest.raises(Rejected):
+            await lifetimes.set_public(RUN, ID, True)
         await lifetimes.set_public(RUN, ID, True)
 
     with_lifetimes(home, publish)

@@ -20,7 +20,7 @@ from everstep.vault import (
 )
 from everstep.vault.inspection import put_away
 from everstep.vault.keys import blob_key, manifest_key
-from everstep.vault.storage import sync_directory, write_synced
+from everstep.vault.local import sync_directory, write_synced
 from tests.vault.checkpoints import RUN, load, save
 from tests.vault.disk import Dead, Death, Disk
 from tests.vault.homes import rot

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from everstep.vault.errors import UnsafeName
-from everstep.vault.storage import Buffer, LocalStorage, Storage
+from everstep.vault.local import LocalStorage
+from everstep.vault.storage import Buffer, Storage
 from tests.vault.disk import Dead, Disk
 
 STORAGES: dict[str, Callable[[Path], Storage]] = {"local": lambda root: LocalStorage(root / "s")}

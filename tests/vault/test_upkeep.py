@@ -126,7 +126,7 @@ def test_the_index_follows_the_quarantine_and_the_healing(home: Home) -> None:
         changed = await checkpoints.follow_quarantine()
         assert changed == 1
         assert await checkpoints.follow_quarantine() == 0
-        _, total = await ledger.all_checkpoints(10, 0)
+        _, total = await ledger.directory.checkpoints(10, 0)
         assert total == 1
         with pytest.raises(OperationFailed, match="x is quarantined: adapter") as told:
             await checkpoints.find(path)

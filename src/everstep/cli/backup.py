@@ -36,9 +36,9 @@ from everstep.runtime.upkeep import SAVES
 from everstep.vault import CheckpointDamaged, CheckpointId, FileRef, Manifest, Vault
 from everstep.vault.backup import DATABASE, BackupDirectory, BackupNote, file_ref
 from everstep.vault.keys import MANIFESTS, blob_key
+from everstep.vault.local import sync_directory, write_synced
 from everstep.vault.room import readable
 from everstep.vault.sightings import Sightings
-from everstep.vault.storage import sync_directory, write_synced
 from everstep.vault.verify import verify
 
 _ATTEMPTS = 5
@@ -84,7 +84,7 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
             ledger=file_ref(stage / DATABASE),
             left_out=left_out,
         )
-        place.finish(stage, note, chosen)
+        place.finish(stage, note, [vault.marked(each) for each in chosen])
         place.check(note.id)
         check_database(place.of(note.id) / DATABASE)
         if not left_out:  # else an earlier one may be all that is left of it

@@ -33,9 +33,9 @@ from everstep.vault.keys import (
     digest_of,
     manifest_key,
 )
+from everstep.vault.local import LocalStorage, sync_directory, write_synced
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.storage import LocalStorage, sync_directory, write_synced
 
 DATABASE = "ledger.sqlite"
 _NOTE = "backup.json"

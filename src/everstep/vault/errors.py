@@ -7,11 +7,16 @@ VaultError
 │   ├── CheckpointQuarantined    that was found before, and the file was moved away
 │   └── FormatTooNew             a newer release wrote it
 ├── DiskFull                 there is no room; names the path, what is needed and what is free
+├── StoreFailed              the object store refused, or did not answer
+├── VaultElsewhere           the home belongs to another vault, or the vault to another home
 ├── VaultBusy                what was asked for can't be done beside what is going on
 └── UnsafeName               a kind, run or name that may not become a file name
 """
 
+from __future__ import annotations
+
 import errno
+import os
 
 
 class VaultError(Exception):
@@ -63,9 +68,46 @@ class DiskFull(VaultError, OSError):
         self.free = free
 
 
+class StoreFailed(VaultError, OSError):
+    """The object store refused, or did not answer; whether it did what was asked may be unknown."""
+
+    @classmethod
+    def of(cls, store: str, what: str, error: Exception) -> StoreFailed:
+        """An error of the client library in our words, without what is secret in it.
+
+        Args:
+            store: the store's URL.
+            what: was done to what.
+            error: the library's.
+        """
+        kind = type(error).__name__
+        if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+            why = (
+                "the store refused the credentials, or they don't allow this; look at the "
+                "environment (AWS_ACCESS_KEY_ID, …) and the permissions in "
+                "docs/guides/operations.md"
+            )
+        else:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            why = f"{kind}: {_without_secrets(lines[0] if lines else '')[:400]}"
+        return cls(f"{store}: {what}: {why}")
+
+
+class VaultElsewhere(VaultError):
+    """The home belongs to another vault, or the vault to another home."""
+
+
 class VaultBusy(VaultError):
     """What was asked for can't be done beside what is going on in the vault."""
 
 
 class UnsafeName(VaultError, ValueError):
     """A name that may not reach the file system."""
+
+
+def _without_secrets(text: str) -> str:
+    """A text without values that the environment keeps under the name of a secret."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and name.endswith(("KEY", "KEY_ID", "SECRET", "TOKEN")):
+            text = text.replace(value, f"<{name}>")
+    return text

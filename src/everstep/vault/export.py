@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everstep.vault.keys import part
+from everstep.vault.local import sync_directory, write_synced
 from everstep.vault.manifest import Manifest
-from everstep.vault.storage import sync_directory, write_synced
 
 if TYPE_CHECKING:
     from everstep.vault.vault import Vault

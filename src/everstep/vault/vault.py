@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from blake3 import blake3
 
+from everstep.vault import marks
 from everstep.vault.collection import Collection
 from everstep.vault.errors import (
     CheckpointDamaged,
@@ -23,13 +25,15 @@ from everstep.vault.keys import (
     CheckpointId,
     blob_key,
     manifest_key,
+    marks_key,
     part,
 )
+from everstep.vault.local import LocalStorage
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
 from everstep.vault.quarantine import Quarantine, refusal
 from everstep.vault.room import Room, size_of
-from everstep.vault.storage import Buffer, LocalStorage, Storage, as_bytes
+from everstep.vault.storage import Buffer, Storage, as_bytes
 
 _PARALLEL_FROM = 1 << 20
 
@@ -39,6 +43,7 @@ class Vault:
 
         <root>/blobs/ab/<blake3>                        files, once each
         <root>/manifests/<kind>/<run>/<name>.json       checkpoints
+        <root>/marks/<kind>/<run>/<name>.json           what was changed of them since
         <root>/quarantine/                              damaged files and notes of them
         <root>/tmp/                                     what is being written
 
@@ -255,7 +260,24 @@ class Vault:
         """Remove a checkpoint; returns whether it was there. Its files stay until `collect`."""
         key = manifest_key(kind, run_id, name)
         deleted = self._storage.delete(key)
+        if kind != "snapshot":
+            self._storage.delete(marks_key(kind, run_id, name))
         return self.quarantine.forget(key) or deleted
+
+    def mark(self, manifest: Manifest, *, expires_at: datetime | None, public: bool) -> None:
+        """Change when a checkpoint expires and whether others may read it; durable on return.
+
+        Args:
+            manifest: the checkpoint's.
+            expires_at: when it may be collected; None: never.
+            public: whether others may read it.
+        """
+        with self._locks.writing(), self._room.told():
+            marks.write(self._storage, manifest, expires_at, public)
+
+    def marked(self, manifest: Manifest) -> Manifest:
+        """A manifest with what `mark` changed since the checkpoint was saved."""
+        return marks.applied(self._storage, self.quarantine, manifest)
 
     def collect(
         self,
