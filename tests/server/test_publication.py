@@ -249,7 +249,7 @@ def test_a_copy_into_a_session_of_ones_own(local: Local) -> None:
     ("body", "status"),
     [
         ({"source_path": "tinker://s:train:0/weights/none"}, 404),
-        ({"source_path": "tinker://s:train:0/none"}, 404),
+        ({"source_path": "tinker://s:train:0/none"}, 400),
         ({"destination_project_id": None}, 400),
         ({"session_id": "none", "model_seq_id": 1}, 404),
         ({"session_id": "none"}, 400),

@@ -43,9 +43,9 @@ class Access:
         Raises:
             WireError: the path is malformed.
         """
+        path = str(parse_path(path))
         if token is None or not token.startswith(TOKEN_PREFIX):
             return  # the owner's
-        path = str(parse_path(path))
         known = await self._ledger.publication.token(_digest(token))
         if known is not None and known.path == path:
             return

@@ -64,7 +64,9 @@ class Vault:
         self.quarantine = Quarantine(storage)
         self._collection = Collection(self, self._locks)
         if writer:
-            storage.clean()
+            with self._locks.alone() as alone:  # another process may just be marking a checkpoint
+                if alone:
+                    storage.clean()
 
     def put(self, chunks: Iterable[Buffer]) -> FileRef:
         """Store a file by its content; durable on return.
