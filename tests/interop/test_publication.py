@@ -167,7 +167,9 @@ def test_the_official_command_line_prints_something_useful(service: Service) -> 
     assert "Error" not in command("checkpoint", "publish", path)
     assert "Error" not in command("checkpoint", "set-ttl", path, "--ttl", "3600")
     assert "Yes" in command("checkpoint", "info", path)
-    assert "nothing is billed" in command("billing", "usage", "2026-01-01", "2026-01-02").replace("\n", " ")
+    assert "nothing is billed" in command("billing", "usage", "2026-01-01", "2026-01-02").replace(
+        "\n", " "
+    )
     assert "Error" not in command("billing", "checkpoint-storage")
     session = run.model_id.split(":")[0]
     assert "/everstep/traces/" in command(

@@ -321,9 +321,7 @@ class Execution:
         async def record(size_bytes: int) -> None:
             saved = Checkpoint(**{**vars(checkpoint), "size_bytes": size_bytes})
             made = event("create", saved.path, size_bytes=size_bytes, listed=saved.listed)
-            await self._succeed(
-                operation, result, checkpoint=saved, sampler=sampler, event=made
-            )
+            await self._succeed(operation, result, checkpoint=saved, sampler=sampler, event=made)
 
         writing = self._finish_save(operation, call, record, lock)
         self._write_behind(checkpoint.path, writing)
