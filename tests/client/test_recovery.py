@@ -166,6 +166,24 @@ def test_a_save_that_failed_with_its_run_is_a_loss(fake: KeepingService, client:
     assert loop.begun == [0, 2]
 
 
+def test_a_save_of_the_lost_run_that_fails_late_is_not_the_new_runs_failure(
+    fake: KeepingService, client: Any
+) -> None:
+    loop = Loop(client)
+    step = LoopState(2)
+    loop.saves.save(step).result(GIVE_UP_SECONDS)
+    fake.hold_result(2)
+    late = loop.saves.save(LoopState(4))
+    fake.arrived("/save_weights", 2)
+    loop.recovery.recover(everstep.RunLost("a test says so")).result(GIVE_UP_SECONDS)
+    fake.script("/retrieve_future", failed("too late", "server"), where=fake.polls_of(2))
+    fake.gone.add("session-0:train:0")
+    fake.release_result(2)
+    late.future().exception(GIVE_UP_SECONDS)
+    assert loop.saves.step(LoopState(6)), "which would raise it"
+    loop.saves.flush().result(GIVE_UP_SECONDS)
+
+
 def test_it_waits_longer_and_longer_and_gives_up(
     fake: KeepingService, client: Any, clock: Clock
 ) -> None:

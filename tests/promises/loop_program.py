@@ -29,6 +29,7 @@ def main(url: str, run_name: str, steps: int, pause_at: int | None) -> None:
     examples = data(everstep, EXAMPLES)
     resumed = everstep.resume_or_create(service, run_name, MODEL, rank=4, seed=3).result()
     client, state, report = resumed
+    now = state
     print("from", state.step, report.path, flush=True)
     policy = everstep.CheckpointPolicy(
         every_steps=2, keep_last=2, keep_best=1, metric="loss", mode="min"

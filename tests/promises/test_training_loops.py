@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -72,6 +73,28 @@ def test_p1_a_script_that_is_killed_twice_ends_as_its_uninterrupted_twin(service
     losses = {n: float(line.split("] ")[1]) for n, line in enumerate(steps(twin), start=1)}
     best = min((2, 4, 6, 8, 9), key=lambda step: losses[step])
     assert _saved_steps(service, "killed") == sorted({best, 8, 9})
+
+
+def test_p1_a_script_that_is_killed_again_and_again_at_any_moment(service: Service) -> None:
+    random = Random(1)
+    twin = steps(whole(service, "another-twin"))
+    seen: dict[str, str] = {}
+    for life in range(20):
+        process = program(service, "random")
+        left = random.randrange(2, 6)  # lines; a save may be under way then
+        for line in process.stdout:
+            if line.startswith("step"):
+                number = line.split()[1]
+                assert seen.setdefault(number, line.strip()) == line.strip()
+            left -= 1
+            if left == 0 and life < 19:
+                process.kill()
+        process.stdout.close()
+        process.stdin.close()
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert [seen[str(number)] for number in range(1, STEPS + 1)] == twin
 
 
 def _saved_steps(service: Service, run_name: str) -> list[int]:

@@ -129,7 +129,8 @@ class Checkpointer:
             self._begin(state, metrics or {}, self.policy.ttl_seconds)
             return True
         if self._upkeep.renewal_due():
-            self._flight = APIFuture.of(self._renew())
+            work = self._guarded(self._renew(), "renewal of the checkpoints that are kept")
+            self._flight = APIFuture.of(work)
         return False
 
     def save(self, state: LoopState, metrics: Metrics | None = None) -> SaveFuture:
@@ -218,13 +219,11 @@ class Checkpointer:
         run_name = self._report.run_name
         metadata = encode(run_name, state, metrics)
         with self._lock:
-            place = Place(self._report.generation, self._serial, self._token)
-            sent = self.client.save_state(
-                place.name(run_name, state), ttl_seconds=ttl, user_metadata=metadata
-            )
+            name = Place(self._report.generation, self._serial, self._token).name(run_name, state)
+            sent = self.client.save_state(name, ttl_seconds=ttl, user_metadata=metadata)
             self._serial += 1
         self._saved_step, self._saved_at = state.step, monotonic()
-        work = self._guarded(self._complete(sent, state, ttl), place.name(run_name, state))
+        work = self._guarded(self._complete(sent, state, ttl, self._upkeep), name)
         future = self._under_way(APIFuture.of(work))
         self._latest = (state, future)
         return future
@@ -236,7 +235,11 @@ class Checkpointer:
         return future
 
     async def _complete(
-        self, sent: APIFuture[types.SaveWeightsResponse], state: LoopState, ttl: int | None
+        self,
+        sent: APIFuture[types.SaveWeightsResponse],
+        state: LoopState,
+        ttl: int | None,
+        upkeep: _retention.Retention,
     ) -> SavedCheckpoint:
         answer = await sent
         async with self._order:
@@ -249,34 +252,42 @@ class Checkpointer:
                     "deleted."
                 )
             self._tell("saved", saved.path, saved.state.step)
+            if upkeep is not self._upkeep:
+                return saved  # of the run that was lost; the loop goes on from another
             self.last = saved
-            self._upkeep.check_alone(listed)
-            for path in await self._upkeep.delete_old(rest, listed):
+            upkeep.check_alone(listed)
+            for path in await upkeep.delete_old(rest, listed):
                 self._tell("deleted", path)
             if ttl is not None:
-                await self._upkeep.renew(rest)
+                await upkeep.renew(rest)
             return saved
 
     async def _renew(self) -> None:
         async with self._order:
-            await self._guarded(self._upkeep.renew(self._rest()), "the checkpoints that are kept")
+            await self._upkeep.renew(self._rest())
 
     async def _keep_for_good(self) -> None:
         async with self._order:
             await self._upkeep.keep_for_good(self._rest())
 
-    async def _guarded(self, work: Coroutine[Any, Any, T], what: str) -> T:
-        try:
-            return await work
-        except CheckpointError as error:
-            failed = error
-        except Exception as error:  # noqa: BLE001  kept, and raised at the next call
-            failed = CheckpointFailed(f"{what}: {error}")
-            failed.__cause__ = error
-        with self._lock:
-            self._errors.append(failed)
-        self._tell("save_failed", detail=str(failed))
-        raise failed
+    def _guarded(self, work: Coroutine[Any, Any, T], what: str) -> Coroutine[Any, Any, T]:
+        """What keeps a failure for the next call; not for those after the run was rebound."""
+        errors = self._errors
+
+        async def guarded() -> T:
+            try:
+                return await work
+            except CheckpointError as error:
+                failed = error
+            except Exception as error:  # noqa: BLE001  kept, and raised at the next call
+                failed = CheckpointFailed(f"{what}: {error}")
+                failed.__cause__ = error
+            with self._lock:
+                errors.append(failed)
+            self._tell("save_failed", detail=str(failed))
+            raise failed
+
+        return guarded()
 
     def _rest(self) -> RestClient:
         return RestClient(self.client.holder.connection)

@@ -181,7 +181,7 @@ class Recovery:
         resumed = Resumed(self.client, fresh.state, fresh.report)
         self.state, self._report = resumed.state, resumed.report
         self._checkpointer.rebase(resumed)
-        if self._monitor is not None:
+        if self._monitor is not None and self._monitor.watching:
             self._monitor.start()
         return resumed
 

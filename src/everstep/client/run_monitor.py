@@ -60,6 +60,11 @@ class RunMonitor:
         self._seconds = seconds
         self._watching: concurrent.futures.Future[None] | None = None
 
+    @property
+    def watching(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._watching is not None
+
     def start(self) -> None:
         """Begin to watch, or to watch again after a loss."""
         self.stop()
