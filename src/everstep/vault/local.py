@@ -1,4 +1,4 @@
-"""A vault's files in a directory. A write is
+"""A vault's files in a directory; a write is whole or absent.
 
     1. write a temporary file, fsync it
     2. fsync the directory that will hold its name, once it has it: rename, then fsync
