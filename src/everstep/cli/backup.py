@@ -76,7 +76,7 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
         _drop(stage / DATABASE, left_out)
         files = {ref.blake3: ref for each in chosen for ref in each.files.values()}
         note = BackupNote(
-            id=f"{now:%Y%m%dT%H%M%S.%fZ}",
+            id=place.next_id(now),
             made_at=now,
             checkpoints=len(chosen),
             files=len(files),

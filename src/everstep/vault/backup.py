@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +38,7 @@ from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
 
 DATABASE = "ledger.sqlite"
+_ID = "%Y%m%dT%H%M%S.%fZ"
 _NOTE = "backup.json"
 _CHUNK = 8 << 20
 
@@ -113,6 +114,14 @@ class BackupDirectory:
     def ids(self) -> list[str]:
         """The backups in it, oldest first."""
         return sorted(path.name for path in (self.path / "backups").iterdir())
+
+    def next_id(self, now: datetime) -> str:
+        """The id of a backup that is made now: after all others, whatever the clock says."""
+        earlier = self.ids()
+        if earlier:
+            last = datetime.strptime(earlier[-1], _ID).replace(tzinfo=UTC)
+            now = max(now, last + timedelta(microseconds=1))
+        return now.strftime(_ID)
 
     def of(self, backup_id: str) -> Path:
         """Where a backup lies."""

@@ -82,7 +82,7 @@ def metric_of(manifest: Manifest, name: str) -> float | None:
 def _of_group(
     group: list[Manifest], policy: Policy, now: datetime, good: Callable[[Manifest], bool]
 ) -> list[Manifest]:
-    newest_first = sorted(group, key=_age, reverse=True)
+    newest_first = sorted(group, key=lambda each: (each.position, _age(each)), reverse=True)
     kept = {each.id for each in newest_first[: policy.keep_last]}
     kept |= {each.id for each in _best(newest_first, policy)}
     if policy.ttl is not None:
