@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from everstep.vault import Manifest, Vault
+from everstep.vault import Manifest, Vault, sealed
 from everstep.vault.inspection import put_away
 from everstep.vault.keys import marks_key
 from everstep.vault.verify import verify
@@ -40,6 +40,28 @@ def test_the_last_marks_count_and_the_manifest_stays(vault: Vault, tmp_path: Pat
         assert lifetime(Vault(tmp_path, writer=False), manifest) == (expires_at, public)
     assert vault.manifest(*manifest.id) == manifest
     assert verify(vault, everything=True).ok
+
+
+def test_tags_stand_in_the_place_of_what_was_saved(vault: Vault, tmp_path: Path) -> None:
+    manifest = save(vault, "x", {"a": b"content"}).model_copy(update={"user_metadata": {"a": "1"}})
+    vault.commit(manifest, overwrite=True)
+    for tags, told in ((None, {"a": "1"}), ({"b": "2"}, {"b": "2"}), ({}, {})):
+        vault.mark(manifest, expires_at=None, public=False, user_metadata=tags)
+        assert Vault(tmp_path, writer=False).marked(manifest).user_metadata == told
+    assert vault.manifest(*manifest.id) == manifest
+    assert verify(vault, everything=True).ok
+
+
+def test_marks_that_know_of_no_tags_change_none(vault: Vault, tmp_path: Path) -> None:
+    manifest = save(vault, "x", {"a": b"content"}).model_copy(update={"user_metadata": {"a": "1"}})
+    vault.commit(manifest, overwrite=True)
+    vault.mark(manifest, expires_at=SOON, public=True)
+    path = file_of(vault, tmp_path, manifest)
+    content = sealed.decode(path.read_bytes(), "marks")
+    del content["user_metadata"]  # as they were written before there were tags
+    path.write_bytes(sealed.encode(content))
+    marked = vault.marked(manifest)
+    assert (marked.user_metadata, marked.expires_at, marked.public) == ({"a": "1"}, SOON, True)
 
 
 def test_marks_belong_to_one_manifest(vault: Vault) -> None:

@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
+from everstep.cli.checkpoint import app as checkpoint_app
+from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
-from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
+from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home
+from everstep.cli.run import app as run_app
+from everstep.cli.session import app as session_app
 from everstep.cli.vault import app as vault_app
 
 app = typer.Typer(
@@ -16,10 +20,9 @@ app = typer.Typer(
     help="Fine-tuning over the Tinker protocol that never loses a step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.add_typer(vault_app)
-app.add_typer(ledger_app)
+for group in (run_app, checkpoint_app, session_app, vault_app, ledger_app):
+    app.add_typer(group)
 
 
 @app.callback()

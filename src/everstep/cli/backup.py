@@ -28,8 +28,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from everstep.cli import output
 from everstep.cli import vault_tables as tables
-from everstep.cli.options import Refused
+from everstep.cli.errors import Refused
 from everstep.ledger import Checkpoint
 from everstep.ledger.copying import Copy, check_database, copy_database
 from everstep.runtime.upkeep import SAVES
@@ -67,7 +68,7 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
         stage = place.stage()
         now = datetime.now(UTC)
         chosen, left_out = _choose(vault, home / DATABASE, stage / DATABASE)
-        with tables.progress_bar("backing up", quiet=as_json) as progress:
+        with output.progress_bar("backing up", quiet=as_json) as progress:
             damaged = _take(place, home / "vault", chosen, link, progress)
         for each in [each for each in chosen if not damaged.keys().isdisjoint(_digests(each))]:
             reasons = (f"{blob_key(d)}: {damaged[d]}" for d in _digests(each) if d in damaged)
@@ -174,9 +175,9 @@ def _id(row: Checkpoint) -> CheckpointId:
 
 def _print_backup(note: BackupNote, path: Path, as_json: bool) -> None:
     if as_json:
-        tables.print_json({"path": str(path), **note.model_dump(mode="json")})
+        output.print_json({"path": str(path), **note.model_dump(mode="json")})
         return
-    out = tables.console()
+    out = output.console()
     if note.left_out:
         out.print(tables.lines("Left out", note.left_out.items()))
         out.print("Earlier backups are kept; they may have it.")
@@ -215,16 +216,16 @@ def restore(directory: Path, home: Path, *, backup_id: str | None, as_json: bool
         if stage.exists():
             shutil.rmtree(stage)  # of a restore that was broken off
         try:
-            with tables.progress_bar("restoring", quiet=as_json) as progress:
+            with output.progress_bar("restoring", quiet=as_json) as progress:
                 _fill(place, note, stage, progress)
             _appear(stage, home)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
     if as_json:
-        tables.print_json({"home": str(home), **note.model_dump(mode="json")})
+        output.print_json({"home": str(home), **note.model_dump(mode="json")})
         return
-    tables.console().print(
+    output.console().print(
         f"{home} is restored to {note.made_at:%Y-%m-%d %H:%M:%S} UTC: {note.checkpoints} "
         f"checkpoints and snapshots, {readable(note.size)}, verified."
     )

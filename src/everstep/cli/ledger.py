@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
+from everstep.cli.errors import told
+from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home
 
 app = typer.Typer(
     name="ledger",
@@ -44,10 +45,10 @@ async def _damaged(home: Path) -> list[str]:
 
 
 def _print(damaged: list[str], as_json: bool) -> None:
-    from everstep.cli import vault_tables as tables
+    from everstep.cli import output
 
     if as_json:
-        tables.print_json({"ok": not damaged, "damaged": damaged})
+        output.print_json({"ok": not damaged, "damaged": damaged})
         return
     for each in damaged:
         print(each)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home, told
+from everstep.cli.errors import told
+from everstep.cli.options import DEFAULT_HOME, DryRun, Home, Json, Yes, existing_home
 
 app = typer.Typer(
     name="vault",
@@ -15,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
 @app.command()
@@ -85,7 +85,7 @@ def prune(
     ] = None,
     home: Home = DEFAULT_HOME,
     dry_run: DryRun = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Delete a run's checkpoints but the last and the best.
@@ -95,7 +95,7 @@ def prune(
     """
     with told():
         from everstep.cli import vault_prune
-        from everstep.cli.options import Refused
+        from everstep.cli.errors import Refused
         from everstep.vault.retention import Policy
 
         try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 
-from everstep.cli import running
+from everstep.cli import output, running
 from everstep.cli import vault_tables as tables
-from everstep.cli.options import Refused
+from everstep.cli.errors import Refused
 from everstep.cli.vault_work import opened
 from everstep.ledger import LedgerLocked
 from everstep.runtime import Settings, pruning
@@ -44,7 +44,7 @@ def prune(home: Path, run_id: str, policy: Policy, dry_run: bool, yes: bool, as_
     except LedgerLocked:
         doomed = asyncio.run(_plan_beside(home, run_id, policy, yes, as_json))
     if doomed and not dry_run and not as_json:
-        tables.console().print("Deleted. 'everstep vault gc' frees their files.")
+        output.console().print("Deleted. 'everstep vault gc' frees their files.")
 
 
 async def _prune(
@@ -89,7 +89,7 @@ def _agreed(found: Pruning, yes: bool) -> bool:
 
 def _show(found: Pruning, policy: Policy, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        tables.print_json(
+        output.print_json(
             {
                 "dry_run": dry_run,
                 "deleted": [path_of(each.id) for each in found.doomed],
@@ -98,7 +98,7 @@ def _show(found: Pruning, policy: Policy, dry_run: bool, as_json: bool) -> None:
         )
         return
     for text in found.passed_over:
-        tables.console().print(f"Passed over: {text}")
+        output.console().print(f"Passed over: {text}")
     _print(found.doomed, len(found.kept), policy)
 
 
@@ -110,7 +110,7 @@ def _print(doomed: list[Manifest], kept: int, policy: Policy) -> None:
             value = metric_of(each, policy.metric)
             remark += f"  {policy.metric} {'none' if value is None else value}"
         rows.append((str(path_of(each.id)), remark))
-    out = tables.console()
+    out = output.console()
     if rows:
         out.print(tables.lines("To be deleted", rows))
     out.print(f"{len(doomed)} of {len(doomed) + kept} checkpoints go, {kept} stay.")

@@ -2,7 +2,7 @@
 
 What the vault doesn't know is lost with the database: operations and futures that were not yet part
 of a checkpoint or snapshot, sessions, samplers, tokens, the audit log. A run goes on from its
-newest state. Lifetimes and publication are those of the marks; an unnamed sampler save stays
+newest state. Lifetimes, publication and tags are those of the marks; an unnamed sampler save stays
 unlisted, and is collected, as its session is gone.
 """
 
@@ -14,8 +14,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from everstep.cli import output
 from everstep.cli import vault_tables as tables
-from everstep.cli.options import Refused
+from everstep.cli.errors import Refused
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime import Settings
 from everstep.runtime.checkpoints import Checkpoints, path_of
@@ -61,9 +62,9 @@ def rebuild(home: Path, as_json: bool) -> bool:
     if as_json:
         content = tables.report_json(done.report, [])
         content |= {"runs": done.runs, "recreated": done.checkpoints}
-        tables.print_json(content | {"unknown_runs": done.unknown_runs})
+        output.print_json(content | {"unknown_runs": done.unknown_runs})
         return done.report.ok
-    out = tables.console()
+    out = output.console()
     if done.report.damaged:
         out.print(tables.damage_table(done.report.damaged))
     out.print(f"{done.checkpoints} checkpoints and {done.runs} runs are back in the index.")
@@ -76,7 +77,7 @@ async def _rebuild(home: Path, quiet: bool) -> Rebuilt:
     ledger = await Ledger.open(home / "ledger.sqlite", anew=True)
     try:
         vault = Vault(home / "vault", writer=False)
-        with tables.progress_bar("verifying", quiet=quiet) as progress:
+        with output.progress_bar("verifying", quiet=quiet) as progress:
             done = Rebuilt(verify(vault, progress=progress))
         damaged = {each for damage in done.report.damaged for each in damage.checkpoints}
         by_run: dict[str, list[Manifest]] = defaultdict(list)

@@ -1,61 +1,21 @@
-"""What the vault's commands print: tables and progress for people, JSON for programs."""
+"""What the vault's commands print: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from everstep.runtime.checkpoints import path_of
 from everstep.vault import CheckpointId, Note
 from everstep.vault.verify import Damage, Report
 
-_SHORT = 24
-
-
-def console() -> Console:
-    """Standard output."""
-    return Console(soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; gives a function of the bytes done and all bytes."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    terminal = Console(stderr=True)
-    off = quiet or not terminal.is_terminal
-    with Progress(*columns, console=terminal, transient=True, disable=off) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
 
 def called(checkpoint: CheckpointId) -> str:
     """What people call a checkpoint: its path; a snapshot has none."""
     kind, run, name = checkpoint
     return path_of(checkpoint) or f"{kind} {name} of run {run}"
-
-
-def print_json(content: Any) -> None:
-    """Print a value for programs."""
-    print(json.dumps(content, indent=1))
 
 
 def report_json(report: Report, notes: Iterable[Note]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from everstep.cli import running
+from everstep.cli import output, running
 from everstep.cli import vault_tables as tables
-from everstep.cli.options import Refused
+from everstep.cli.errors import Refused
 from everstep.ledger import Ledger, LedgerLocked
 from everstep.runtime import Settings
 from everstep.runtime.care import told_of
@@ -59,7 +59,7 @@ def verify(home: Path, everything: bool, quarantine: bool, as_json: bool) -> boo
     vault = Vault(home / "vault", writer=False)
 
     def look() -> Report:
-        with tables.progress_bar("verifying", quiet=as_json) as progress:
+        with output.progress_bar("verifying", quiet=as_json) as progress:
             return verify_vault(vault, everything=everything, progress=progress)
 
     async def look_and_move() -> tuple[Report, list[Note]]:
@@ -71,14 +71,14 @@ def verify(home: Path, everything: bool, quarantine: bool, as_json: bool) -> boo
 
     report, notes = asyncio.run(look_and_move()) if quarantine else (look(), [])
     if as_json:
-        tables.print_json(tables.report_json(report, notes))
+        output.print_json(tables.report_json(report, notes))
     else:
         _print_report(report, notes)
     return report.ok
 
 
 def _print_report(report: Report, notes: list[Note]) -> None:
-    out = tables.console()
+    out = output.console()
     if report.quarantined:
         out.print(tables.quarantine_table(report.quarantined))
     if report.damaged:
@@ -97,11 +97,11 @@ def quarantined(home: Path, as_json: bool) -> None:
     """Print what is in a home's quarantine."""
     notes = list(Vault(home / "vault", writer=False).quarantine.standing())
     if as_json:
-        tables.print_json([tables.note_json(note) for note in notes])
+        output.print_json([tables.note_json(note) for note in notes])
     elif notes:
-        tables.console().print(tables.quarantine_table(notes))
+        output.console().print(tables.quarantine_table(notes))
     else:
-        tables.console().print("Nothing is in quarantine.")
+        output.console().print("Nothing is in quarantine.")
 
 
 def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
@@ -123,9 +123,9 @@ def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
         answer = running.ask(home, "everstep/vault/collect", asked)
         done = CollectResponse.model_validate(answer)
     if as_json:
-        tables.print_json(done.model_dump())
+        output.print_json(done.model_dump())
         return
-    out = tables.console()
+    out = output.console()
     rows = [(path, "of a session that ended") for path in done.ended]
     rows += [(path, "expired") for path in done.expired]
     rows += [(path, "not in the index") for path in done.orphaned]

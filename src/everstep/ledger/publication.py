@@ -23,12 +23,12 @@ class Publication:
         self._writer = writer
 
     async def change(self, path: str, event: Event, **values: Any) -> Checkpoint | None:
-        """Change a checkpoint's ``expires_at`` or ``public``; the vault has to be told then.
+        """Change a checkpoint's lifetime, publication or tags; the vault has to be told then.
 
         Args:
             path: of the checkpoint.
             event: what that is, for the audit log.
-            values: the new values.
+            values: new ``expires_at``, ``public`` or ``user_metadata``.
 
         Returns:
             The checkpoint as it is now; None when there is none, or none any more.

@@ -132,7 +132,7 @@ class Checkpoint:
     Attributes:
         listed: False for an unnamed sampler save.
         quarantined: a file of it was found damaged; it exists for no client until that is healed.
-        unmarked: its lifetime or publication was changed, and the vault has not been told.
+        unmarked: its lifetime, publication or tags were changed, and the vault has not been told.
     """
 
     path: str

@@ -182,6 +182,7 @@ class Copies:
                         "listed": True,
                         "request_id": None,
                         "parents": [source.path],
+                        "user_metadata": source.user_metadata,
                     }
                 )
                 self._vault.commit(copy, overwrite=True)  # one that was not recorded may be there

@@ -1,4 +1,4 @@
-"""Lifetimes and publication: how long a checkpoint stays, and who may read it.
+"""Lifetimes, publication, tags: how long a checkpoint stays, who may read it, what it is called.
 
 The ledger says what is so; the vault is told, so that its manifests and marks alone bring it back.
 A change is recorded first, with a note that the vault has to be told, and answered when it was.
@@ -20,9 +20,11 @@ from everstep.runtime.checkpoints import Checkpoints, expiry, path_of, requested
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.vault import Vault, VaultError
 from everstep.vault.keys import MARKS
-from everstep.wire.paths import TinkerPath
+from everstep.wire.inspection import TagCheckpointRequest
+from everstep.wire.paths import TinkerPath, parse_path
 
 _log = structlog.get_logger("everstep.lifetimes")
+_RESERVED = "everstep_"
 _RECORDED = Failpoint("runtime.mark.recorded", "a change is in the ledger, the vault knows nothing")
 _TOLD = Failpoint("runtime.mark.told", "the vault knows of a change, the ledger not that it does")
 
@@ -77,6 +79,35 @@ class Lifetimes:
 
         await self._change(path, change)
 
+    async def tag(self, request: TagCheckpointRequest) -> dict[str, str]:
+        """Change a checkpoint's ``user_metadata``; returns what it is now.
+
+        Raises:
+            Rejected: the path is malformed or a key is not the user's (400), there is no such
+                checkpoint (404).
+        """
+        path = parse_path(request.tinker_path)
+        ours = [key for key in (*request.tags, *request.remove) if key.startswith(_RESERVED)]
+        if ours:
+            raise Rejected(
+                400,
+                f"{', '.join(ours)}: keys that begin with {_RESERVED!r} hold a training loop's "
+                "state, and can't be changed.",
+            )
+        now: dict[str, str] = {}
+
+        async def change(known: Checkpoint) -> Checkpoint | None:
+            before = known.user_metadata or {}
+            now.update({key: before[key] for key in before if key not in request.remove})
+            now.update(request.tags)
+            if now == before and not known.unmarked:
+                return known
+            what = event("tag", str(path), tags=dict(request.tags), removed=request.remove)
+            return await self._ledger.publication.change(str(path), what, user_metadata=now)
+
+        await self._change(path, change)
+        return now
+
     async def settle(self) -> None:
         """Tell the vault what a process that died did not, and what it lost."""
         await self._ledger.publication.unmark(await asyncio.to_thread(self._lost))
@@ -122,7 +153,12 @@ class Lifetimes:
 
         def mark() -> None:
             manifest = self._vault.recorded(row.kind, row.run_id, row.name)
-            self._vault.mark(manifest, expires_at=row.expires_at, public=row.public)
+            self._vault.mark(
+                manifest,
+                expires_at=row.expires_at,
+                public=row.public,
+                user_metadata=row.user_metadata,
+            )
 
         await asyncio.to_thread(mark)
         _TOLD()

@@ -47,8 +47,12 @@ async def plan(ledger: Ledger, vault: Vault, run_id: str, policy: Policy) -> Pru
             except VaultError as error:
                 bad.append(str(error))
                 continue
-            lifetime = {"expires_at": row.expires_at, "public": row.public}
-            found.append(manifest.model_copy(update=lifetime))
+            now_so = {
+                "expires_at": row.expires_at,
+                "public": row.public,
+                "user_metadata": row.user_metadata,
+            }
+            found.append(manifest.model_copy(update=now_so))
         now = datetime.now(UTC)
         doomed = to_delete(found, policy, now=now, good=lambda m: _is_good(vault, m))
         gone = {each.id for each in doomed}

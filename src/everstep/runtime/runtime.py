@@ -18,6 +18,7 @@ from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.access import Access
 from everstep.runtime.administration import Administration
 from everstep.runtime.care import Care
+from everstep.runtime.checkpoint_details import CheckpointDetails
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
@@ -74,6 +75,7 @@ class Runtime:
         session_views: what the service tells of sessions.
         traces: time lines of sessions.
         care: collecting and pruning on request.
+        details: what one checkpoint is made of, and whether it is as it was written.
         administration: audit log and storage.
     """
 
@@ -118,6 +120,7 @@ class Runtime:
         self.session_views = SessionViews(parts.ledger)
         self.copies = Copies(parts.ledger, parts.vault, parts.checkpoints, self.access)
         self.care = Care(parts.ledger, parts.vault, parts.worker, parts.checkpoints)
+        self.details = CheckpointDetails(parts.vault, parts.checkpoints, self.access)
         self.administration = Administration(parts.ledger)
         self.traces = Traces(parts.home / "traces", parts.ledger, Links(parts.home))
 

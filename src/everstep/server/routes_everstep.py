@@ -1,18 +1,27 @@
-"""What the Tinker protocol has no call for: bulk deletion, tokens, care of the vault."""
+"""What the Tinker protocol has no call for: verification, tags, bulk deletion, tokens, upkeep."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from everstep.runtime import OperationFailed, Rejected
 from everstep.runtime.checkpoints import expiry
-from everstep.server.common import body_of, runtime_of
+from everstep.server.common import body_of, runtime_of, weights_token_of
 from everstep.server.openapi import errors, takes
 from everstep.wire.base import parse
 from everstep.wire.errors import WireError
+from everstep.wire.inspection import (
+    CheckpointDetailsResponse,
+    CheckpointRequest,
+    ServiceInfoResponse,
+    TagCheckpointRequest,
+    TagCheckpointResponse,
+    VerifyCheckpointResponse,
+)
 from everstep.wire.paths import parse_path
 from everstep.wire.publication import (
     CreateWeightsTokenRequest,
@@ -30,6 +39,48 @@ from everstep.wire.upkeep import (
 )
 
 router = APIRouter(prefix="/everstep", tags=["everstep"])
+
+
+@router.get("/info", responses=errors())
+async def info(request: Request) -> ServiceInfoResponse:
+    """What this service is. Any other service of the protocol answers with 404."""
+    return ServiceInfoResponse(version=version("everstep"), ready=runtime_of(request).ready)
+
+
+@router.post(
+    "/checkpoints/details",
+    openapi_extra=takes(CheckpointRequest),
+    responses=errors(400, 404, 413),
+)
+async def checkpoint_details(request: Request) -> CheckpointDetailsResponse:
+    """What a checkpoint is made of: step, configuration, lineage, files with their hashes."""
+    message = parse(CheckpointRequest, await body_of(request))
+    details = runtime_of(request).details
+    return await details.describe(message.tinker_path, weights_token_of(request))
+
+
+@router.post(
+    "/checkpoints/verify",
+    openapi_extra=takes(CheckpointRequest),
+    responses=errors(400, 404, 413),
+)
+async def verify_checkpoint(request: Request) -> VerifyCheckpointResponse:
+    """Read a checkpoint's files through and hash them. Changes nothing."""
+    message = parse(CheckpointRequest, await body_of(request))
+    details = runtime_of(request).details
+    return await details.verify(message.tinker_path, weights_token_of(request))
+
+
+@router.post(
+    "/checkpoints/tag",
+    openapi_extra=takes(TagCheckpointRequest),
+    responses=errors(400, 404, 413),
+)
+async def tag_checkpoint(request: Request) -> TagCheckpointResponse:
+    """Change a checkpoint's user_metadata. What is so already is no error."""
+    message = parse(TagCheckpointRequest, await body_of(request))
+    metadata = await runtime_of(request).lifetimes.tag(message)
+    return TagCheckpointResponse(tinker_path=message.tinker_path, user_metadata=metadata)
 
 
 @router.post(

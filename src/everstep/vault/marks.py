@@ -34,6 +34,7 @@ class Marks(BaseModel):
         saved_at: ``created_at`` of the manifest that they belong to.
         expires_at: when it may be collected; None: never.
         public: whether others may read it.
+        user_metadata: the user's; None: what it was saved with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class Marks(BaseModel):
     saved_at: datetime
     expires_at: datetime | None
     public: bool
+    user_metadata: dict[str, str] | None = None
 
     def encode(self) -> bytes:
         """The marks as they are written."""
@@ -68,7 +70,13 @@ class Marks(BaseModel):
             raise CheckpointDamaged(f"{where} is not valid: {error}") from error
 
 
-def write(storage: Storage, manifest: Manifest, expires_at: datetime | None, public: bool) -> None:
+def write(
+    storage: Storage,
+    manifest: Manifest,
+    expires_at: datetime | None,
+    public: bool,
+    user_metadata: dict[str, str] | None,
+) -> None:
     """Mark a checkpoint durably, in place of the marks that it had."""
     key = marks_key(*manifest.id)
     marks = Marks(
@@ -78,6 +86,7 @@ def write(storage: Storage, manifest: Manifest, expires_at: datetime | None, pub
         saved_at=manifest.created_at,
         expires_at=expires_at,
         public=public,
+        user_metadata=user_metadata,
     )
     storage.write([marks.encode()], lambda: key, replace=True)
 
@@ -111,4 +120,11 @@ def applied(storage: Storage, quarantine: Quarantine, manifest: Manifest) -> Man
         return manifest.model_copy(update={"expires_at": None, "public": False})
     if marks is None or marks.saved_at != manifest.created_at:
         return manifest
-    return manifest.model_copy(update={"expires_at": marks.expires_at, "public": marks.public})
+    metadata = manifest.user_metadata if marks.user_metadata is None else marks.user_metadata
+    return manifest.model_copy(
+        update={
+            "expires_at": marks.expires_at,
+            "public": marks.public,
+            "user_metadata": metadata,
+        }
+    )

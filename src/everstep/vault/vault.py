@@ -266,16 +266,24 @@ class Vault:
             self._storage.delete(marks_key(kind, run_id, name))
         return self.quarantine.forget(key) or deleted
 
-    def mark(self, manifest: Manifest, *, expires_at: datetime | None, public: bool) -> None:
-        """Change when a checkpoint expires and whether others may read it; durable on return.
+    def mark(
+        self,
+        manifest: Manifest,
+        *,
+        expires_at: datetime | None,
+        public: bool,
+        user_metadata: dict[str, str] | None = None,
+    ) -> None:
+        """Change what is told of a checkpoint, and how long it stays; durable on return.
 
         Args:
             manifest: the checkpoint's.
             expires_at: when it may be collected; None: never.
             public: whether others may read it.
+            user_metadata: the user's; None: what it was saved with.
         """
         with self._locks.writing(), self._room.told():
-            marks.write(self._storage, manifest, expires_at, public)
+            marks.write(self._storage, manifest, expires_at, public, user_metadata)
 
     def marked(self, manifest: Manifest) -> Manifest:
         """A manifest with what `mark` changed since the checkpoint was saved."""

@@ -1,0 +1,67 @@
+"""``everstep checkpoint``: list, info; what they are for stands in modules of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from everstep.cli import filters
+from everstep.cli.completion import checkpoint_paths
+from everstep.cli.run import Limit
+from everstep.cli.target import Target, with_target
+
+app = typer.Typer(
+    name="checkpoint",
+    help="List, inspect, move and delete checkpoints.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Path = Annotated[
+    str, typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths)
+]
+
+
+@app.command("list")
+@with_target
+def list_(
+    target: Target,
+    run: filters.Run = None,
+    kind: filters.Kind = None,
+    before: filters.Before = None,
+    after: filters.After = None,
+    name: filters.Name = None,
+    limit: Limit = 0,
+) -> None:
+    """List checkpoints, newest first."""
+    from everstep.cli import checkpoint_views, listing, output
+
+    wanted = filters.Filters.of(run, kind, before, after, name)
+    with target.service() as service:
+        found = listing.checkpoints(service.rest, wanted)
+    shown = found[: limit or None]
+    if target.as_json:
+        content = [each.model_dump(mode="json") for each in shown]
+        output.print_json({"checkpoints": content, "total": len(found)})
+    else:
+        checkpoint_views.print_list(shown, len(found))
+
+
+@app.command()
+@with_target
+def info(target: Target, path: Path) -> None:
+    """Say what a checkpoint is: what it was trained with, and where it comes from."""
+    from everstep.cli import checkpoint_views, listing, output
+    from everstep.client._errors import APIStatusError
+
+    with target.service() as service:
+        checkpoint = listing.one(service.rest, path)
+        try:
+            trained = service.rest.get_weights_info_by_tinker_path(path).result()
+        except APIStatusError:
+            trained = None  # the hosted service doesn't tell it of every kind
+        details = service.details(path)
+    if target.as_json:
+        output.print_json(checkpoint_views.info_json(checkpoint, trained, details))
+    else:
+        checkpoint_views.print_info(checkpoint, trained, details)

@@ -1,0 +1,147 @@
+"""What commands print: text and progress for people, JSON for programs.
+
+A row ends with the path of what it is about, which nothing shortens and no line break cuts, so
+that it can be copied from the terminal. Where the terminal is too narrow for that, the path gets a
+line of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from everstep.vault.room import readable
+
+_GAP = "  "
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
+_AGES = ((365 * _DAY, "y"), (_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (1.0, "s"))
+
+
+def console() -> Console:
+    """Standard output."""
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def messages() -> Console:
+    """Standard error: what is not the result of a command."""
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; gives a function of the bytes done and all bytes."""
+    columns = (
+        TextColumn(what, markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    terminal = Console(stderr=True)
+    off = quiet or not terminal.is_terminal
+    with Progress(*columns, console=terminal, transient=True, disable=off) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(content: Any) -> None:
+    """Print a value for programs."""
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows whose last cell is a path; below their paths where the terminal is narrow.
+
+    Args:
+        headers: of the columns.
+        rows: of text, a cell a column.
+    """
+    out = console()
+    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
+    wide = sum(widths) + len(_GAP) * (len(widths) - 1)
+    if out.is_terminal and wide > out.width:
+        for *cells, path in rows:
+            told = (
+                f"{name} {cell}".strip() for name, cell in zip(headers, cells, strict=False) if cell
+            )
+            out.print(Text(path, style="bold"))
+            out.print(Text("  " + " · ".join(told), style="dim"))
+        return
+    for index, row in enumerate([[each.upper() for each in headers], *rows]):
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        out.print(Text(_GAP.join(padded).rstrip(), style="" if index else "bold"))
+
+
+def print_listing(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], total: int, what: str
+) -> None:
+    """Print the rows of a list, and how many there are where not all are shown.
+
+    Args:
+        headers: of the columns; one that is empty in every row is left out.
+        rows: as for `print_rows`.
+        total: how many there are.
+        what: one of them.
+    """
+    if not total:
+        console().print(f"No {what}s.")
+        return
+    used = [i for i in range(len(headers)) if any(row[i] for row in rows)]
+    print_rows([headers[i] for i in used], [[row[i] for i in used] for row in rows])
+    if len(rows) < total:
+        messages().print(f"{len(rows):,} of {counted(total, what)}; --limit 0 shows all.")
+
+
+def print_facts(facts: Iterable[tuple[str, str | None]]) -> None:
+    """Print what is known of one thing, a line each; what is None is left out."""
+    known = [(name, value) for name, value in facts if value is not None]
+    width = max((len(name) for name, _ in known), default=0)
+    out = console()
+    for name, value in known:
+        out.print(Text.assemble((name.ljust(width) + _GAP, "bold"), value))
+
+
+def counted(count: int, what: str) -> str:
+    """``1 checkpoint``, ``2 checkpoints``."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def size_text(size: int | None) -> str:
+    """Bytes as people say them; nothing when they are not known."""
+    return "" if size is None else readable(size)
+
+
+def time_text(time: datetime | None) -> str:
+    """A moment to the minute, in UTC."""
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def age_text(span: timedelta) -> str:
+    """A span in its largest unit."""
+    seconds = max(span.total_seconds(), 0.0)
+    for unit, name in _AGES:
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return "0 s"
+
+
+def left_text(expires_at: datetime | None) -> str:
+    """How long something stays; nothing when that is for ever."""
+    if expires_at is None:
+        return ""
+    left = expires_at - datetime.now(UTC)
+    return f"in {age_text(left)}" if left > timedelta() else "now"
