@@ -237,7 +237,7 @@ class Local:
         def read() -> None:
             while (message := channel.receive()) is not None:
                 header = message.header
-                asked[header["id"]] = (header["command"], header.get("run", ""))
+                asked.setdefault(header["id"], (header["command"], header.get("run", "")))
                 inbox.put(message)
             ended.set()
             inbox.put(None)

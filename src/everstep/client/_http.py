@@ -6,11 +6,13 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
 import httpx
+from httpx_sse import ServerSentEvent, aconnect_sse
 from pydantic import BaseModel, ValidationError
 
 from everstep.client import _hooks, _tracing
@@ -127,7 +129,7 @@ class Http:
             APIConnectionError: there was no answer.
             LocalServiceError: nor will there be one.
         """
-        try:
+        with self._reached(method, path, timeout):
             return await self._client.request(
                 method,
                 f"{self.base_url}/api/v1{path}",
@@ -137,8 +139,42 @@ class Http:
                 params=params,
                 timeout=timeout,
             )
+
+    @asynccontextmanager
+    async def events(
+        self, path: str, params: Mapping[str, Any], silence: float
+    ) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
+        """Read server-sent events; raises as `send` does, as long as they are read.
+
+        Args:
+            path: of the request, a GET.
+            params: of the request.
+            silence: seconds without a sign of life after which the service counts as lost.
+
+        Raises:
+            APIStatusError: it was refused.
+        """
+        with self._reached("GET", path, silence):
+            async with aconnect_sse(
+                self._client,
+                "GET",
+                f"{self.base_url}/api/v1{path}",
+                headers=dict(_tracing.headers({}) or {}),
+                params=params,
+                timeout=silence,
+            ) as source:
+                if source.response.status_code >= 400:
+                    await source.response.aread()
+                    raise status_error(source.response.status_code, body_of(source.response))
+                yield source.aiter_sse()
+
+    @contextmanager
+    def _reached(self, method: str, path: str, seconds: float) -> Iterator[None]:
+        """Raise what tells that a service was not reached, or went away."""
+        try:
+            yield
         except httpx.TimeoutException as error:
-            raise APITimeoutError(f"{method} {path}: no answer in {timeout:g} s") from error
+            raise APITimeoutError(f"{method} {path}: no answer in {seconds:g} s") from error
         except httpx.RequestError as error:  # also of a body that is cut, or can't be decoded
             if (lost := self._lost()) is not None:
                 raise type(lost)(*lost.args) from error

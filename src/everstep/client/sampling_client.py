@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -21,6 +21,7 @@ from everstep.client._futures import submit as run
 from everstep.client._polling import Asked, retrieve
 from everstep.client._queue import PauseLog
 from everstep.client._sample_checks import check_request, check_response
+from everstep.client._sample_stream import SampleStream
 from everstep.client._session import Connection, Session
 from everstep.client._telemetry import Telemetry
 from everstep.client._tokenizers import load_tokenizer
@@ -150,23 +151,46 @@ class SamplingClient:
             prompt_logprobs_last_n,
             include_prompt_logprobs,
         )
-        number = next(self._numbers)
-        request = types.SampleRequest(
-            num_samples=num_samples,
-            prompt=prompt,
-            sampling_params=sampling_params,
-            sampling_session_id=self.sampling_session_id,
-            seq_id=number,
+        request = self._request(
+            prompt,
+            num_samples,
+            sampling_params,
             prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs,
             target_prompt_logprobs=target_prompt_logprobs,
             prompt_alt_tokens_k=prompt_alt_tokens_k,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
-            record_stability_info=self._record_stability_info,
         )
-        work = ops.told(self.holder, "Sample", None, number, self._sample(request))
-        return ConcurrentAPIFuture.of(work)
+        return ConcurrentAPIFuture.of(self._told(request, self._sample(request)))
+
+    def sample_stream(
+        self,
+        prompt: types.ModelInput,
+        sampling_params: types.SamplingParams,
+        num_samples: int = 1,
+        topk_sample_logprobs: int = 0,
+    ) -> SampleStream:
+        """Sample sequences, and read their tokens as they are drawn.
+
+        A lost connection or a restart of the service is a pause in the stream: it goes on with
+        the next token. A service that can't stream gives all tokens at the end.
+
+        Args:
+            prompt: what the sequences continue.
+            sampling_params: temperature, top_k, top_p, seed, stop, max_tokens.
+            num_samples: how many.
+            topk_sample_logprobs: how many likeliest tokens at each sampled position.
+
+        Returns:
+            The tokens, in ``for`` or ``async for``; what `sample` gives is its ``result()``.
+        """
+        request = self._request(
+            prompt, num_samples, sampling_params, topk_sample_logprobs=topk_sample_logprobs
+        )
+        stream = SampleStream()
+        stream.begin(self._told(request, self._stream(request, stream)))
+        return stream
 
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
@@ -243,16 +267,53 @@ class SamplingClient:
 
     # Sampling
 
-    async def _sample(self, request: types.SampleRequest) -> types.SampleResponse:
-        block = await self._block()
+    def _request(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        **more: Any,
+    ) -> types.SampleRequest:
+        """A request of this client, with its next number."""
+        return types.SampleRequest(
+            num_samples=num_samples,
+            prompt=prompt,
+            sampling_params=sampling_params,
+            sampling_session_id=self.sampling_session_id,
+            seq_id=next(self._numbers),
+            record_stability_info=self._record_stability_info,
+            **more,
+        )
+
+    async def _told(
+        self, request: types.SampleRequest, work: Coroutine[Any, Any, types.SampleResponse]
+    ) -> types.SampleResponse:
+        return await ops.told(self.holder, "Sample", None, request.seq_id or 0, work)
+
+    async def _stream(
+        self, request: types.SampleRequest, stream: SampleStream
+    ) -> types.SampleResponse:
+        async with self._place():
+            future = await self._submit(request)
+            try:
+                await stream.follow(self.holder.http, future.request_id)
+            except asyncio.CancelledError:
+                self._give_up(future.request_id)
+                raise
+            response = _named(future, await self._retrieve(future))
+        stream.complete(response)
+        return response
+
+    def _place(self) -> asyncio.Semaphore:
+        """One of the places for requests that are under way."""
         if self._places is None:
             self._places = asyncio.Semaphore(self.holder.config.sample_max_concurrent_requests)
-        async with self._places:
+        return self._places
+
+    async def _sample(self, request: types.SampleRequest) -> types.SampleResponse:
+        async with self._place():
             while True:
-                numbered = request.model_copy(
-                    update={"seq_id": block * _BLOCK + (request.seq_id or 0)}
-                )
-                future = await self._submit(numbered)
+                future = await self._submit(request)
                 try:
                     response = await self._retrieve(future)
                 except APIStatusError as error:
@@ -264,15 +325,12 @@ class SamplingClient:
                 else:
                     break
         check_response(request, response)
-        ids = future.sample_sequence_ids or [""] * len(response.sequences)
-        named = [
-            replace(sequence, sequence_id=name)
-            for sequence, name in zip(response.sequences, ids, strict=True)
-        ]
-        return replace(response, sequences=named)
+        return _named(future, response)
 
     async def _submit(self, request: types.SampleRequest) -> types.UntypedAPIFuture:
         """Send a sample until the service has a place for it."""
+        seq_id = await self._block() * _BLOCK + (request.seq_id or 0)
+        request = request.model_copy(update={"seq_id": seq_id})
         http = self.holder.http
         size = prompt_bytes(request.prompt)
         content = ops.encoded(request)
@@ -295,9 +353,13 @@ class SamplingClient:
                 self.holder.connection, future.request_id, asked, decode_sample_response, None
             )
         except asyncio.CancelledError:
-            if self.holder.connection.dynamic.sample_cancel_enabled:
-                self.holder.in_background(self._cancel(future.request_id))
+            self._give_up(future.request_id)
             raise
+
+    def _give_up(self, request_id: str) -> None:
+        """Have the service stop a sample whose result nobody wants any more."""
+        if self.holder.connection.dynamic.sample_cancel_enabled:
+            self.holder.in_background(self._cancel(request_id))
 
     async def _cancel(self, request_id: str) -> None:
         try:
@@ -334,6 +396,16 @@ class SamplingClient:
             queue_state_reason: why.
         """
         self._pauses(queue_state, queue_state_reason)
+
+
+def _named(future: types.UntypedAPIFuture, response: types.SampleResponse) -> types.SampleResponse:
+    """A response whose sequences have the ids that they were accepted with."""
+    ids = future.sample_sequence_ids or [""] * len(response.sequences)
+    named = [
+        replace(sequence, sequence_id=name)
+        for sequence, name in zip(response.sequences, ids, strict=True)
+    ]
+    return replace(response, sequences=named)
 
 
 async def _create(

@@ -26,6 +26,7 @@ from everstep.engine.sample_spec import SampleSpec
 from everstep.engine.sequences import Sampled
 from everstep.engine.state import Adapter
 from everstep.wire.proto import SampleOutput
+from everstep.wire.streams import DrawnTokens
 
 _ROWS = 16
 _MOST_ROWS = 256
@@ -70,6 +71,15 @@ class SamplingBatch:
         """Forget a request; an unknown one is no error."""
         self._active.pop(key, None)
         self._waiting = deque(request for request in self._waiting if request.key != key)
+
+    def holds(self, key: str) -> bool:
+        """Whether a request is unfinished."""
+        return key in self._active or any(request.key == key for request in self._waiting)
+
+    def drawn(self, key: str, position: int) -> list[DrawnTokens]:
+        """What an unfinished request has drawn from a position on."""
+        request = self._active.get(key)
+        return request.drawn(position) if request is not None else []
 
     @torch.no_grad()
     def step(self) -> list[Finished]:

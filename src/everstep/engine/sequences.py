@@ -14,6 +14,7 @@ from everstep.engine.sample_spec import SampleSpec
 from everstep.engine.state import Adapter
 from everstep.wire.outputs import Stop
 from everstep.wire.proto import SampleOutput, SequenceOutput, TopkOutput
+from everstep.wire.streams import DrawnTokens, Grown, drawn_since
 
 Array = np.ndarray[Any, Any]
 _CONTEXT_TOKENS = 8
@@ -87,6 +88,10 @@ class Sampled:
         self.alive = [self.alive[row] for row in going]
         return going
 
+    def drawn(self, position: int) -> list[DrawnTokens]:
+        """What was drawn from a position on."""
+        return drawn_since(position, [_grown(sequence) for sequence in self._sequences])
+
     def output(self) -> SampleOutput:
         """What came of it."""
         k = self.spec.topk_sample_logprobs
@@ -130,3 +135,10 @@ class Sampled:
 
     def _topk(self, sequence: Drawn, k: int) -> TopkOutput:
         return choice.stacked(sequence.topk, k)
+
+
+def _grown(sequence: Drawn) -> Grown:
+    """A sequence as it is streamed: in float32, as it will be in the output."""
+    logprobs = np.array(sequence.logprobs, dtype=np.float32).tolist()
+    topk = [list(zip(ids.tolist(), top.tolist(), strict=True)) for ids, top in sequence.topk]
+    return sequence.tokens, logprobs, topk or None

@@ -10,6 +10,8 @@ pass       forward or forward_backward of one training pass                done 
 optim_step one step of the optimizer                                       done + metrics
 save       capture now, write in the background                            captured, then done
 sample     sequences and logprobs                                          done + output
+watch      tell of a sample as it is drawn, from a position on             drawn, again and again
+cancel     stop a sample                                                   none
 drop       forget a run                                                    done
 collect    remove unreferenced files of the vault                          done
 ========== =============================================================== =====================
@@ -20,7 +22,7 @@ Any command may reply ``failed`` with a text and a category instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -46,6 +48,7 @@ from everstep.runtime.saving import read_checkpoint, write_checkpoint
 from everstep.runtime.turns import Turns
 from everstep.vault import Vault, VaultError
 from everstep.wire.proto import decode_training_pass, encode_forward_backward_output
+from everstep.wire.streams import DrawnTokens
 
 _log = structlog.get_logger("everstep.worker")
 _BEGUN = Failpoint("worker.command.begun", "a command is about to be executed")
@@ -75,7 +78,7 @@ class Commands:
         self._channel = channel
         self._turns = turns
         self._runs: dict[str, tuple[Model, RunState]] = {}
-        self._samplers = Samplers(models, vault, self._finish, self._fail)
+        self._samplers = Samplers(models, vault, self._finish, self._fail, self._drawn)
         self._sampling: set[str] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
         self._steps: dict[str, Callable[[Message], _Steps]] = {
@@ -92,6 +95,10 @@ class Commands:
         command = message.header["command"]
         if command == "sample":
             self._sample(message)
+        elif command == "watch":
+            self._samplers.watch(message.header["id"], message.header["position"])
+        elif command == "cancel":
+            self._samplers.cancel(message.header["id"])
         elif command == "save":
             self._turns.add(message.header["run"], message.header["id"], self._save(message))
         elif command == "collect":
@@ -122,6 +129,10 @@ class Commands:
 
     def _finish(self, call_id: int, reply: Mapping[str, Any], body: bytes = b"") -> None:
         self._channel.send({"id": call_id, "event": "done", **reply}, body)
+
+    def _drawn(self, call_id: int, drawn: Sequence[DrawnTokens]) -> None:
+        positions = [each.model_dump(exclude_none=True) for each in drawn]
+        self._channel.send({"id": call_id, "event": "drawn", "drawn": positions})
 
     def _fail(self, call_id: int, error: BaseException) -> None:
         by_user = isinstance(error, InputError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
+from everstep.runtime.followers import SampleEvent
 from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
 from everstep.runtime.lifetimes import Lifetimes
@@ -298,6 +299,28 @@ class Runtime:
                 self._announce(operation)
         done, _ = await asyncio.wait([future], timeout=seconds)
         return future.result() if done else None
+
+    async def follow(self, request_id: str, position: int = 0) -> AsyncIterator[SampleEvent]:
+        """Read a sample along as it is drawn.
+
+        The sample goes on whether it is read or not, and may be followed again, by several at a
+        time, before and after its end, also of another process of the service: a position holds
+        the same tokens whenever it is read.
+
+        Args:
+            request_id: what `submit` returned for a sample.
+            position: the first position that is wanted.
+
+        Returns:
+            What was drawn at each position in order, and last the finished operation: its
+            `failure`, or its `result` for `decode_sample_response`. It ends without one when the
+            service stops.
+
+        Raises:
+            UnknownFuture: there is no such operation.
+            Rejected: it is no sample.
+        """
+        return await self._sampling.follow(request_id, position)
 
     # Acceptance and scheduling
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from everstep.engine import Adapter, AdapterConfig, Model, SamplingBatch
@@ -14,6 +14,7 @@ from everstep.runtime.saving import ADAPTER_FILE
 from everstep.vault import Vault
 from everstep.vault.inspection import quarantining
 from everstep.wire.proto import encode_sample_response
+from everstep.wire.streams import DrawnTokens
 
 _ADAPTERS_KEPT = 16
 
@@ -26,6 +27,7 @@ class Samplers:
         vault: where the adapters come from.
         finish: sends a finished sample: call id, header, body.
         fail: sends a failed one: call id, error.
+        tell: sends what a sample has drawn since it was sent last: call id, by position.
     """
 
     def __init__(
@@ -34,11 +36,14 @@ class Samplers:
         vault: Vault,
         finish: Callable[[int, Mapping[str, Any], bytes], None],
         fail: Callable[[int, BaseException], None],
+        tell: Callable[[int, Sequence[DrawnTokens]], None],
     ) -> None:
         self._models = models
         self._vault = vault
         self._finish = finish
         self._fail = fail
+        self._tell = tell
+        self._told: dict[int, int] = {}  # samples that are watched: the position that is next
         self._batches = {name: SamplingBatch(model) for name, model in models.items()}
         self._adapters: OrderedDict[tuple[str, str], Adapter] = OrderedDict()
 
@@ -57,11 +62,37 @@ class Samplers:
         batch = self._batches[name]
         if batch.busy:
             for key, outcome in batch.step():
+                self._told.pop(int(key), None)
                 if isinstance(outcome, Exception):
                     self._fail(int(key), outcome)
                 else:
                     self._finish(int(key), {}, encode_sample_response(outcome))
+            self._tell_of(batch)
         return batch.busy
+
+    def watch(self, call_id: int, position: int) -> None:
+        """Send what a sample has drawn from a position on, and what it draws from now on.
+
+        One that has ended is not told of any more: its result holds it all.
+        """
+        for batch in self._batches.values():
+            if batch.holds(str(call_id)):
+                self._told[call_id] = position
+                self._tell_of(batch)
+
+    def cancel(self, call_id: int) -> None:
+        """Stop a sample and free its place; one that has ended is no error."""
+        self._told.pop(call_id, None)
+        for batch in self._batches.values():
+            batch.cancel(str(call_id))
+
+    def _tell_of(self, batch: SamplingBatch) -> None:
+        """Send what is new of the samples of a batch that are watched."""
+        for call_id, position in self._told.items():
+            drawn = batch.drawn(str(call_id), position)
+            if drawn:
+                self._told[call_id] = drawn[-1].position + 1
+                self._tell(call_id, drawn)
 
     def _adapter(self, name: str, source: Mapping[str, Any] | None) -> Adapter | None:
         """The adapter of a checkpoint, verified when it is first read. None: the base model."""

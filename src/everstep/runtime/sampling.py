@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 
 import structlog
 
 from everstep.ledger import Ledger, Operation
 from everstep.runtime import names
+from everstep.runtime.channel import Message
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.errors import OperationFailed, WorkerLost
+from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture, WorkerLost
+from everstep.runtime.followers import Follower, SampleEvent
 from everstep.runtime.settings import Settings
-from everstep.runtime.worker_process import WorkerProcess
+from everstep.runtime.worker_process import Call, WorkerProcess
 from everstep.wire.errors import ErrorCategory
+from everstep.wire.streams import DrawnTokens
 
 _log = structlog.get_logger("everstep.sampling")
 
@@ -43,6 +48,8 @@ class Sampling:
         self._settings = settings
         self._announce = announce
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._calls: dict[str, Call] = {}
+        self._followers: defaultdict[str, list[Follower]] = defaultdict(list)
 
     def start(self, operation: Operation) -> None:
         """Begin an accepted sample; one that was begun before changes nothing."""
@@ -55,10 +62,53 @@ class Sampling:
 
     async def close(self) -> None:
         """Stop. What was not finished stays in the ledger."""
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.end(None)
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def follow(self, request_id: str, position: int) -> AsyncIterator[SampleEvent]:
+        """A sample's tokens as they are drawn; see `Runtime.follow`."""
+        operation = await self._ledger.operation(request_id)
+        if operation is None:
+            raise UnknownFuture(request_id)
+        if operation.kind != names.SAMPLE:
+            raise Rejected(400, f"Future {request_id} is no sample: only samples are streamed.")
+        return self._followed(request_id, Follower(position))
+
+    async def _followed(self, request_id: str, follower: Follower) -> AsyncIterator[SampleEvent]:
+        followers = self._followers[request_id]
+        followers.append(follower)
+        try:
+            operation = await self._ledger.operation(request_id)
+            if operation is not None and operation.status != "pending":
+                follower.end(operation)
+            self._watch(request_id)
+            async for event in follower.events():
+                yield event
+        finally:
+            followers.remove(follower)
+            if not followers:
+                self._followers.pop(request_id, None)
+
+    def _watch(self, request_id: str) -> None:
+        """Have the worker tell what the followers of a sample have not read."""
+        call, followers = self._calls.get(request_id), self._followers.get(request_id)
+        if call is not None and followers:
+            self._worker.watch(call, min(follower.position for follower in followers))
+
+    def _drawn(self, request_id: str, drawn: list[DrawnTokens]) -> None:
+        for follower in self._followers.get(request_id, ()):
+            follower.drawn(drawn)
+
+    def _end(self, operation: Operation) -> None:
+        """Tell everyone who waits for a sample that it has ended."""
+        self._announce(operation)
+        for follower in self._followers.get(operation.request_id, ()):
+            follower.end(operation)
 
     async def _sample(self, operation: Operation) -> None:
         try:
@@ -71,15 +121,14 @@ class Sampling:
             finished = await self._ledger.succeed(
                 operation.request_id, reply, "protobuf", seconds=seconds, prune=True
             )
-        self._announce(finished)
+        self._end(finished)
 
     async def _attempt(self, operation: Operation) -> tuple[bytes, float]:
         for _ in range(self._settings.worker_attempts):
             generation = await self._worker.wait_ready()
             header = await self._header(operation)
             try:
-                call = await self._worker.call(header, operation.payload, generation)
-                message = await call.done
+                message = await self._call(operation, header, generation)
             except OperationFailed as failure:
                 if failure.category == ErrorCategory.SERVER:
                     await self._checkpoints.follow_quarantine()
@@ -92,6 +141,20 @@ class Sampling:
             f"The worker ended {self._settings.worker_attempts} times while it sampled this.",
             ErrorCategory.SERVER,
         )
+
+    async def _call(
+        self, operation: Operation, header: Mapping[str, object], generation: int
+    ) -> Message:
+        """The worker's reply to a sample, which may be followed meanwhile."""
+        request_id = operation.request_id
+        call = await self._worker.call(header, operation.payload, generation)
+        call.on_drawn = partial(self._drawn, request_id)
+        self._calls[request_id] = call
+        self._watch(request_id)
+        try:
+            return await call.done
+        finally:
+            del self._calls[request_id]
 
     async def _header(self, operation: Operation) -> dict[str, object]:
         sampler = await self._ledger.sampler(operation.scope)

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from everstep.runtime.memory import oom_kills
 from everstep.runtime.progress import IDLE, SAMPLING, ProgressPage
 from everstep.runtime.settings import Settings
 from everstep.wire.errors import ErrorCategory
+from everstep.wire.streams import DrawnTokens
 
 _log = structlog.get_logger("everstep.worker")
 _FIRST_DELAY = 0.5
@@ -39,16 +40,20 @@ class Call:
     """A call that a worker holds.
 
     Args:
+        call_id: its number.
         sampling: whether it is one of a batch that is executed together.
 
     Attributes:
         captured: done when the run's next operation may start (a save: the state is captured).
         done: the final reply.
+        on_drawn: called with what a watched sample has drawn, by position.
     """
 
-    def __init__(self, *, sampling: bool = False) -> None:
+    def __init__(self, call_id: int, *, sampling: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        self.call_id = call_id
         self.sampling = sampling
+        self.on_drawn: Callable[[list[DrawnTokens]], None] | None = None
         self.captured: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[Message] = loop.create_future()
 
@@ -65,6 +70,10 @@ class Call:
         if event == "failed":
             category = ErrorCategory(message.header["category"])
             self.fail(OperationFailed(message.header["message"], category))
+            return
+        if event == "drawn":
+            if self.on_drawn is not None:
+                self.on_drawn([DrawnTokens(**each) for each in message.header["drawn"]])
             return
         if not self.captured.done():
             self.captured.set_result(None)
@@ -163,14 +172,31 @@ class WorkerProcess:
         if self._writer is None or not self.ready or generation != self.generation:
             raise WorkerLost("the worker that held it is gone")
         self._next_id += 1
-        call = Call(sampling=header["command"] == "sample")
-        self._calls[self._next_id] = call
-        self._writer.write(pack(Message({**header, "id": self._next_id}, body)))
+        call = Call(self._next_id, sampling=header["command"] == "sample")
+        self._calls[call.call_id] = call
+        self._writer.write(pack(Message({**header, "id": call.call_id}, body)))
         try:
             await self._writer.drain()
         except ConnectionError:
             call.fail(WorkerLost("the worker ended"))
+        except asyncio.CancelledError:
+            self.cancel(call)
+            raise
         return call
+
+    def watch(self, call: Call, position: int) -> None:
+        """Have a sample told of as it is drawn, from a position on; see `Call.on_drawn`."""
+        self._tell(call, {"command": "watch", "position": position})
+
+    def cancel(self, call: Call) -> None:
+        """Stop a sample; nothing more comes of the call."""
+        self._tell(call, {"command": "cancel"})
+        self._calls.pop(call.call_id, None)
+
+    def _tell(self, call: Call, header: Mapping[str, Any]) -> None:
+        """Send what has no reply, of a call that the worker holds."""
+        if call.call_id in self._calls and self._writer is not None:
+            self._writer.write(pack(Message({**header, "id": call.call_id})))
 
     async def _supervise(self) -> None:
         delay = _FIRST_DELAY

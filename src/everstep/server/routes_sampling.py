@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from collections.abc import AsyncIterator
+from typing import Annotated
 
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from everstep.ledger import Operation
+from everstep.runtime import Rejected, UnknownFuture
+from everstep.runtime.followers import SampleEvent
 from everstep.server.common import body_of, runtime_of, weights_token_of
-from everstep.server.openapi import errors, takes
+from everstep.server.openapi import errors, stream_errors, takes
+from everstep.server.results import json_result
 from everstep.wire import types
 from everstep.wire.base import parse
 
@@ -36,3 +44,44 @@ async def asample(request: Request) -> types.UntypedAPIFuture:
     """Sample sequences, and logprobs of the prompt."""
     message = parse(types.SampleRequest, await body_of(request))
     return await runtime_of(request).submit(message)
+
+
+async def _followed(
+    request: Request,
+    request_id: str,
+    position: Annotated[int, Query(ge=0, description="the first position that is wanted")] = 0,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[SampleEvent]:
+    if last_event_id is not None and last_event_id.isascii() and last_event_id.isdecimal():
+        position = int(last_event_id) + 1
+    try:
+        return await runtime_of(request).follow(request_id, position)
+    except UnknownFuture as error:
+        raise Rejected(404, f"There is no future {request_id} here.") from error
+
+
+@router.get(
+    "/everstep/samples/{request_id}/events",
+    response_class=EventSourceResponse,
+    responses=stream_errors(400, 404),
+)
+async def sample_events(
+    events: Annotated[AsyncIterator[SampleEvent], Depends(_followed)],
+) -> AsyncIterator[ServerSentEvent]:
+    """A sample as it is drawn.
+
+    Events: `drawn`, one a position, whose id is the position; then `result`, or `failed`. A client
+    that lost the connection goes on with `Last-Event-ID`, or with `position`.
+    """
+    async for event in events:
+        yield _sent(event)
+
+
+def _sent(event: SampleEvent) -> ServerSentEvent:
+    if not isinstance(event, Operation):
+        content = event.model_dump_json(exclude_none=True)
+        return ServerSentEvent(event="drawn", id=str(event.position), raw_data=content)
+    if event.failure is not None:
+        failure = {"error": event.failure.message, "category": event.failure.category}
+        return ServerSentEvent(event="failed", data=failure)
+    return ServerSentEvent(event="result", data=json_result(event.kind, event.result or b""))
