@@ -48,6 +48,15 @@ def test_what_is_written_is_read(storage: Storage, chunks: list[Buffer]) -> None
     assert abs(storage.modified("a/b") - time.time()) < 60
 
 
+@pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 5 << 20, (5 << 20) + 10, 1 << 30])
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_part_is_read_from_any_byte_on(storage: Storage, start: int, cold: bool) -> None:
+    content = b"0123456789" + bytes(5 << 20)
+    write(storage, "a/b", content)
+    read = b"".join(bytes(chunk) for chunk in storage.chunks("a/b", start=start, cold=cold))
+    assert read == content[start:]
+
+
 def test_an_array_without_elements_is_no_bytes(storage: Storage) -> None:
     numpy = pytest.importorskip("numpy")
     write(storage, "a", b"1", numpy.empty((0, 3)).data, b"2")

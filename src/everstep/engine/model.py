@@ -83,9 +83,9 @@ class Model:
             names += found if wanted else ()
         modules = dict(self.module.named_modules())
         widths = {name: features(modules[name]) for name in names}
-        peft = adapter_config(
-            self.info.source, config.rank, config.alpha, self._suffixes(names), self._conv1d
-        )
+        info = self.info  # a directory of this machine means nothing where the files may go
+        base = info.name if Path(info.source).is_dir() else info.source
+        peft = adapter_config(base, config.rank, config.alpha, self._suffixes(names), self._conv1d)
         return AdapterLayout(config, widths, peft)
 
     @contextmanager

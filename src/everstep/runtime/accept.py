@@ -25,10 +25,12 @@ from everstep.runtime.custom_losses import with_program
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.payloads import (
     check_optimizer,
+    external_payload,
     new_run,
     optim_step_payload,
     optimizer_of,
     payload_json,
+    save_payload,
 )
 from everstep.runtime.sample_specs import sample_spec
 from everstep.runtime.settings import Settings
@@ -37,6 +39,7 @@ from everstep.wire.errors import ErrorCategory, WireError
 from everstep.wire.paths import parse_path, validate_name
 from everstep.wire.proto import TrainingPass, encode_training_pass
 
+Save = types.SaveWeightsRequest | types.SaveWeightsExternalRequest
 Request = (
     types.CreateModelRequest
     | types.LoadWeightsRequest
@@ -44,8 +47,11 @@ Request = (
     | types.OptimStepRequest
     | types.SaveWeightsRequest
     | types.SaveWeightsForSamplerRequest
+    | types.SaveWeightsExternalRequest
     | types.SampleRequest
 )
+_MAY_BE_SECRET = "age_encryption_recipients"
+"""What is not kept of a wrong request: someone may have given a secret key."""
 _USER_ERRORS = (InputError, OperationFailed, WireError)
 
 
@@ -126,11 +132,13 @@ class Acceptance:
                     request, names.OPTIM_STEP, partial(optim_step_payload, request)
                 )
             case types.SaveWeightsRequest():
-                return await self._plain(
-                    request, names.SAVE_WEIGHTS, partial(self._save_payload, request)
-                )
+                payload = partial(self._saved, save_payload, request)
+                return await self._plain(request, names.SAVE_WEIGHTS, payload)
             case types.SaveWeightsForSamplerRequest():
                 return await self._save_for_sampler(request)
+            case types.SaveWeightsExternalRequest():
+                payload = partial(self._saved, external_payload, request)
+                return await self._plain(request, names.SAVE_WEIGHTS_EXTERNAL, payload)
             case types.LoadWeightsRequest():
                 return await self._load(request)
         raise TypeError(f"not a request: {type(request).__name__}")
@@ -281,28 +289,23 @@ class Acceptance:
 
     async def _plain(
         self,
-        request: types.OptimStepRequest | types.SaveWeightsRequest,
+        request: types.OptimStepRequest | Save,
         kind: str,
         payload: Callable[[], dict[str, Any]],
     ) -> Entry:
         run = await self.run(request.model_id)
         seq_id = _required(request.seq_id, "seq_id")
-        raw = payload_json(request.model_dump(mode="json", exclude_none=True))
+        told = request.model_dump(mode="json", exclude_none=True, exclude={_MAY_BE_SECRET})
+        raw = payload_json(told)
         operation = NewOperation(run.run_id, seq_id, kind, raw, None, run.session_id)
         try:
             return Entry(replace(operation, payload=payload_json(payload())))
         except _USER_ERRORS as error:
             return Entry(replace(operation, failure=_failure(error)))
 
-    def _save_payload(self, request: types.SaveWeightsRequest) -> dict[str, Any]:
-        name = request.path if request.path is not None else f"checkpoint-{request.seq_id:06d}"
+    def _saved(self, payload: Callable[[Any], dict[str, Any]], request: Save) -> dict[str, Any]:
         self._checkpoints.check_ttl(request.ttl_seconds)
-        return {
-            "name": validate_name(name),
-            "ttl_seconds": request.ttl_seconds,
-            "overwrite": request.overwrite,
-            "user_metadata": request.user_metadata,
-        }
+        return payload(request)
 
     async def _save_for_sampler(self, request: types.SaveWeightsForSamplerRequest) -> Entry:
         run = await self.run(request.model_id)

@@ -49,6 +49,16 @@ class Checkpoints:
             )
         return checkpoint
 
+    async def usable(self, text: str) -> Checkpoint:
+        """Return a checkpoint to load or sample from; raises as `find`, and for external ones."""
+        checkpoint = await self.find(text)
+        if checkpoint.kind == CheckpointKind.EXTERNAL:
+            raise OperationFailed(
+                f"Checkpoint {checkpoint.path} holds files to download and can't be loaded or "
+                "sampled from. Use one that save_state or save_weights_for_sampler made."
+            )
+        return checkpoint
+
     async def loadable(self, text: str, *, optimizer: bool) -> Checkpoint:
         """Return a checkpoint that may be loaded, with its optimizer state if that is wanted.
 
@@ -56,7 +66,7 @@ class Checkpoints:
             OperationFailed: nothing is there, or the optimizer state isn't; then the text names
                 the path that has it, if there is one.
         """
-        checkpoint = await self.find(text)
+        checkpoint = await self.usable(text)
         if optimizer and checkpoint.kind != CheckpointKind.TRAINING:
             twin = TinkerPath(checkpoint.run_id, CheckpointKind.TRAINING, checkpoint.name)
             text = f"Checkpoint {checkpoint.path} holds weights only, no optimizer state. "
@@ -70,8 +80,6 @@ class Checkpoints:
 
     async def _refuse_quarantined(self, path: TinkerPath) -> None:
         """Raise `OperationFailed` for a checkpoint of which a file is in quarantine."""
-        if path.kind is CheckpointKind.EXTERNAL:
-            return
         try:
             await asyncio.to_thread(self._vault.manifest, str(path.kind), path.run_id, path.name)
         except CheckpointQuarantined as error:
@@ -165,7 +173,7 @@ def requested_path(run_id: str, checkpoint_id: str) -> TinkerPath:
 
 def path_of(checkpoint: CheckpointId) -> str | None:
     """What clients call a checkpoint; None for a snapshot, which they don't see."""
-    if checkpoint.kind not in (CheckpointKind.TRAINING, CheckpointKind.SAMPLER):
+    if checkpoint.kind not in tuple(CheckpointKind):
         return None
     return str(TinkerPath(checkpoint.run_id, CheckpointKind(checkpoint.kind), checkpoint.name))
 

@@ -56,6 +56,7 @@ _STEP_BEGUN = Failpoint("worker.optim_step.begun", "a step of the optimizer is a
 _DONE = Failpoint("worker.command.done", "a command is executed, the service was not told")
 _CAPTURED = Failpoint("worker.save.captured", "a state is captured, nothing of it is written")
 _SAMPLED = Failpoint("worker.sample.step", "a step of sampling is about to be made")
+_WITH_OPTIMIZER = ("training", "snapshot")
 _Reply = tuple[dict[str, Any], bytes]
 _Steps = Generator[None, None, _Reply]
 
@@ -206,13 +207,20 @@ class Commands:
         header = message.header
         try:
             _, state = self._runs[header["run"]]
-            capture = state.capture(optimizer=header["manifest"]["kind"] != "sampler")
+            capture = state.capture(optimizer=header["manifest"]["kind"] in _WITH_OPTIMIZER)
         except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
             self._fail(header["id"], error)
             return
         _CAPTURED()
         self._channel.send({"id": header["id"], "event": "captured"})
-        job = partial(write_checkpoint, self._vault, capture, header["manifest"], environment())
+        job = partial(
+            write_checkpoint,
+            self._vault,
+            capture,
+            header["manifest"],
+            environment(),
+            header["recipients"],
+        )
         self._writer.submit(self._write, header["id"], job)
 
     def _write(self, call_id: int, job: Callable[[], dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,6 +80,7 @@ class Execution:
             names.LOAD_WEIGHTS: self._load_weights,
             names.SAVE_WEIGHTS: self._save_weights,
             names.SAVE_WEIGHTS_FOR_SAMPLER: self._save_weights_for_sampler,
+            names.SAVE_WEIGHTS_EXTERNAL: self._save_weights_external,
         }
 
     async def execute(self, operation: Operation) -> bool:
@@ -279,6 +280,13 @@ class Execution:
             )
         await self._save(operation, checkpoint, sampler is not None, result, sampler)
 
+    async def _save_weights_external(self, operation: Operation) -> None:
+        payload = json.loads(operation.payload)
+        checkpoint = await self._new_checkpoint(operation, payload, CheckpointKind.EXTERNAL)
+        result = {"path": checkpoint.path, "type": "save_weights_external"}
+        recipients = payload["age_encryption_recipients"]
+        await self._save(operation, checkpoint, False, result, recipients=recipients)
+
     # Saving
 
     async def _new_checkpoint(
@@ -308,12 +316,13 @@ class Execution:
         overwrite: bool,
         result: Mapping[str, Any],
         sampler: Sampler | None = None,
+        recipients: Sequence[str] = (),
     ) -> None:
         """Capture the state; go on while it is written."""
         lock = self._lock(checkpoint.path)
         await lock.acquire()
         try:
-            call = await self._begin_save(operation, checkpoint, overwrite)
+            call = await self._begin_save(operation, checkpoint, overwrite, recipients)
         except BaseException:
             lock.release()
             raise
@@ -321,13 +330,19 @@ class Execution:
         async def record(size_bytes: int) -> None:
             saved = Checkpoint(**{**vars(checkpoint), "size_bytes": size_bytes})
             made = event("create", saved.path, size_bytes=size_bytes, listed=saved.listed)
-            await self._succeed(operation, result, checkpoint=saved, sampler=sampler, event=made)
+            external = checkpoint.kind == CheckpointKind.EXTERNAL
+            told = {**result, "size_bytes": size_bytes} if external else result
+            await self._succeed(operation, told, checkpoint=saved, sampler=sampler, event=made)
 
         writing = self._finish_save(operation, call, record, lock)
         self._write_behind(checkpoint.path, writing)
 
     async def _begin_save(
-        self, operation: Operation, checkpoint: Checkpoint, overwrite: bool
+        self,
+        operation: Operation,
+        checkpoint: Checkpoint,
+        overwrite: bool,
+        recipients: Sequence[str],
     ) -> Call:
         if not overwrite and await self._ledger.checkpoint(checkpoint.path) is not None:
             raise taken(checkpoint.name, self.run_id, CheckpointKind(checkpoint.kind))
@@ -340,7 +355,7 @@ class Execution:
             request_id=operation.request_id,
             parents=[],
         )
-        call = await self._commands.save(manifest)
+        call = await self._commands.save(manifest, recipients)
         await call.captured
         return call
 

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from everstep.ledger import Run
+from everstep.runtime.encryption import check_recipients
 from everstep.runtime.errors import OperationFailed
 from everstep.wire import types
+from everstep.wire.paths import validate_name
 
 _UNDISCLOSED = ("dimuon",)
 """Families of the hosted service: their parameters are public, their arithmetic isn't."""
@@ -86,3 +88,25 @@ def optim_step_payload(request: types.OptimStepRequest) -> dict[str, Any]:
                 f"{' and below 1' if upper == 1.0 else ''}; got {value}."
             )
     return {"params": values}
+
+
+def save_payload(request: types.SaveWeightsRequest) -> dict[str, Any]:
+    """What a save of the training state takes; raises `InvalidName`."""
+    name = request.path if request.path is not None else f"checkpoint-{request.seq_id:06d}"
+    return {
+        "name": validate_name(name),
+        "ttl_seconds": request.ttl_seconds,
+        "overwrite": request.overwrite,
+        "user_metadata": request.user_metadata,
+    }
+
+
+def external_payload(request: types.SaveWeightsExternalRequest) -> dict[str, Any]:
+    """What a save of files to download takes; raises `InvalidName`, `OperationFailed`."""
+    check_recipients(request.age_encryption_recipients)
+    return {
+        "name": validate_name(request.path),
+        "ttl_seconds": request.ttl_seconds,
+        "user_metadata": None,
+        "age_encryption_recipients": request.age_encryption_recipients or [],
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -118,9 +118,11 @@ class RunCommands:
         await self.done({"command": "drop"})
         self.forget()
 
-    async def save(self, manifest: Mapping[str, Any]) -> Call:
-        """Begin to write the run's state."""
-        return await self._call({"command": "save", "manifest": manifest})
+    async def save(self, manifest: Mapping[str, Any], recipients: Sequence[str] = ()) -> Call:
+        """Begin to write the run's state, encrypted if there are recipients."""
+        return await self._call(
+            {"command": "save", "manifest": manifest, "recipients": list(recipients)}
+        )
 
     async def done(self, header: Mapping[str, Any], body: bytes = b"") -> Message:
         """Send a command and wait for its reply; raises `OperationFailed`, `WorkerLost`."""

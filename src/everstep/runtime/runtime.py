@@ -22,6 +22,7 @@ from everstep.runtime.checkpoint_details import CheckpointDetails
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
+from everstep.runtime.downloads import Downloads
 from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
 from everstep.runtime.execution import Execution
 from everstep.runtime.followers import SampleEvent
@@ -73,6 +74,7 @@ class Runtime:
         access: who may read which checkpoint.
         lifetimes: how long checkpoints stay, and whether they are public.
         copies: copies of checkpoints in other projects.
+        downloads: addresses of checkpoints' files, and the files.
         session_views: what the service tells of sessions.
         traces: time lines of sessions.
         care: collecting and pruning on request.
@@ -123,7 +125,9 @@ class Runtime:
         self.care = Care(parts.ledger, parts.vault, parts.worker, parts.checkpoints)
         self.details = CheckpointDetails(parts.vault, parts.checkpoints, self.access)
         self.administration = Administration(parts.ledger)
-        self.traces = Traces(parts.home / "traces", parts.ledger, Links(parts.home))
+        links = Links(parts.home)
+        self.traces = Traces(parts.home / "traces", parts.ledger, links)
+        self.downloads = Downloads(parts.ledger, parts.vault, parts.checkpoints, self.access, links)
 
     @classmethod
     async def open(cls, home: Path, models: Mapping[str, str], settings: Settings) -> Runtime:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from everstep.engine import Capture
-from everstep.vault import FileRef, Manifest, Vault
+from everstep.failpoints import Failpoint
+from everstep.runtime.encryption import SUFFIX, encrypted
+from everstep.vault import FileRef, Manifest, Vault, VaultError
 from everstep.vault.inspection import quarantining
 from everstep.vault.room import size_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
+_COMMITTED = Failpoint("worker.save.committed", "a checkpoint is whole, the service was not told")
 
 
 def write_checkpoint(
@@ -19,6 +22,7 @@ def write_checkpoint(
     capture: Capture,
     draft: Mapping[str, Any],
     environment: Mapping[str, Any],
+    recipients: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a captured state and make it appear, durably and at once.
 
@@ -27,6 +31,7 @@ def write_checkpoint(
         capture: the state; released here, whatever happens.
         draft: the manifest's fields that the service knows.
         environment: the numeric environment that produced the state.
+        recipients: for whom every file is encrypted; none: not at all.
 
     Returns:
         ``size_bytes`` of all files and the ``step`` of the state.
@@ -36,14 +41,43 @@ def write_checkpoint(
     """
     with vault.pinned():
         try:
-            contents = capture.files()
-            vault.check_room(sum(size_of(chunks) or 0 for chunks in contents.values()))
-            files = {name: vault.put(chunks) for name, chunks in contents.items()}
+            manifest = _written_before(vault, draft) if recipients else None
+            if manifest is None:
+                files = _put(vault, capture, recipients)
         finally:
             capture.release()
-        manifest = _manifest(draft, int(capture.meta["step"]), environment, files)
-        vault.commit(manifest, overwrite=True)  # the service has settled whether the name is free
+        if manifest is None:
+            manifest = _manifest(draft, int(capture.meta["step"]), environment, files)
+            vault.commit(manifest, overwrite=True)  # the service settled whether the name is free
+            _COMMITTED()
     return {"size_bytes": manifest.size, "step": manifest.step}
+
+
+def _put(vault: Vault, capture: Capture, recipients: Sequence[str]) -> dict[str, FileRef]:
+    """Store a captured state's files; encrypted if there are recipients."""
+    contents = capture.files()
+    vault.check_room(sum(size_of(chunks) or 0 for chunks in contents.values()))
+    if not recipients:
+        return {name: vault.put(chunks) for name, chunks in contents.items()}
+    return {
+        name + SUFFIX: vault.put(encrypted(chunks, recipients)) for name, chunks in contents.items()
+    }
+
+
+def _written_before(vault: Vault, draft: Mapping[str, Any]) -> Manifest | None:
+    """What this very operation wrote before a crash kept it from being recorded.
+
+    Encryption never gives the same bytes twice: whoever saw them must not find others.
+    """
+    try:
+        manifest = vault.manifest(draft["kind"], draft["run_id"], draft["name"])
+        if manifest.request_id != draft["request_id"]:
+            return None
+        for name in manifest.files:
+            vault.read(manifest, name)
+    except VaultError:
+        return None
+    return manifest
 
 
 def _manifest(

@@ -98,7 +98,7 @@ class Sessions:
         try:
             if request.model_path is None:
                 return self._acceptance.model(request.base_model).name, None
-            checkpoint = await self._checkpoints.find(request.model_path)
+            checkpoint = await self._checkpoints.usable(request.model_path)
             await self._access.check(checkpoint.path, token)
             self._acceptance.model(checkpoint.base_model)
         except OperationFailed as failure:

@@ -25,7 +25,11 @@ from everstep.vault import CheckpointId, Vault
 from everstep.vault.keys import manifest_key
 from everstep.wire.paths import parse_path
 
-SAVES = {names.SAVE_WEIGHTS: "training", names.SAVE_WEIGHTS_FOR_SAMPLER: "sampler"}
+SAVES = {
+    names.SAVE_WEIGHTS: "training",
+    names.SAVE_WEIGHTS_FOR_SAMPLER: "sampler",
+    names.SAVE_WEIGHTS_EXTERNAL: "external",
+}
 """Operations that save, with the kind of what they save."""
 
 

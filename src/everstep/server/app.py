@@ -13,6 +13,7 @@ from everstep.runtime import OperationFailed, Rejected, Runtime
 from everstep.server import (
     routes_administration,
     routes_checkpoints,
+    routes_downloads,
     routes_everstep,
     routes_futures,
     routes_sampling,
@@ -88,6 +89,7 @@ def create_app(
         routes_sampling.router,
         routes_futures.router,
         routes_checkpoints.router,
+        routes_downloads.router,
         routes_administration.router,
         routes_everstep.router,
         routes_tokenizers.router,

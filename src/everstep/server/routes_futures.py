@@ -30,6 +30,7 @@ RESULTS = (
     | types.SaveWeightsResponse
     | types.LoadWeightsResponse
     | types.SaveWeightsForSamplerResponseInternal
+    | types.SaveWeightsExternalResponseInternal
     | types.UnloadModelResponse
     | types.CreateCustomLossResponse
     | types.CompleteMetadataResponse

@@ -96,6 +96,16 @@ async def save_weights_for_sampler(request: Request) -> Future:
 
 
 @router.post(
+    "/save_weights_external",
+    openapi_extra=takes(types.SaveWeightsExternalRequest),
+    responses=_REFUSALS,
+)
+async def save_weights_external(request: Request) -> Future:
+    """Save the adapter as files to download, encrypted with age where recipients are given."""
+    return await _submit(request, types.SaveWeightsExternalRequest, "save_weights_external")
+
+
+@router.post(
     "/create_custom_loss",
     openapi_extra=takes(types.CreateCustomLossRequest),
     responses=_REFUSALS,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from everstep.vault.errors import UnsafeName
 
-KINDS = ("training", "sampler", "snapshot")
+KINDS = ("training", "sampler", "external", "snapshot")
 BLOBS = "blobs/"
 MANIFESTS = "manifests/"
 MARKS = "marks/"

@@ -84,10 +84,11 @@ class LocalStorage:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def chunks(self, key: str, *, cold: bool = False) -> Iterator[memoryview]:
+    def chunks(self, key: str, *, start: int = 0, cold: bool = False) -> Iterator[memoryview]:
         """Read a file through one buffer."""
         with self.path(key).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
+            file.seek(start)
             if cold:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             buffer = memoryview(bytearray(min(max(size, 1), _READ)))

@@ -30,7 +30,7 @@ class Manifest(BaseModel):
 
     Attributes:
         format_version: of this layout.
-        kind: ``training``, ``sampler`` or ``snapshot``.
+        kind: ``training``, ``sampler``, ``external`` or ``snapshot``.
         run_id: whose it is.
         name: unique among the run's checkpoints of that kind.
         created_at: when.

@@ -44,10 +44,11 @@ class Storage(Protocol):
     def read(self, key: str) -> memoryview:
         """The bytes of a key; raises FileNotFoundError."""
 
-    def chunks(self, key: str, *, cold: bool = False) -> Iterator[memoryview]:
+    def chunks(self, key: str, *, start: int = 0, cold: bool = False) -> Iterator[memoryview]:
         """The bytes of a key one after the other, each valid until the next is asked for.
 
-        Raises FileNotFoundError; ``cold``: from the medium, not from a cache of it.
+        Raises FileNotFoundError; ``start``: from this byte on, without reading those before it,
+        nothing from the end on; ``cold``: from the medium, not from a cache of it.
         """
 
     def size(self, key: str) -> int | None:

@@ -209,10 +209,7 @@ class Vault:
         try:
             data = self._storage.read(key)
         except FileNotFoundError as error:
-            note = self.quarantine.of(key)
-            if note is not None:
-                raise refusal(_label(manifest), filename, note) from error
-            raise CheckpointDamaged(f"{_label(manifest)}: {filename} is missing", key) from error
+            raise self.missing(manifest, filename) from error
         if len(data) != ref.size:
             raise CheckpointDamaged(
                 f"{_label(manifest)}: {filename} has {len(data)} bytes instead of {ref.size}", key
@@ -226,6 +223,14 @@ class Vault:
                 key,
             )
         return data
+
+    def missing(self, manifest: Manifest, filename: str) -> CheckpointDamaged:
+        """What to raise for a file of a checkpoint that is not where it should be."""
+        key = blob_key(manifest.files[filename].blake3)
+        note = self.quarantine.of(key)
+        if note is not None:
+            return refusal(_label(manifest), filename, note)
+        return CheckpointDamaged(f"{_label(manifest)}: {filename} is missing", key)
 
     def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
         """All checkpoints, or those of a run or kind, without quarantined ones.

@@ -339,6 +339,13 @@ class ExternalWeightsUrlsResponse(Response):
     expires: datetime
 
 
+class CheckpointArchiveUrlResponse(Response):
+    """A signed address of a checkpoint as a tar, and when it expires."""
+
+    url: str
+    expires: datetime
+
+
 class CopyWeightsResponse(Response):
     """Where the copy lies."""
 

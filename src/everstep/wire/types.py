@@ -95,6 +95,7 @@ from everstep.wire.requests import (
 )
 from everstep.wire.responses import (
     Checkpoint,
+    CheckpointArchiveUrlResponse,
     CheckpointsListResponse,
     CheckpointType,
     ClientConfigResponse,
@@ -212,6 +213,7 @@ __all__ = [
     "BillingUsageSession",
     "CancelledSessionStatusQuery",
     "Checkpoint",
+    "CheckpointArchiveUrlResponse",
     "CheckpointBillingEvent",
     "CheckpointType",
     "CheckpointsListResponse",
