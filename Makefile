@@ -21,11 +21,16 @@ else
 TORCH ?= torch==2.13.0
 endif
 
+# Official SDKs, old and new: each in a directory that only its own test imports.
+SDKS := $(VENV)/sdks
+SDK_VERSIONS := $(shell cat tests/interop/official_sdks.txt)
+OTHERS := $(SDK_VERSIONS:%=$(SDKS)/%)
+
 # Threads that share cores with other processes must sleep while they wait, not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test fast slow soak lint format proto hooks clean
+.PHONY: help quickstart install test fast slow soak sdks lint format proto hooks clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +40,7 @@ quickstart: $(VENV)/.server ## Install, then train, save, restore and compare on
 
 install: $(VENV)/.server ## Install into .venv; afterwards .venv/bin/everstep works
 
-test: $(VENV)/.test ## Install, then everything that CI runs: lint, types, contracts, all tests
+test: $(VENV)/.test $(OTHERS) ## Install, then everything that CI runs: lint, types, contracts, all tests
 	@$(MAKE) --no-print-directory lint
 	@echo "==> tests, fast and slow, with coverage"
 	@$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
@@ -47,8 +52,10 @@ fast: $(VENV)/.test ## The fast tests only
 soak: $(VENV)/.test ## Kill, cut and corrupt for SECONDS (default 600) a test; EVERSTEP_SEED repeats one
 	@EVERSTEP_SOAK=$(or $(SECONDS),600) $(PYTEST) tests/faults $(ARGS)
 
-slow: $(VENV)/.test ## The slow tests only: real server processes, the official client
+slow: $(VENV)/.test $(OTHERS) ## The slow tests only: real server processes, the official client
 	@$(PYTEST) -m slow $(ARGS)
+
+sdks: $(OTHERS) ## Install the official SDKs of other ages, for their tests
 
 lint: $(VENV)/.test ## Formatting, ruff, mypy, and the import contracts between the rooms
 	@echo "==> ruff format --check"; $(BIN)/ruff format --check .
@@ -92,3 +99,8 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.torch
 	@echo "==> installing everstep, what it needs, and the tools for tests"
 	@$(PIP) -qq -c constraints.txt -e ".[test]"
 	@touch $(VENV)/.server $@
+
+# Complete or not there. Without what it depends on: the tests' environment has it, and a test checks.
+$(SDKS)/%: | $(VENV)/.test
+	@echo "==> installing tinker $*"
+	@rm -rf $@.part && $(PIP) -qq --no-deps --target $@.part tinker==$* && mv $@.part $@

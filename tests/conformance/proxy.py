@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -21,11 +21,15 @@ from everstep.wire.arrays import pb
 from everstep.wire.proto import PROTOBUF
 
 PREFIX = "/api/v1"
+_TOLD = ("user-agent", "x-stainless-", "x-tinker-", "x-idempotency-key", "content-encoding")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way to the service; ``path`` is below /api/v1, as it was sent."""
+    """A request on its way to the service; ``path`` is below /api/v1, as it was sent.
+
+    ``others`` are headers that tell of the client and of its request.
+    """
 
     method: str
     path: str
@@ -33,6 +37,7 @@ class Call:
     content_type: str
     accept: str
     key: str
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def json(self) -> dict[str, Any]:
@@ -149,6 +154,7 @@ class Proxy:
             headers.get("content-type", ""),
             headers.get("accept", ""),
             headers.get("x-api-key", ""),
+            {name: value for name, value in headers.items() if name.startswith(_TOLD)},
         )
         forward: Forward = self._send
         for each in reversed(self._breaks):
@@ -157,7 +163,7 @@ class Proxy:
         return Response(got.body, got.status, media_type=got.content_type)
 
     async def _send(self, call: Call) -> Answer:
-        headers = {"X-API-Key": call.key, "Accept": call.accept}
+        headers = {**call.others, "X-API-Key": call.key, "Accept": call.accept}
         if call.content_type:
             headers["Content-Type"] = call.content_type
         got = await self._http.request(
