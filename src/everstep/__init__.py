@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SamplingClient,
         ServiceClient,
         TrainingClient,
+        download_checkpoint,
     )
     from everstep.client._errors import (
         APIConnectionError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         BadRequestError,
         BillingError,
         ConflictError,
+        DownloadError,
         InternalServerError,
         LocalServiceError,
         NotFoundError,
@@ -115,6 +117,7 @@ _CLIENT = (
     "SamplingClient",
     "ServiceClient",
     "TrainingClient",
+    "download_checkpoint",
 )
 _ERRORS = (
     "APIConnectionError",
@@ -126,6 +129,7 @@ _ERRORS = (
     "BadRequestError",
     "BillingError",
     "ConflictError",
+    "DownloadError",
     "InternalServerError",
     "LocalServiceError",
     "NotFoundError",
@@ -232,6 +236,7 @@ __all__ = [
     "DimuonOptimizerConfig",
     "DimuonParams",
     "DmelChunk",
+    "DownloadError",
     "EncodedTextChunk",
     "ExperimentalWarning",
     "ForwardBackwardOutput",
@@ -289,6 +294,7 @@ __all__ = [
     "__title__",
     "__version__",
     "auth",
+    "download_checkpoint",
     "resume_or_create",
     "types",
 ]

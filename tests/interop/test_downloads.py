@@ -13,6 +13,8 @@ import pyrage
 import pytest
 import tinker
 
+import everstep
+from everstep.client import RestClient, download_checkpoint
 from tests.conftest import Service
 from tests.interop.test_publication import SDKS, clients
 from tests.scenario import MODEL, connect, train
@@ -91,3 +93,111 @@ def test_the_official_command_line_downloads(service: Service, tmp_path: Path) -
     code, text = tinker_cli(service, "checkpoint", "push-hf", external)
     assert (code, "Not logged in" in text) == (1, True), "there is no hub here"
     assert "external_weights/cli" in tinker_cli(service, "checkpoint", "info", external)[1]
+
+
+@pytest.fixture(scope="module")
+def saved(service: Service) -> dict[str, str]:
+    """One state under all three kinds."""
+    client = connect(everstep, service.url)
+    run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
+    train(everstep, run, 1)
+    return {
+        "training": run.save_state("all").result().path,
+        "sampler": run.save_weights_for_sampler("all").result().path,
+        "external": run.save_weights_external("all").result().path,
+    }
+
+
+@pytest.mark.parametrize("kind", ["training", "sampler", "external"])
+def test_every_kind_is_downloaded_by_one_call(
+    kind: str, service: Service, saved: dict[str, str], tmp_path: Path
+) -> None:
+    client = connect(everstep, service.url)
+    told: dict[str, tuple[int, int | None]] = {}
+    paths = download_checkpoint(
+        client,
+        saved[kind],
+        tmp_path / "got",
+        progress=lambda name, there, total: told.update({name: (there, total)}),
+    )
+    assert paths == sorted((tmp_path / "got").iterdir())
+    got = {path.name: path.read_bytes() for path in paths}
+    rest = client.create_rest_client()
+    urls = rest.get_external_weights_urls(saved["external"]).result().urls
+    assert {name: got[name] for name in PEFT} == fetched(urls)
+    more = {"training": ["checkpoint_complete", "manifest.json", "optimizer.safetensors"]}
+    more["sampler"] = ["checkpoint_complete"]
+    assert sorted(got) == sorted([*PEFT, *more.get(kind, [])])
+    assert sorted(told) == (PEFT if kind == "external" else ["checkpoint.tar"])
+    assert all(there == total for there, total in told.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["got"], "nothing else is left"
+    with pytest.raises(FileExistsError, match="choose another"):
+        download_checkpoint(client, saved[kind], tmp_path / "got")
+
+
+def note(first: dict[str, int], name: str, there: int) -> None:
+    first.setdefault(name, there)
+
+
+@pytest.mark.parametrize("kind", ["training", "sampler", "external"])
+def test_an_interrupted_download_is_absent_and_is_gone_on_with(
+    kind: str, service: Service, saved: dict[str, str], tmp_path: Path
+) -> None:
+    client = connect(everstep, service.url)
+
+    def interrupt(name: str, there: int, total: int | None) -> None:
+        if there > 0 and "config" not in name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download_checkpoint(client, saved[kind], tmp_path / "got", progress=interrupt)
+    assert not (tmp_path / "got").exists()
+    first: dict[str, int] = {}
+    download_checkpoint(
+        client,
+        saved[kind],
+        tmp_path / "got",
+        progress=lambda name, there, total: note(first, name, there),
+    )
+    assert max(first.values()) > 0, "it went on"
+    again = download_checkpoint(client, saved[kind], tmp_path / "again")
+    assert [p.read_bytes() for p in again] == [
+        p.read_bytes() for p in sorted((tmp_path / "got").iterdir())
+    ]
+
+
+def test_a_service_without_tars_exports_training_checkpoints(
+    service: Service, saved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: RestClient, tinker_path: str) -> Any:
+        return self._get("/no/such/route", everstep.types.CheckpointArchiveUrlResponse)
+
+    monkeypatch.setattr(RestClient, "get_checkpoint_archive_url_from_tinker_path", absent)
+    client = connect(everstep, service.url)
+    rest = client.create_rest_client()
+    before = rest.list_user_checkpoints(limit=1000).result().checkpoints
+    paths = download_checkpoint(client, saved["training"], tmp_path / "got")
+    assert [path.name for path in paths] == PEFT
+    assert rest.list_user_checkpoints(limit=1000).result().checkpoints == before
+    with pytest.raises(everstep.DownloadError, match="save_weights_external"):
+        download_checkpoint(client, saved["sampler"], tmp_path / "other")
+    with pytest.raises(everstep.NotFoundError, match="does not exist"):
+        download_checkpoint(client, saved["training"] + "x", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", ".", "a/../../b"])
+def test_a_file_never_leaves_its_directory(
+    name: str, service: Service, saved: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    client = connect(everstep, service.url)
+    answer = client.create_rest_client().get_external_weights_urls(saved["external"]).result()
+    url = next(iter(answer.urls.values()))
+
+    class Evil:
+        def result(self) -> Any:
+            return answer.model_copy(update={"urls": {name: url}})
+
+    monkeypatch.setattr(RestClient, "get_external_weights_urls", lambda *_: Evil())
+    with pytest.raises(everstep.DownloadError, match="leads elsewhere"):
+        download_checkpoint(client, saved["external"], tmp_path / "a" / "b" / "got")
+    assert not list(tmp_path.rglob("*evil*"))

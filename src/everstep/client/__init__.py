@@ -1,6 +1,7 @@
 """The client: the official SDK's surface, for any service that speaks the protocol."""
 
-from everstep.client._errors import RequestFailedError, TinkerError
+from everstep.client._downloads import download_checkpoint
+from everstep.client._errors import DownloadError, RequestFailedError, TinkerError
 from everstep.client._futures import APIFuture
 from everstep.client._hooks import RequestEvent
 from everstep.client.admin_client import AdminClient
@@ -13,6 +14,7 @@ from everstep.client.training_client import TrainingClient
 __all__ = [
     "APIFuture",
     "AdminClient",
+    "DownloadError",
     "LossHandle",
     "PerDatumLossFn",
     "RequestEvent",
@@ -22,4 +24,5 @@ __all__ = [
     "ServiceClient",
     "TinkerError",
     "TrainingClient",
+    "download_checkpoint",
 ]

@@ -9,6 +9,7 @@ TinkerError
 │   ├── APIConnectionError ── APITimeoutError
 │   └── APIResponseValidationError
 ├── RequestFailedError (request_id, category)   an accepted operation failed
+├── DownloadError                               a file could not be had, or is not what it should be
 └── LocalServiceError                           the embedded service can't be started
 """
 
@@ -103,6 +104,10 @@ class RequestFailedError(TinkerError):
         self.message = message
         self.request_id = request_id
         self.category = category
+
+
+class DownloadError(TinkerError):
+    """A file could not be fetched, or is not what the service says of it."""
 
 
 class LocalServiceError(TinkerError):

@@ -122,6 +122,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         timeout: float = 60.0,  # noqa: ASYNC109  httpx enforces it
+        follow_redirects: bool = True,
     ) -> httpx.Response:
         """Send one request, once; whatever the answer's status.
 
@@ -138,6 +139,7 @@ class Http:
                 headers=_tracing.headers(headers),
                 params=params,
                 timeout=timeout,
+                follow_redirects=follow_redirects,
             )
 
     @asynccontextmanager

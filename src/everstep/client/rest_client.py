@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from everstep.client._archive import archive_url_of
 from everstep.client._credentials import claims
 from everstep.client._errors import TinkerError
 from everstep.client._experimental import ExperimentalWarning
 from everstep.client._futures import APIFuture
+from everstep.client._http import read
 from everstep.client._rest import Rest
 from everstep.client._twins import gives_result
 from everstep.client.admin_client import AdminClient, AuditEvents
@@ -106,6 +108,30 @@ class RestClient(Rest):
             raise ValueError(f"{tinker_path} is not an external checkpoint; save one first")
         path = f"{_checkpoint(tinker_path)}/external_weights_urls"
         return self._get(path, types.ExternalWeightsUrlsResponse)
+
+    def get_checkpoint_archive_url(
+        self, training_run_id: str, checkpoint_id: str
+    ) -> APIFuture[types.CheckpointArchiveUrlResponse]:
+        """The address of a checkpoint, ``weights/<name>``, as a tar.
+
+        Newer services of the vendor don't have it (`NotFoundError`).
+        """
+
+        async def work() -> types.CheckpointArchiveUrlResponse:
+            http = await self.holder.configured()
+            path = f"{_path(training_run_id, checkpoint_id)}/archive"
+            headers = {"Accept": "application/json"}
+            answer = await http.request("GET", path, headers=headers, follow_redirects=False)
+            return read(types.CheckpointArchiveUrlResponse, archive_url_of(answer))
+
+        return APIFuture.of(work())
+
+    def get_checkpoint_archive_url_from_tinker_path(
+        self, tinker_path: str
+    ) -> APIFuture[types.CheckpointArchiveUrlResponse]:
+        """The address of a checkpoint as a tar."""
+        path = parse_path(tinker_path)
+        return self.get_checkpoint_archive_url(path.run_id, path.checkpoint_id)
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
         """Delete a checkpoint, ``weights/<name>``, for good."""
@@ -273,6 +299,10 @@ class RestClient(Rest):
     list_user_checkpoints_async = gives_result(list_user_checkpoints)
     get_weights_info_by_tinker_path_async = gives_result(get_weights_info_by_tinker_path)
     get_external_weights_urls_async = gives_result(get_external_weights_urls)
+    get_checkpoint_archive_url_async = gives_result(get_checkpoint_archive_url)
+    get_checkpoint_archive_url_from_tinker_path_async = gives_result(
+        get_checkpoint_archive_url_from_tinker_path
+    )
     delete_checkpoint_async = gives_result(delete_checkpoint)
     delete_checkpoint_from_tinker_path_async = gives_result(delete_checkpoint_from_tinker_path)
     publish_checkpoint_from_tinker_path_async = gives_result(publish_checkpoint_from_tinker_path)
