@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
+import tinker
+import zstandard
 
 import everstep
 from tests.conftest import Service
@@ -165,16 +167,44 @@ def test_what_cant_be_attributed_is_refused_with_a_json_body(
     assert answer.json()["detail"]
 
 
-def test_a_body_over_the_limit_is_refused_while_it_streams(http: Any) -> None:
-    def body() -> Any:
-        for _ in range(100):
-            yield b"x" * (1 << 20)
-
-    answer = http.post(
-        "/forward_backward", content=body(), headers={"content-type": "application/x-protobuf"}
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sdk", [everstep, tinker], ids=lambda sdk: sdk.__name__)
+def test_a_body_of_100_mb_fails_its_future_and_leaves_the_run_usable(
+    service: Service, sdk: Any
+) -> None:
+    run, twin = (
+        connect(sdk, service.url).create_lora_training_client(MODEL, rank=4, seed=1).result()
+        for _ in range(2)
     )
-    assert answer.status_code == 413
-    assert "larger than" in answer.json()["detail"]
+    train(sdk, run, 1)
+    image = sdk.types.ImageChunk(data=bytes(100_000_000), format="png", expected_tokens=1)
+    huge = sdk.types.Datum(
+        model_input=sdk.types.ModelInput(chunks=[image]), loss_fn_inputs={"target_tokens": [1]}
+    )
+    with pytest.raises(sdk.RequestFailedError, match="larger than 67108864 bytes") as caught:
+        run.forward_backward([huge], "cross_entropy").result()
+    assert caught.value.category == "user"
+    assert train(sdk, twin, 3)[1:] == train(sdk, run, 2, shift=1), "nothing waits, nothing is left"
+
+
+@pytest.mark.parametrize(
+    ("route", "head", "compress", "status"),
+    [
+        ("/forward_backward", b"", None, 413),
+        ("/forward_backward", b"\x0a\x06nobody\x10\x01", zstandard.compress, 404),
+        ("/optim_step", b"", None, 413),
+    ],
+)
+def test_a_body_over_the_limit_that_is_nobodys_is_refused(
+    http: Any, route: str, head: bytes, compress: Any, status: int
+) -> None:
+    content = head + bytes(100_000_000)
+    headers = {"content-type": "application/x-protobuf"}
+    if compress:
+        content, headers["content-encoding"] = compress(content), "zstd"
+    answer = http.post(route, content=content, headers=headers)
+    assert answer.status_code == status
+    assert ("larger than" if status == 413 else "does not exist") in answer.json()["detail"]
 
 
 def test_the_same_submit_twice_is_one_operation(http: Any, run: Any) -> None:

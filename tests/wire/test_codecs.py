@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import gzip
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tinker import types as sdk
 from tinker.proto import request_conv, response_conv
 
-from everstep.wire import everstep_pb2, proto, types
-from everstep.wire.body import decompress
+from everstep.wire import proto, types
+from everstep.wire.body import decompress, head
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
 from everstep.wire.outputs import Stop
 
@@ -139,30 +141,61 @@ def test_the_sdk_reads_our_samples() -> None:
         assert response.prompt_alt_tokens.tokens.tolist() == [[1, 2]]
 
 
-@pytest.mark.parametrize("encoding", ["zstd", "gzip"])
-def test_a_small_body_that_unfolds_past_the_bound_is_refused(encoding: str) -> None:
-    import gzip
+def zstd_without_a_size(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_content_size=False).compress(content)
 
-    import zstandard
 
-    compress: Any = zstandard.ZstdCompressor().compress if encoding == "zstd" else gzip.compress
+COMPRESSED = [
+    ("zstd", zstandard.compress),
+    ("zstd", zstd_without_a_size),
+    ("gzip", gzip.compress),
+]
+
+
+@pytest.mark.parametrize(("encoding", "compress"), COMPRESSED)
+def test_a_small_body_that_unfolds_past_the_bound_is_refused(encoding: str, compress: Any) -> None:
     assert decompress(compress(b"x" * 100), encoding, 100) == b"x" * 100
+    bomb = compress(b"x" * 10_000_000)
+    for limit in (0, 1000, 9_999_999):
+        with pytest.raises(BodyTooLarge):
+            decompress(bomb, encoding, limit)
+    assert head(bomb, encoding, 10) == b"x" * 10
+
+
+@pytest.mark.parametrize(("encoding", "compress"), COMPRESSED)
+def test_a_compressed_body_that_is_damaged_is_refused(encoding: str, compress: Any) -> None:
+    whole = compress(bytes(range(256)) * 10)
+    for body in (b"not compressed", whole[:-1], whole[: len(whole) // 2], whole + b"more", b""):
+        with pytest.raises(InvalidRequest):
+            decompress(body, encoding, 10_000)
+
+
+def test_an_unfolding_body_takes_no_more_memory_than_its_bound() -> None:
+    bomb = zstd_without_a_size(bytes(200_000_000))
+    tracemalloc.start()
     with pytest.raises(BodyTooLarge):
-        decompress(compress(b"x" * 10_000_000), encoding, 1000)
-    with pytest.raises(InvalidRequest):
-        decompress(b"not compressed", encoding, 1000)
+        decompress(bomb, "zstd", 1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
-def test_the_generated_code_is_what_protoc_makes(tmp_path: Path) -> None:
-    from grpc_tools import protoc
+@given(passes)
+def test_whose_a_request_is_can_be_told_by_its_first_bytes(made: proto.TrainingPass) -> None:
+    encoded = proto.encode_training_pass(made)
+    place = (made.model_id, made.seq_id)
+    assert proto.place_of(encoded) == place
+    whole = 2 + len(made.model_id.encode()) + 10
+    assert proto.place_of(encoded[:whole]) == place
+    assert proto.place_of(encoded[: 2 + len(made.model_id.encode())]) is None
 
-    source = Path(everstep_pb2.__file__).parents[2]
-    code = protoc.main(
-        ["", f"-I{source}", f"--python_out={tmp_path}", "everstep/wire/everstep.proto"]
-    )
-    assert code == 0
-    made = (tmp_path / "everstep/wire/everstep_pb2.py").read_bytes()
-    assert made == Path(everstep_pb2.__file__).read_bytes()
+
+@given(st.binary(max_size=200))
+def test_of_other_bytes_nothing_is_told(head: bytes) -> None:
+    if (place := proto.place_of(head)) is not None:
+        model_id, seq_id = place
+        assert head.startswith(b"\x0a" + bytes([len(model_id.encode())]) + model_id.encode())
+        assert seq_id
 
 
 def test_older_json_is_read_leniently() -> None:

@@ -16,12 +16,14 @@ from starlette.exceptions import HTTPException
 from everstep.ledger import LedgerDamaged, NotWritten
 from everstep.runtime import Rejected, Runtime
 from everstep.runtime.access import TOKEN_PREFIX
-from everstep.wire.body import decompress
+from everstep.wire.body import decompress, head, too_large
 from everstep.wire.errors import BodyTooLarge, WireError
 from everstep.wire.paths import CheckpointKind
 
 _log = structlog.get_logger("everstep.server")
 MAX_BODY_BYTES = 64 << 20
+_MAX_DROPPED_BYTES = 1 << 30
+_HEAD_BYTES = 1024
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 _FIRST_WITH_EXTERNAL = (0, 28)
 
@@ -73,7 +75,10 @@ def known_kinds(request: Request) -> Collection[CheckpointKind]:
 
 
 async def body_of(request: Request) -> bytes:
-    """Read a body, decompressed, and never more of it than the bound.
+    """Read a body, decompressed, and never keep more of it than the bound.
+
+    What is beyond the bound is read all the same, up to another one: many clients look for an
+    answer only when they have sent everything.
 
     Raises:
         BodyTooLarge: there is more.
@@ -83,13 +88,18 @@ async def body_of(request: Request) -> bytes:
     size = 0
     async for part in request.stream():
         size += len(part)
+        if size <= MAX_BODY_BYTES:
+            parts.append(part)
+        elif size > _MAX_DROPPED_BYTES:
+            break
+    body, encoding = b"".join(parts), request.headers.get("content-encoding")
+    try:
         if size > MAX_BODY_BYTES:
-            raise BodyTooLarge(
-                f"The request body is larger than {MAX_BODY_BYTES} bytes. Send fewer or shorter "
-                "datums."
-            )
-        parts.append(part)
-    return decompress(b"".join(parts), request.headers.get("content-encoding"), MAX_BODY_BYTES)
+            raise too_large(MAX_BODY_BYTES)
+        return decompress(body, encoding, MAX_BODY_BYTES)
+    except BodyTooLarge as error:
+        error.head = head(body, encoding, _HEAD_BYTES)
+        raise
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -10,8 +10,8 @@ from everstep.server.common import body_of, is_tinkex, runtime_of, weights_token
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import Model, parse
-from everstep.wire.errors import InvalidRequest
-from everstep.wire.proto import PROTOBUF, TrainingPass, decode_training_pass
+from everstep.wire.errors import BodyTooLarge, InvalidRequest
+from everstep.wire.proto import PROTOBUF, TrainingPass, decode_training_pass, place_of
 
 router = APIRouter(tags=["training"])
 Future = types.UntypedAPIFuture
@@ -131,15 +131,26 @@ async def _submit(request: Request, model: type[Model], kind: str) -> Future:
 async def _training_pass(
     request: Request, model: type[types.ForwardRequest | types.ForwardBackwardRequest], kind: str
 ) -> Future:
-    runtime, body = runtime_of(request), await body_of(request)
+    runtime = runtime_of(request)
+    protobuf = request.headers.get("content-type", "").startswith(PROTOBUF)
     try:
-        if request.headers.get("content-type", "").startswith(PROTOBUF):
-            message = decode_training_pass(body)
-        else:
-            message = TrainingPass.from_request(parse(model, body))
+        body = await body_of(request)
+    except BodyTooLarge as error:
+        place = place_of(error.head) if protobuf else None
+        if place is None:
+            raise
+        return await runtime.refuse(kind, *place, str(error))
+    try:
+        message = decode_training_pass(body) if protobuf else _from_json(model, body)
     except InvalidRequest as error:
         return await _refuse(request, kind, body, error)
     return await runtime.submit(message, in_order=is_tinkex(request))
+
+
+def _from_json(
+    model: type[types.ForwardRequest | types.ForwardBackwardRequest], body: bytes
+) -> TrainingPass:
+    return TrainingPass.from_request(parse(model, body))
 
 
 async def _refuse(request: Request, kind: str, body: bytes, error: InvalidRequest) -> Future:

@@ -35,13 +35,40 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     raise InvalidRequest(f"Content-Encoding {encoding!r} is not known; use zstd or gzip.")
 
 
+def head(body: bytes, encoding: str | None, size: int) -> bytes:
+    """The first bytes of a body, or of what there is of it; none where they can't be had.
+
+    Args:
+        body: its bytes as they came, or the first of them.
+        encoding: as for `decompress`.
+        size: how many are wanted.
+    """
+    name = (encoding or "identity").strip().lower()
+    try:
+        if name == "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+                return reader.read(size)
+        if name in ("gzip", "x-gzip"):
+            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(body, size)
+    except (zstandard.ZstdError, zlib.error):
+        return b""
+    return body[:size] if name == "identity" else b""
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """The error of a body over a limit, in bytes."""
+    return BodyTooLarge(
+        f"The request body is larger than {limit} bytes. Send fewer or shorter datums."
+    )
+
+
 def _zstd(body: bytes, limit: int) -> bytes:
     decompressor = zstandard.ZstdDecompressor()
     try:
         size = zstandard.get_frame_parameters(body).content_size
         if size != zstandard.CONTENTSIZE_UNKNOWN:
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             return decompressor.decompress(body, allow_extra_data=False)
         with decompressor.stream_reader(body) as reader:
             out = _bounded(reader.read(limit + 1), limit)
@@ -72,11 +99,5 @@ def _whole(out: bytes, encoding: str, *, ended: bool, rest: bytes) -> bytes:
 
 def _bounded(out: bytes, limit: int) -> bytes:
     if len(out) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     return out
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The request body is larger than {limit} bytes. Send fewer or shorter datums."
-    )

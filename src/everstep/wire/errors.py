@@ -52,4 +52,12 @@ class InvalidName(WireError):
 
 
 class BodyTooLarge(WireError):
-    """A request body over the limit."""
+    """A request body over the limit.
+
+    Attributes:
+        head: its first bytes, decompressed, as far as there are any: they may tell whose it is.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.head = b""

@@ -48,9 +48,13 @@ __all__ = [
     "encode_forward_backward_request",
     "encode_sample_response",
     "encode_training_pass",
+    "place_of",
 ]
 
 PROTOBUF = "application/x-protobuf"
+_MODEL_ID = 0x0A
+"""The tag of a forward_backward request's first field, a string."""
+_LONGEST_ID = 127
 _STOP_REASONS: dict[int, StopReason] = {
     pb.STOP_REASON_STOP: "stop",
     pb.STOP_REASON_LENGTH: "length",
@@ -142,6 +146,23 @@ def decode_training_pass(body: bytes) -> TrainingPass:
         loss_fn_config=config,
         forward_only=message.forward_only,
     )
+
+
+def place_of(head: bytes) -> tuple[str, int] | None:
+    """The run and sequence id of a forward_backward request of which only the first bytes are here.
+
+    They are its first two fields. None where they aren't: then nobody knows whose request it is.
+    """
+    if len(head) < 2 or head[0] != _MODEL_ID or head[1] > _LONGEST_ID:
+        return None
+    end = 2 + head[1] + 1  # behind the tag of the number, which ends with a byte below 128
+    while end < len(head) and head[end] >= 128:
+        end += 1
+    try:
+        message = _parsed(pb.ForwardBackwardRequest(), head[: end + 1])
+    except InvalidRequest:
+        return None
+    return (message.model_id, message.seq_id) if message.seq_id else None
 
 
 def encode_forward_backward_output(
