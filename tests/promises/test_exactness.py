@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 import everstep
@@ -25,28 +29,92 @@ def hashes(home: Path, path: str) -> dict[str, str]:
     return {name: hashlib.sha256(vault.read(manifest, name)).hexdigest() for name in FILES}
 
 
-def test_p1_restored_with_optimizer_in_a_fresh_process_equals_the_uninterrupted_run(
-    tmp_path: Path,
-) -> None:
-    home = tmp_path / "home"
+def neighbours(client: Any) -> list[Any]:
+    """Set other runs and a sampler to work; the futures of all they do."""
+    others = [
+        client.create_lora_training_client(MODEL, rank=rank, seed=rank).result()
+        for rank in (4, 16, 8)
+    ]
+    sampler = others[0].save_weights_and_get_sampling_client().result()
+    prompt = everstep.ModelInput.from_ints([1, 2, 3])
+    noise = []
+    for step in range(6):
+        for other in others:
+            noise.append(other.forward_backward(data(everstep, 5, step), "cross_entropy"))
+            noise.append(other.optim_step(everstep.AdamParams(learning_rate=0.1, weight_decay=0.5)))
+        noise.append(sampler.sample(prompt, 5, everstep.SamplingParams(max_tokens=20)))
+    return noise
+
+
+@dataclass(frozen=True)
+class Half:
+    """What a service left that has ended, and the one that goes on with its home.
+
+    Attributes:
+        service: a fresh process on the home of the first.
+        path: a run in the middle of its training, gradients pending.
+        expected: what its next steps gave, uninterrupted and among others.
+        end: its bytes after them.
+        untrained: a run that has made no step, gradients pending.
+    """
+
+    service: Service
+    path: str
+    expected: list[Any]
+    end: dict[str, str]
+    untrained: str
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Half]:
+    home = tmp_path_factory.mktemp("half") / "home"
     first = Service(home)
-    service = connect(everstep, first.url)
-    run = service.create_lora_training_client(MODEL, rank=8, seed=5).result()
+    client = connect(everstep, first.url)
+    run = client.create_lora_training_client(MODEL, rank=8, seed=5).result()
+    untrained = client.create_lora_training_client(MODEL, rank=8, seed=7).result()
     train(everstep, run, 3)
-    run.forward_backward(data(everstep, shift=50), "cross_entropy").result()  # pending at the save
-    path = run.save_state("half").result().path
+    for each in (run, untrained):
+        each.forward_backward(data(everstep, shift=50), "cross_entropy").result()
+    path, start = (each.save_state("half").result().path for each in (run, untrained))
+    noise = neighbours(client)
     expected = train(everstep, run, 3, shift=9)
     end = hashes(home, run.save_state("end").result().path)
+    for future in noise:
+        future.result()
     assert first.stop() == 0
-
     second = Service(home)
-    try:
-        service = connect(everstep, second.url)
-        resumed = service.create_training_client_from_state_with_optimizer(path).result()
-        assert train(everstep, resumed, 3, shift=9) == expected
-        assert hashes(home, resumed.save_state("end").result().path) == end
-    finally:
-        second.stop()
+    yield Half(second, path, expected, end, start)
+    second.stop()
+
+
+def test_p1_restored_with_optimizer_in_a_fresh_process_equals_the_uninterrupted_run(
+    half: Half,
+) -> None:
+    client = connect(everstep, half.service.url)
+    for noise in ([], neighbours(client)):
+        resumed = client.create_training_client_from_state_with_optimizer(half.path).result()
+        assert train(everstep, resumed, 3, shift=9) == half.expected
+        assert hashes(half.service.home, resumed.save_state("end").result().path) == half.end
+        for future in noise:
+            future.result()
+
+
+def test_p2_in_a_fresh_process_weights_only_equals_a_run_that_never_was_saved(half: Half) -> None:
+    client = connect(everstep, half.service.url)
+    new = client.create_lora_training_client(MODEL, rank=8, seed=7).result()
+    expected = train(everstep, new, 3)
+    end = hashes(half.service.home, new.save_state("end").result().path)
+    noise = neighbours(client)
+    cold = client.create_training_client_from_state(half.untrained).result()
+    other = client.create_lora_training_client(MODEL, rank=8, seed=6).result()
+    train(everstep, other, 2)  # moments, steps, and gradients that are pending: none may stay
+    other.forward_backward(data(everstep, shift=50), "cross_entropy").result()
+    other.load_state(half.untrained).result()
+    for each in (cold, other):
+        assert train(everstep, each, 3) == expected
+        assert hashes(half.service.home, each.save_state("end").result().path) == end
+    for future in noise:
+        future.result()
 
 
 def test_p2_weights_only_load_equals_a_fresh_run_from_those_weights(service: Service) -> None:
@@ -74,21 +142,7 @@ def test_p5_a_run_among_others_equals_the_run_alone(service: Service) -> None:
 
     alone = train(everstep, fresh(), 4)
     among = fresh()
-    others = [
-        client.create_lora_training_client(MODEL, rank=rank, seed=rank).result()
-        for rank in (4, 16, 8)
-    ]
-    sampler = others[0].save_weights_and_get_sampling_client().result()
-    noise = []
-    for step in range(6):
-        for other in others:
-            noise.append(other.forward_backward(data(everstep, 5, step), "cross_entropy"))
-            noise.append(other.optim_step(everstep.AdamParams(learning_rate=0.1, weight_decay=0.5)))
-        noise.append(
-            sampler.sample(
-                everstep.ModelInput.from_ints([1, 2, 3]), 5, everstep.SamplingParams(max_tokens=20)
-            )
-        )
+    noise = neighbours(client)
     assert train(everstep, among, 4) == alone
     for future in noise:
         future.result()
@@ -102,18 +156,37 @@ def test_a_restart_goes_on_with_runs_checkpoints_and_futures(tmp_path: Path) -> 
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     expected = train(everstep, twin, 4)
     begun = train(everstep, run, 2)
-    port = first.url.rsplit(":", 1)[1]
+    saved = run.save_state("s").result().path
+    waits = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    sent = {
+        "model_id": waits.model_id,
+        "seq_id": 1,
+        "forward_input": {
+            "data": [datum.model_dump(mode="json") for datum in data(everstep)],
+            "loss_fn": "cross_entropy",
+        },
+    }
+    future = httpx.post(f"{first.url}/api/v1/forward", json=sent).json()
     assert first.stop() == 0
 
-    # The same client goes on with the same run once a service listens there again.
     second = Service(home)
     try:
-        moved = second.url
-        run.holder.http.base_url = moved
+        # The same client goes on with the same run, where a service now listens.
+        run.holder.http.base_url = second.url
+        while (answer := _poll(second.url, future)).status_code == 408:
+            pass
+        assert answer.json()["metrics"]["loss:sum"] == expected[0][0]
+        assert httpx.post(f"{second.url}/api/v1/forward", json=sent).json() == future, "a retry"
+        listed = client.create_rest_client().list_checkpoints(run.model_id).result().checkpoints
+        assert [each.tinker_path for each in listed] == [saved]
         assert begun + train(everstep, run, 2, shift=2) == expected
-        assert port
     finally:
         second.stop()
+
+
+def _poll(url: str, future: Any) -> httpx.Response:
+    asked = {"request_id": future["request_id"]}
+    return httpx.post(f"{url}/api/v1/retrieve_future", json=asked, timeout=60)
 
 
 def test_a_killed_service_goes_on_where_it_was_acknowledged(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 from everstep.engine import Model
 from tests.runtime.local import MODEL, Local, batch
@@ -82,3 +83,27 @@ def test_another_payload_in_a_place_that_was_used_is_refused(home: Path, pico: M
         step = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
         first = service.train(twin, 0)[1]
         assert service.do(run, "optim_step", **step) == first, "the first one counted"
+
+
+def test_changes_of_a_checkpoint_may_be_sent_again_also_after_a_restart(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        service.do(run, "save_weights", path="a")
+        at = f"training_runs/{run}/checkpoints/weights/a"
+        changes: list[tuple[str, str, Any]] = [
+            ("PUT", f"{at}/ttl", {"ttl_seconds": 3600}),
+            ("POST", f"{at}/publish", None),
+            ("DELETE", f"{at}/publish", None),
+            ("DELETE", at, None),
+        ]
+    for change in range(len(changes)):
+        for _ in range(2):
+            with service.after() as service:
+                for method, route, body in [changes[change]] * 2:
+                    answer = service.http.request(method, route, json=body)
+                    assert answer.status_code == 204, answer.text
+                found = service.http.get(f"training_runs/{run}/checkpoints").json()["checkpoints"]
+                told = [(each["expires_at"] is not None, each["public"]) for each in found]
+                assert told == [[(True, False)], [(True, True)], [(True, False)], []][change]

@@ -1,0 +1,80 @@
+"""The optimizer is `torch.optim.AdamW` with clipping, whatever the parameters of a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from everstep.engine import AdamParams, AdapterConfig, Model, optim_step
+from tests.engine.helpers import CONFIG, backward, buffers, examples, files, trained
+from tests.engine.test_reference import distance
+
+DEFAULT = AdamParams(learning_rate=1e-2)
+SERIES = {
+    "defaults": [DEFAULT] * 5,
+    "decay": [replace(DEFAULT, weight_decay=0.3)] * 5,
+    "clipped": [replace(DEFAULT, grad_clip_norm=0.7)] * 5,
+    "clipped far above the norm": [replace(DEFAULT, grad_clip_norm=1e6)] * 5,
+    "another rate each step": [replace(DEFAULT, learning_rate=1e-2 / n) for n in range(1, 6)],
+    "other betas and eps": [AdamParams(1e-3, 0.5, 0.999, 1e-5, 0.01, 1.0)] * 5,
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name: str) -> None:
+    state = llama.new_run(CONFIG)
+    parameters = {
+        n: torch.nn.Parameter(view.clone()) for n, view in state.arena.views("params").items()
+    }
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1.0)
+    random = torch.Generator().manual_seed(1)
+    for step, params in enumerate(SERIES[name], 1):
+        state.arena.buffers["grads"].normal_(0, 0.1**step, generator=random)
+        for n, view in state.arena.views("grads").items():
+            parameters[n].grad = view.clone()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values()])
+        if params.grad_clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), params.grad_clip_norm)
+        optimizer.param_groups[0].update(
+            lr=params.learning_rate,
+            betas=(params.beta1, params.beta2),
+            eps=params.eps,
+            weight_decay=params.weight_decay,
+        )
+        optimizer.step()
+        told = optim_step(state, params)
+        assert told == {"step": step, "grad_norm": pytest.approx(float(norm), rel=1e-5)}
+        assert not state.has_gradients
+        assert not state.arena.buffers["grads"].any()
+    assert distance(state.arena.views("params"), parameters) < 1e-6
+    for moment in ("exp_avg", "exp_avg_sq"):
+        theirs = {n: optimizer.state[p][moment] for n, p in parameters.items()}
+        assert distance(state.arena.views(moment), theirs) < 1e-6
+
+
+def test_the_seed_says_where_a_run_begins(llama: Model) -> None:
+    def begin(seed: int) -> bytes:
+        return buffers(llama.new_run(AdapterConfig(rank=4, seed=seed)))["params"]
+
+    assert begin(3) == begin(3)
+    assert len({begin(seed) for seed in (0, 1, 2, 2**32, 2**63 - 1)}) == 5
+    for name, view in llama.new_run(CONFIG).arena.views("params").items():
+        bound = view.shape[1] ** -0.5 if "lora_A" in name else 0.0
+        assert view.abs().max() <= bound, name
+        assert bool(view.any()) == ("lora_A" in name), name
+
+
+def test_without_the_optimizer_a_restored_run_is_one_that_begins_with_the_weights(
+    llama: Model,
+) -> None:
+    source, state = trained(llama, seed=5), trained(llama, seed=6)
+    for each in (source, state):
+        backward(llama, each, examples(1))  # pending in both
+    contents, meta = files(source, optimizer=True)
+    state.restore(contents, meta, optimizer=False)
+    new = llama.new_run(CONFIG)
+    weights = {**buffers(new), "params": buffers(source)["params"]}
+    assert buffers(state) == weights
+    assert (state.step, state.has_gradients) == (0, False) == (new.step, new.has_gradients)
