@@ -9,6 +9,7 @@ import threading
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from everstep.ledger import (
     Run,
     SequenceConflict,
 )
+from everstep.ledger.database import open_read_only
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -205,6 +207,57 @@ def test_every_commit_is_synced(tmp_path: Path) -> None:
 
         assert await pragma("journal_mode") == "wal"
         assert await pragma("synchronous") == 2  # FULL
+        await ledger.close()
+
+    run(work())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_one_connection_reads_writes_and_checkpoints(tmp_path: Path) -> None:
+    """What keeps SQLite's WAL-reset bug away, whichever build Python carries."""
+    path = tmp_path / "l.sqlite"
+
+    def opened(name: str) -> int:
+        links = (link for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return sum(str(link.readlink()) == str(tmp_path / name) for link in links)
+
+    async def work() -> None:
+        ledger = await Ledger.open(path)
+        for start in range(0, 600, 100):  # SQLite checkpoints at 1000 pages
+            await asyncio.gather(
+                *(
+                    ledger.accept(NewOperation("r", start + i, "k", bytes(9000)))
+                    for i in range(200)
+                ),
+                *(ledger.operations("r") for _ in range(5)),
+                *(ledger.directory.runs(1, 0, None) for _ in range(5)),
+            )
+            assert opened("l.sqlite") == opened("l.sqlite-wal") == 1
+        assert path.stat().st_size > 2_000_000, "it was checkpointed"
+        assert (tmp_path / "l.sqlite-wal").stat().st_size
+        await ledger.close()
+
+    run(work())
+
+
+def test_who_reads_beside_it_can_not_checkpoint(tmp_path: Path) -> None:
+    def files() -> dict[str, bytes]:
+        return {name: (tmp_path / name).read_bytes() for name in ("l.sqlite", "l.sqlite-wal")}
+
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        await ledger.accept(NewOperation("r", 1, "k", bytes(50_000)))
+        before = files()
+        reader = open_read_only(tmp_path / "l.sqlite")
+        with reader.connect() as connection:
+            assert connection.exec_driver_sql("SELECT count(*) FROM operations").scalar() == 1
+            connection.rollback()
+            sqlite = connection.connection.driver_connection
+            assert sqlite is not None
+            with pytest.raises(OperationalError):
+                sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        reader.dispose()
+        assert before["l.sqlite-wal"] and files() == before
         await ledger.close()
 
     run(work())

@@ -91,7 +91,7 @@ class RunState:
 
     def _initialise(self) -> None:
         """A uniform within ±1/sqrt(in), drawn on the CPU from the seed; B zero."""
-        generator = torch.Generator().manual_seed(self.layout.config.seed)
+        generator = torch.Generator().manual_seed(_generator_seed(self.layout.config.seed))
         for name, tensor in self.arena.views("params").items():
             if name.endswith("lora_A.weight"):
                 bound = 1 / math.sqrt(tensor.shape[1])
@@ -166,6 +166,13 @@ class RunState:
                 buffer.zero_()
         self.has_gradients = "grads" in loaded
         self.step = step
+
+
+def _generator_seed(seed: int) -> int:
+    """A seed as torch's CPU generator can tell it apart: by its low 32 bits, and no others."""
+    if seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "little")
 
 
 _ALL = ("params", "grads", *_MOMENTS)

@@ -92,6 +92,8 @@ class Views:
                 "train_unembed": checkpoint.lora["train_unembed"],
                 "train_mlp": checkpoint.lora["train_mlp"],
                 "train_attn": checkpoint.lora["train_attn"],
+                "lora_alpha": checkpoint.lora.get("alpha"),
+                "lora_seed": checkpoint.lora.get("seed"),
                 "optimizer_config": checkpoint.optimizer or optimizer_of(None),
             }
         )

@@ -218,7 +218,7 @@ class GetSamplerResponse(Response):
 
 
 class WeightsInfoResponse(Response):
-    """What a checkpoint was trained with."""
+    """What a checkpoint was trained with; ``lora_alpha`` and ``lora_seed`` are Everstep's own."""
 
     base_model: str
     optimizer_config: OptimizerConfig = AdamOptimizerConfig()
@@ -227,6 +227,8 @@ class WeightsInfoResponse(Response):
     train_unembed: bool | None = None
     train_mlp: bool | None = None
     train_attn: bool | None = None
+    lora_alpha: float | None = None
+    lora_seed: int | None = None
 
 
 class Cursor(Response):

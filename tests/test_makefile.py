@@ -1,0 +1,86 @@
+"""The commands of the Makefile: what they would do on a fresh machine, and in a second run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+FILES = ("Makefile", "pyproject.toml", "constraints.txt")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def make(where: Path, *arguments: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", *arguments], cwd=where, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def installed(where: Path, *stamps: str) -> None:
+    """As if it had been installed before, in this order."""
+    (where / ".venv" / "bin").mkdir(parents=True)
+    (where / ".venv" / "bin" / "pip").touch()
+    for moment, stamp in enumerate(stamps):
+        path = where / ".venv" / stamp
+        path.touch()
+        os.utime(path, (2e9 + moment, 2e9 + moment))
+
+
+def test_every_target_says_what_it_is_for(clone: Path) -> None:
+    text = (clone / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    told = dict(re.findall(r"^  make (\S+) +(\S.*)$", make(clone), re.MULTILINE))
+    assert sorted(told) == sorted(phony.split())
+    assert all(len(words) > 15 for words in told.values())
+
+
+@pytest.mark.parametrize(
+    ("target", "extra", "last"),
+    [("quickstart", "[server]", "everstep quickstart"), ("test", "[test]", "-m pytest")],
+)
+def test_on_a_fresh_machine_it_makes_all_that_it_needs_and_says_so(
+    clone: Path, target: str, extra: str, last: str
+) -> None:
+    planned = make(clone, "-n", target)
+    order = [
+        *("==> creating .venv", "-m venv .venv"),
+        *("==> installing torch", "-c constraints.txt", "torch==2.13.0"),
+        *("==> installing everstep", f'-c constraints.txt -e ".{extra}"', last),
+    ]
+    places = [planned.index(each) for each in order]
+    assert places == sorted(places), planned
+
+
+def test_another_build_of_torch_can_be_chosen(clone: Path) -> None:
+    planned = make(clone, "-n", "quickstart", "TORCH=torch==9 --index-url https://somewhere")
+    assert "-c constraints.txt torch==9 --index-url https://somewhere" in planned
+    assert "+cpu" not in planned
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [("quickstart", ".venv/bin/everstep quickstart"), ("test", ".venv/bin/python -m pytest")],
+)
+def test_a_second_run_installs_nothing(clone: Path, target: str, runs: str) -> None:
+    installed(clone, ".torch", ".server", ".test")
+    planned = make(clone, "-n", target)
+    assert runs in planned
+    assert "install" not in planned
+
+
+def test_what_ci_runs_is_make_test() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
