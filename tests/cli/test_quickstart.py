@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from everstep.cli import app
-from everstep.cli.quickstart import QuickstartError, served_model
+from everstep.cli.errors import Refused
+from everstep.cli.models import served_model
+from everstep.cli.quickstart import QuickstartError
 from everstep.engine.pico import write_pico
 from everstep.vault import Vault
 
@@ -108,7 +110,7 @@ def test_a_model_is_a_name_or_a_directory(tmp_path):
 
     assert served_model("everstep/pico") == ("everstep/pico", "everstep/pico")
     assert served_model(f"{tmp_path}/mine/") == ("mine", f"mine={tmp_path}/mine")
-    with pytest.raises(QuickstartError, match="there is no such directory"):
+    with pytest.raises(Refused, match="there is no such directory"):
         served_model(f"{tmp_path}/yours")
 
 

@@ -58,6 +58,9 @@ class KeepingService(FakeService):
                     return Reply(404, {"detail": f"no {body['tinker_path']}"})
             case "GET", ["checkpoints"]:
                 return self._list(request.query)
+            case "GET", ["training_runs", run, "checkpoints"]:
+                own = [c for p, c in self.checkpoints.items() if p.split("/")[2] == run]
+                return Reply(body={"checkpoints": own, "cursor": None})
             case "GET", ["training_runs", run]:
                 return self._training_run(run)
             case "DELETE", ["training_runs", run, "checkpoints", kind, name]:

@@ -12,7 +12,9 @@ from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
 from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home
 from everstep.cli.run import app as run_app
+from everstep.cli.sample import sample
 from everstep.cli.session import app as session_app
+from everstep.cli.train import train
 from everstep.cli.vault import app as vault_app
 
 app = typer.Typer(
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 for group in (run_app, checkpoint_app, session_app, vault_app, ledger_app):
     app.add_typer(group)
+for command in (train, sample):
+    app.command()(command)
 
 
 @app.callback()

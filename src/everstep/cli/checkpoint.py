@@ -1,13 +1,15 @@
-"""``everstep checkpoint``: list, info; what they are for stands in modules of their own."""
+"""``everstep checkpoint``: list and info; the other commands have modules of their own."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 import typer
 
 from everstep.cli import filters
-from everstep.cli.completion import checkpoint_paths
+from everstep.cli.checkpoint_care import gc, verify
+from everstep.cli.checkpoint_copy import copy, save_as
+from everstep.cli.checkpoint_delete import delete
+from everstep.cli.checkpoint_marks import publish, set_ttl, tag, unpublish
+from everstep.cli.completion import CheckpointPath
 from everstep.cli.run import Limit
 from everstep.cli.target import Target, with_target
 
@@ -17,9 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Path = Annotated[
-    str, typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths)
-]
 
 
 @app.command("list")
@@ -49,7 +48,7 @@ def list_(
 
 @app.command()
 @with_target
-def info(target: Target, path: Path) -> None:
+def info(target: Target, path: CheckpointPath) -> None:
     """Say what a checkpoint is: what it was trained with, and where it comes from."""
     from everstep.cli import checkpoint_views, listing, output
     from everstep.client._errors import APIStatusError
@@ -65,3 +64,18 @@ def info(target: Target, path: Path) -> None:
         output.print_json(checkpoint_views.info_json(checkpoint, trained, details))
     else:
         checkpoint_views.print_info(checkpoint, trained, details)
+
+
+_COMMANDS = (
+    verify,
+    save_as,
+    copy,
+    publish,
+    unpublish,
+    set_ttl,
+    tag,
+    delete,
+    gc,
+)
+for command in _COMMANDS:
+    app.command()(command)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from everstep.cli import output
-from everstep.wire.inspection import CheckpointDetailsResponse
+from everstep.wire.inspection import CheckpointDetailsResponse, VerifyCheckpointResponse
 from everstep.wire.responses import Checkpoint, WeightsInfoResponse
 
 _HEADERS = ("saved (UTC)", "size", "expires", "", "path")
@@ -104,3 +104,21 @@ def _made(details: CheckpointDetailsResponse | None) -> list[tuple[str, str | No
             for each in details.files
         ),
     ]
+
+
+def print_verified(found: Sequence[VerifyCheckpointResponse]) -> None:
+    """Print what a verification found: a line each, and of damaged ones what is wrong."""
+    out = output.console()
+    for each in found:
+        out.print(f"{'ok' if each.ok else 'DAMAGED':<7}  {each.tinker_path}")
+        if each.error is not None:
+            out.print(f"         {each.error}")
+        for file in each.files:
+            if file.error is not None:
+                out.print(f"         {file.name}: {file.error}")
+    size = sum(file.size_bytes for each in found for file in each.files)
+    bad = sum(not each.ok for each in found)
+    told = f"{bad} damaged." if bad else "all as they were written."
+    out.print(f"{output.counted(len(found), 'checkpoint')}, {output.size_text(size)}: {told}")
+    if bad:
+        out.print("Load an older checkpoint, or bring the files back: 'everstep restore'.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 _SECONDS = 2.0
 
@@ -48,3 +50,16 @@ def _ask(route: str, **parameters: int) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return {}  # a completion has nobody to tell
     return content if isinstance(content, dict) else {}
+
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", autocompletion=run_ids)]
+CheckpointPath = Annotated[
+    str, typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths)
+]
+CheckpointPaths = Annotated[
+    list[str], typer.Argument(metavar="PATH…", help="tinker://…", autocompletion=checkpoint_paths)
+]
+SomeCheckpoints = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH…]", help="tinker://…", autocompletion=checkpoint_paths),
+]

@@ -131,12 +131,16 @@ def read_time(text: str, now: datetime) -> datetime:
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
-def read_span(text: str) -> timedelta:
-    """A span as it is typed, ``7d``; raises `WrongUsage` where it is none."""
-    found = _AGO.fullmatch(text)
+def read_span(text: str) -> int:
+    """A span as it is typed, ``7d`` or plain seconds, in seconds.
+
+    Raises:
+        WrongUsage: it is none.
+    """
+    found = _AGO.fullmatch(text if not text.isdecimal() else f"{text}s")
     if found is None:
         raise WrongUsage(f"{text!r} is no span: give one as 90s, 30m, 12h, 7d or 2w.")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return int(timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds())
 
 
 def read_kind(text: str) -> CheckpointKind:

@@ -13,17 +13,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.text import Text
 
+from everstep.cli.errors import Refused
 from everstep.vault.room import readable
 
 _GAP = "  "
@@ -44,18 +48,62 @@ def messages() -> Console:
 @contextmanager
 def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; gives a function of the bytes done and all bytes."""
-    columns = (
+    terminal = Console(stderr=True)
+    off = quiet or not terminal.is_terminal
+    with Progress(*transfer_columns(what), console=terminal, transient=True, disable=off) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def transfer_columns(what: str) -> tuple[ProgressColumn, ...]:
+    """The columns of a bar of bytes: how many, how fast, how long still.
+
+    Args:
+        what: is written before it.
+    """
+    return (
         TextColumn(what, markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
+
+
+@contextmanager
+def steps(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of things that are done; gives a function of how many more are."""
+    columns = (
+        TextColumn(what, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     terminal = Console(stderr=True)
     off = quiet or not terminal.is_terminal
     with Progress(*columns, console=terminal, transient=True, disable=off) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def agree(question: str, refusal: str) -> None:
+    """Ask a person; raises `Refused` unless the answer is yes.
+
+    Args:
+        question: that yes or no answer.
+        refusal: says that nothing was done.
+    """
+    try:
+        if typer.confirm(question):
+            return
+    except typer.Abort as error:
+        raise Refused(f"{refusal} There is nobody to ask: give --yes.") from error
+    raise Refused(refusal)
+
+
+def printable(text: str) -> str:
+    """The text without what would upset a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else "·" for each in text)
 
 
 def print_json(content: Any) -> None:
@@ -81,7 +129,14 @@ def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             out.print(Text(path, style="bold"))
             out.print(Text("  " + " · ".join(told), style="dim"))
         return
-    for index, row in enumerate([[each.upper() for each in headers], *rows]):
+    print_columns([each.upper() for each in headers], rows)
+
+
+def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below their headers, a line each, however long."""
+    out = console()
+    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
+    for index, row in enumerate([headers, *rows]):
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         out.print(Text(_GAP.join(padded).rstrip(), style="" if index else "bold"))
 

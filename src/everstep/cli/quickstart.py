@@ -27,6 +27,9 @@ from everstep import (
     TinkerError,
     TrainingClient,
 )
+from everstep.cli.errors import Refused
+from everstep.cli.models import learning_rate, served_model
+from everstep.cli.output import printable
 from everstep.cli.report import Comparison, Continuation, comparison_table, plot
 from everstep.cli.training_loop import Batches, Meter, train
 from everstep.cli.training_text import (
@@ -36,7 +39,6 @@ from everstep.cli.training_text import (
     first_prompt,
     read_examples,
 )
-from everstep.engine.pico import PICO_NAME
 from everstep.vault import Manifest, Vault, VaultError
 from everstep.wire.paths import parse_path
 
@@ -45,8 +47,6 @@ _RANK = 32
 _BATCH = 16
 _LONGEST = 256
 _SEED = 1
-_PICO_LEARNING_RATE = 6e-3
-_LEARNING_RATE = 5e-4
 _SAMPLE_TOKENS = 160
 _SIGNATURE = "def read_lines(path, encoding=None):\n"
 
@@ -103,7 +103,7 @@ def quickstart(data: Path | None, model: str, steps: int, home: Path) -> None:
     console = Console(highlight=False)
     try:
         problems = _run(console, data, model, steps, home.expanduser().resolve())
-    except (DataError, QuickstartError, TinkerError, VaultError) as error:
+    except (DataError, QuickstartError, Refused, TinkerError, VaultError) as error:
         Console(stderr=True, highlight=False).print(
             Text(f"everstep: {error}", style="red"), soft_wrap=True
         )
@@ -123,7 +123,7 @@ def _run(console: Console, data: Path | None, model: str, steps: int, home: Path
     with service:
         client = service.create_lora_training_client(name, rank=_RANK, seed=_SEED).result()
         made = datums(examples, client.get_tokenizer(), _LONGEST)
-        rate = _PICO_LEARNING_RATE if name == PICO_NAME else _LEARNING_RATE
+        rate = learning_rate(name)
         setup = Setup(console, home, name, steps, Batches(made, _BATCH, _SEED), rate)
         console.print(
             f"{len(made)} examples of up to {_LONGEST} tokens, {setup.batches.size} a step; "
@@ -143,27 +143,6 @@ def _run(console: Console, data: Path | None, model: str, steps: int, home: Path
     ):
         console.print(f"{what + ':':<32}{where}", soft_wrap=True)
     return comparison.problems()
-
-
-def served_model(model: str) -> tuple[str, str]:
-    """The name a model is served under, and what ``everstep serve --model`` is given for it.
-
-    Args:
-        model: a name (``everstep/pico``, a hub id) or a local directory.
-
-    Raises:
-        QuickstartError: it is written as a path, and there is no such directory.
-    """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path = path.resolve()
-        return path.name, f"{path.name}={path}"
-    if model.startswith((".", "/", "~")):
-        raise QuickstartError(
-            f"{model}: there is no such directory. Give one with a model's config.json, weights "
-            "and tokenizer, or the name of a model on the Hugging Face hub."
-        )
-    return model, model
 
 
 def compare(setup: Setup, service: ServiceClient, client: TrainingClient) -> Comparison:
@@ -256,7 +235,7 @@ def _sample_and_export(
         ("after training", service.create_sampling_client(model_path=path)),
     ):
         text = tokenizer.decode(_sample(sampler.result(), tokens), skip_special_tokens=True)
-        shown = Text.assemble((prompt, "bold"), _printable(text))
+        shown = Text.assemble((prompt, "bold"), printable(text))
         setup.console.print(Panel(shown, title=f"a sample, {title}", title_align="left"))
     directory = setup.home / "quickstart" / "adapter"
     Vault(setup.home / "vault", writer=False).export(setup.manifest(path), directory)
@@ -267,8 +246,3 @@ def _sample(sampler: SamplingClient, tokens: list[int]) -> list[int]:
     params = SamplingParams(max_tokens=_SAMPLE_TOKENS, temperature=0.7, seed=_SEED)
     response = sampler.sample(ModelInput.from_ints(tokens), 1, params).result()
     return list(response.sequences[0].tokens)
-
-
-def _printable(text: str) -> str:
-    """The text without what would upset a terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else "·" for each in text)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from everstep.cli import filters
-from everstep.cli.completion import run_ids
+from everstep.cli.completion import RunId
 from everstep.cli.target import Target, with_target
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def list_(
 @with_target
 def info(
     target: Target,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", autocompletion=run_ids)],
+    run_id: RunId,
 ) -> None:
     """Say what a run is, and list its checkpoints."""
     from everstep.cli import checkpoint_views, listing, output

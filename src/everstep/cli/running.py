@@ -1,11 +1,12 @@
 """The service that runs on a home: where it answers, and having it do what needs the home.
 
-<home>/service.json     its address, written once it serves
+<home>/service.json     its address, written once it serves, and the process that it ends with
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,19 @@ from everstep.cli.errors import Refused
 _FILE = "service.json"
 _TIMEOUT_SECONDS = 600.0
 _PROBE_SECONDS = 5.0
+_STOP_SECONDS = 120.0
 
 
-def announce(home: Path, address: str) -> None:
-    """Note where the service of a home answers."""
+def announce(home: Path, address: str, owner: int | None = None) -> None:
+    """Note where the service of a home answers.
+
+    Args:
+        home: the home.
+        address: of the service.
+        owner: the process that it ends with; None: it stays.
+    """
     temporary = home / f".{_FILE}"
-    temporary.write_text(json.dumps({"address": address}))
+    temporary.write_text(json.dumps({"address": address, "owner": owner}))
     temporary.replace(home / _FILE)
 
 
@@ -32,14 +40,44 @@ def retire(home: Path) -> None:
 
 
 def address(home: Path) -> str | None:
-    """Where the service of a home answers; None when none listens there."""
+    """Where the service of a home answers; None when none listens there.
+
+    One whose owner has gone is about to end, and is waited for: it then has parked its runs.
+    """
     try:
-        noted = str(json.loads((home / _FILE).read_text())["address"])
-        url = httpx.URL(noted)
-        with socket.create_connection((url.host, url.port or 80), _PROBE_SECONDS):
-            return noted
+        noted = json.loads((home / _FILE).read_text())
+        url, owner = httpx.URL(str(noted["address"])), noted.get("owner")
     except (OSError, ValueError, KeyError):
-        return None  # none was noted, or one that was killed
+        return None
+    if owner is not None and not _lives(int(owner)):
+        _wait_for_end(home)
+        return None
+    try:
+        with socket.create_connection((url.host, url.port or 80), _PROBE_SECONDS):
+            return str(noted["address"])
+    except OSError:
+        return None  # it was killed
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _wait_for_end(home: Path) -> None:
+    """Wait until no service has a home, for as long as a stop may take."""
+    from everstep.ledger.database import wait_unlocked
+
+    if not wait_unlocked(home / "ledger.sqlite.lock", _STOP_SECONDS):
+        raise Refused(
+            f"The service of {home} has been ending for {_STOP_SECONDS:.0f} s: what it belonged to "
+            "is gone. Try again later, or stop it."
+        )
 
 
 def ask(home: Path, route: str, body: dict[str, Any]) -> Any:

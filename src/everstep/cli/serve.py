@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -32,13 +33,14 @@ def serve(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     home = home.expanduser().resolve()
+    owner = os.getppid() if until_stdin_closes else None
     try:
         run(
             home,
             host,
             port,
             parse_models(models),
-            lambda address: _tell(home, address),
+            lambda address: _tell(home, address, owner),
             settings=chosen,
             until_stdin_closes=until_stdin_closes,
         )
@@ -48,8 +50,8 @@ def serve(
     running.retire(home)
 
 
-def _tell(home: Path, address: str) -> None:
-    running.announce(home, address)
+def _tell(home: Path, address: str, owner: int | None) -> None:
+    running.announce(home, address, owner)
     print(f"everstep: ready at {address}", flush=True)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import typer
 
 from everstep.cli import output
+from everstep.cli.checkpoint_marks import read_pair
 from everstep.cli.errors import NotFound, Refused, WrongUsage
 from everstep.cli.target import Service, Target
 from everstep.client import RestClient
@@ -29,7 +29,7 @@ def request(
     words: str | None, projects: Sequence[str], metadata: Sequence[str], statuses: Sequence[str]
 ) -> types.SessionSearchRequest:
     """A search as it was typed; raises `WrongUsage`."""
-    pairs = dict(_pair(each) for each in metadata)
+    pairs = dict(read_pair(each) for each in metadata)
     wanted: list[dict[str, Any]] = []
     reasons = [each for each in statuses if each in _FINISHED]
     if reasons:
@@ -51,13 +51,6 @@ def request(
             "limit": _AT_ONCE,
         }
     )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise WrongUsage(f"{text!r} is not KEY=VALUE.")
-    return key, value
 
 
 def show_all(target: Target, limit: int) -> None:
@@ -162,8 +155,8 @@ def finish(target: Target, session_id: str, reason: str, yes: bool) -> None:
     with target.service() as service:
         runs = _there(service, session_id).training_run_ids
         question = f"End the session? {output.counted(len(runs), 'run')} of it will take no more."
-        if not yes and not typer.confirm(question):
-            raise Refused("The session was not ended.")
+        if not yes:
+            output.agree(question, "The session was not ended.")
         body = {"reason": {"type": reason}, "detail": "ended by 'everstep session finish'"}
         service.rest._do("POST", f"/sessions/{session_id}/finish", json=body).result()
     if target.as_json:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from everstep import AdamParams, Datum, TrainingClient
 
 _LINES_WITHOUT_TERMINAL = 10
+
+
+class Data(Protocol):
+    """What each step trains on; the batch of a step depends on its number alone."""
+
+    def __getitem__(self, step: int) -> list[Datum]:
+        """The batch of a step, counted from 0."""
 
 
 class Batches:
@@ -37,9 +52,43 @@ class Batches:
         return [self._datums[(start + i) % len(self._datums)] for i in range(self.size)]
 
 
+class Epochs:
+    """What each step trains on: all datums once an epoch, in an order of that epoch's own.
+
+    The batch of a step depends on its number alone, as in `Batches`.
+
+    Args:
+        datums: all of them; at least one.
+        size: datums of a batch; the last one of an epoch has what is left.
+        seed: of the orders.
+
+    Attributes:
+        steps: of an epoch.
+    """
+
+    def __init__(self, datums: Sequence[Datum], size: int, seed: int) -> None:
+        self._datums = datums
+        self._size = size
+        self._seed = seed
+        self.steps = -(-len(datums) // size)
+
+    def __getitem__(self, step: int) -> list[Datum]:
+        """The batch of a step, counted from 0."""
+        epoch, begin = self.place(step)
+        order = random.Random(f"{self._seed} {epoch}").sample(
+            range(len(self._datums)), len(self._datums)
+        )
+        return [self._datums[index] for index in order[begin : begin + self._size]]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Where a step begins: its epoch, and the position in that epoch's order."""
+        epoch, batch = divmod(step, self.steps)
+        return epoch, batch * self._size
+
+
 def train(
     client: TrainingClient,
-    batches: Batches,
+    batches: Data,
     steps: range,
     learning_rate: float,
     seen: Callable[[float], None],
@@ -78,23 +127,25 @@ class Meter:
         console: where it is shown.
         label: what is done.
         steps: how many.
+        done: how many of them were made before.
     """
 
-    def __init__(self, console: Console, label: str, steps: int) -> None:
+    def __init__(self, console: Console, label: str, steps: int, done: int = 0) -> None:
         self._console = console
         self._label = label
         self._steps = steps
-        self._done = 0
+        self._done = done
         self._progress = Progress(
             TextColumn("{task.description:<28}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(label, total=steps, loss="")
+        self._task = self._progress.add_task(label, total=steps, completed=done, loss="")
 
     def __enter__(self) -> Meter:
         self._progress.start()

@@ -122,6 +122,11 @@ def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
         asked = {"grace_seconds": grace, "dry_run": dry_run}
         answer = running.ask(home, "everstep/vault/collect", asked)
         done = CollectResponse.model_validate(answer)
+    print_collected(done, as_json)
+
+
+def print_collected(done: CollectResponse, as_json: bool) -> None:
+    """Print what a collection removed, or would."""
     if as_json:
         output.print_json(done.model_dump())
         return
@@ -129,11 +134,11 @@ def collect(home: Path, grace: float, dry_run: bool, as_json: bool) -> None:
     rows = [(path, "of a session that ended") for path in done.ended]
     rows += [(path, "expired") for path in done.expired]
     rows += [(path, "not in the index") for path in done.orphaned]
-    rows += [(digest, "no checkpoint names it") for digest in done.files] if dry_run else []
+    rows += [(digest, "no checkpoint names it") for digest in done.files] if done.dry_run else []
     if rows:
-        out.print(tables.lines("To be removed" if dry_run else "Removed", rows))
+        out.print(tables.lines("To be removed" if done.dry_run else "Removed", rows))
     checkpoints = len(done.ended) + len(done.expired) + len(done.orphaned)
-    verb = "would be removed" if dry_run else "removed"
+    verb = "would be removed" if done.dry_run else "removed"
     out.print(
         f"{checkpoints} checkpoints and {len(done.files)} files {verb}: {readable(done.bytes)}."
     )

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,21 @@ def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
+
+
+def wait_unlocked(path: Path, seconds: float) -> bool:
+    """Wait until nobody has a `HomeLock`; returns whether that came about in so many seconds."""
+    free = threading.Event()
+
+    def take() -> None:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        free.set()
+
+    if not path.exists():
+        return True
+    threading.Thread(target=take, name="wait for a home", daemon=True).start()
+    return free.wait(seconds)
 
 
 class HomeLock:

@@ -82,16 +82,18 @@ class Copies:
         source = await self._source(request, token)
         place = await self._place(request, idempotency_key)
         kind = CheckpointKind(source.kind)
-        path = str(TinkerPath(place.run_id, kind, source.name))
+        name = request.name if request.name is not None else source.name
+        path = str(parse_path(str(TinkerPath(place.run_id, kind, name))))
         if await self._ledger.run(place.run_id) is not None:
             return await self._same(path, source, request)
         async with self._checkpoints.lock(source.path), self._checkpoints.lock(path):
-            manifest = await self._commit(source, place, request.ttl_seconds)
+            manifest = await self._commit(source, place, name, request.ttl_seconds)
             _COMMITTED()
             copy = replace(
                 source,
                 path=path,
                 run_id=place.run_id,
+                name=name,
                 created_at=manifest.created_at,
                 expires_at=manifest.expires_at,
                 public=False,
@@ -167,7 +169,9 @@ class Copies:
         except VaultError:
             return None
 
-    async def _commit(self, source: Checkpoint, place: _Place, ttl: int | None) -> Manifest:
+    async def _commit(
+        self, source: Checkpoint, place: _Place, name: str, ttl: int | None
+    ) -> Manifest:
         now = datetime.now(UTC)
 
         def commit() -> Manifest:
@@ -176,6 +180,7 @@ class Copies:
                 copy = manifest.model_copy(
                     update={
                         "run_id": place.run_id,
+                        "name": name,
                         "created_at": now,
                         "expires_at": expiry(now, ttl),
                         "public": False,

@@ -255,7 +255,10 @@ class SaveWeightsExternalRequest(Request):
 
 
 class CopyWeightsRequest(Request):
-    """Copies a checkpoint into a project, or into a session as one of its runs."""
+    """Copies a checkpoint into a project, or into a session as one of its runs.
+
+    ``name`` is Everstep's own: what the copy is called; None: as its source.
+    """
 
     source_path: str
     destination_project_id: str | None = None
@@ -263,6 +266,7 @@ class CopyWeightsRequest(Request):
     model_seq_id: SeqId | None = None
     ttl_seconds: int | None = None
     weights_access_token: str | None = None
+    name: str | None = None
 
 
 class JoinSamplingSessionRequest(Request):

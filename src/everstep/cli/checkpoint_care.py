@@ -1,0 +1,86 @@
+"""``everstep checkpoint verify`` and ``gc``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everstep.cli import filters
+from everstep.cli.completion import SomeCheckpoints
+from everstep.cli.errors import Code, WrongUsage
+from everstep.cli.options import DryRun
+from everstep.cli.target import Service, Target, with_target
+
+if TYPE_CHECKING:
+    from everstep.wire.inspection import VerifyCheckpointResponse
+
+_SECONDS = 3600.0
+
+
+@with_target
+def verify(
+    target: Target,
+    paths: SomeCheckpoints = None,
+    run: filters.Run = None,
+    kind: filters.Kind = None,
+    before: filters.Before = None,
+    after: filters.After = None,
+    name: filters.Name = None,
+) -> None:
+    """Read checkpoints through and hash them, where they lie: those of these paths, or all.
+
+    Another service than Everstep has no hashes to compare with: there each is fetched, and its
+    tensors are read. Exits with 1 when something is damaged.
+    """
+    from everstep.cli import checkpoint_views, listing, output
+
+    wanted = filters.Filters.of(run, kind, before, after, name)
+    if paths and wanted.given:
+        raise WrongUsage("give paths, or filters.")
+    with target.service() as service:
+        chosen = paths or [each.tinker_path for each in listing.checkpoints(service.rest, wanted)]
+        found = []
+        with output.steps("verifying", len(chosen), quiet=target.as_json) as advance:
+            for path in dict.fromkeys(chosen):
+                found.append(_verified(service, path))
+                advance(1)
+    if target.as_json:
+        ok = all(each.ok for each in found)
+        output.print_json({"ok": ok, "results": [each.model_dump(mode="json") for each in found]})
+    else:
+        checkpoint_views.print_verified(found)
+    if not all(each.ok for each in found):
+        raise typer.Exit(Code.FAILED)
+
+
+def _verified(service: Service, path: str) -> VerifyCheckpointResponse:
+    from everstep.wire.inspection import CheckpointRequest, VerifyCheckpointResponse
+
+    service.only_everstep("verification where a checkpoint lies")
+    asked = CheckpointRequest(tinker_path=path)
+    return service.ask(
+        "/everstep/checkpoints/verify", asked, VerifyCheckpointResponse, timeout=_SECONDS
+    )
+
+
+@with_target
+def gc(
+    target: Target,
+    grace: Annotated[
+        str, typer.Option(metavar="SPAN", help="What is younger than that stays.")
+    ] = "1h",
+    dry_run: DryRun = False,
+) -> None:
+    """Have the service free the disk of what expired, and of files that no checkpoint names.
+
+    It does so by itself now and then.
+    """
+    from everstep.cli import vault_work
+    from everstep.wire.upkeep import CollectRequest, CollectResponse
+
+    asked = CollectRequest(grace_seconds=filters.read_span(grace), dry_run=dry_run)
+    with target.service() as service:
+        service.only_everstep("collection")
+        done = service.ask("/everstep/vault/collect", asked, CollectResponse, timeout=_SECONDS)
+    vault_work.print_collected(done, target.as_json)
