@@ -21,37 +21,45 @@ class Service:
     def __init__(self, home: Path, *models: str) -> None:
         self.home = home
         arguments = [sys.executable, "-m", "everstep.cli", "serve", "--port", "0"]
-        arguments += ["--home", str(home)]
+        arguments += ["--home", str(home), "--until-stdin-closes"]  # it ends with us, however
         for model in models:
             arguments += ["--model", model]
         self.log = home.parent / f"{home.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 arguments,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-        assert self.process.stdout is not None
+        try:
+            self.url = self._wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_ready(self) -> str:
         for line in self.process.stdout:
             text = line.decode().strip()
             if text.startswith(READY):
-                self.url = text.removeprefix(READY)
-                return
+                return text.removeprefix(READY)
         raise RuntimeError(f"the service did not start:\n{self.log.read_text()}")
 
     def stop(self) -> int:
         """End it as a user would, and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self.process.stdout.close()
-        return code
+        try:
+            return self.process.wait(60)
+        finally:
+            self.kill()
 
     def kill(self) -> None:
         """End it without warning."""
         self.process.kill()
         self.process.wait(60)
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            pipe.close()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +69,30 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     yield running
     with contextlib.suppress(ProcessLookupError):
         running.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Every process that a test starts ends with it; where it doesn't, it is killed and told."""
+    before = children()
+    yield
+    left = {}
+    for pid in children() - before:
+        with contextlib.suppress(OSError):  # it ended
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"multiprocessing" not in command:  # Python's own helpers
+                os.kill(pid, signal.SIGKILL)
+                left[pid] = command
+    assert not left, "processes that the test did not end"
+
+
+def children() -> set[int]:
+    """The ids of this process's living children."""
+    found = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text().split():
+            with contextlib.suppress(OSError):  # it ended
+                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "ZX":
+                    found.add(int(child))
+    return found

@@ -50,7 +50,7 @@ class Keeper:
         self.starts = 0
         self.url = f"http://127.0.0.1:{free_port()}"
         self._arguments = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home)]
-        self._arguments += ["--port", self.url.rsplit(":", 1)[1]]
+        self._arguments += ["--port", self.url.rsplit(":", 1)[1], "--until-stdin-closes"]
         for setting in settings:
             self._arguments += ["--set", setting]
         for model in models:
@@ -59,6 +59,7 @@ class Keeper:
         self._stopping = False
         self._paused = False
         self._changed = threading.Condition()
+        self._http = httpx.Client(timeout=5, verify=False, trust_env=False)
         self._process = self._start()
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._thread.start()
@@ -86,7 +87,11 @@ class Keeper:
             self._process.send_signal(number)
             self._changed.notify_all()
         self._thread.join(GIVE_UP_SECONDS)
-        assert not self._thread.is_alive(), "the service did not end"
+        in_time = not self._thread.is_alive()
+        self._process.kill()
+        self._thread.join(GIVE_UP_SECONDS)
+        self._http.close()
+        assert in_time, "the service did not end"
         self.wait_until(lambda: not self.left_behind())
         return self._process.returncode
 
@@ -129,7 +134,7 @@ class Keeper:
     def ready(self) -> bool:
         """Whether requests will succeed."""
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+            return self._http.get(f"{self.url}/healthz").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -159,6 +164,7 @@ class Keeper:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self._arguments,
+                stdin=subprocess.PIPE,  # its end tells the service that we are gone
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **more},
@@ -167,6 +173,7 @@ class Keeper:
     def _keep(self) -> None:
         while True:
             self._process.wait()
+            self._process.stdin.close()
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or not self._paused)
                 if self._stopping:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import everstep
 from everstep.vault import Vault
 from tests.faults.keeper import Keeper
+from tests.faults.memory_group import MemoryGroup, memory_group
 from tests.scenario import MODEL, connect, data, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -32,10 +34,21 @@ def fresh(keeper: Keeper, seed: int = 3) -> everstep.TrainingClient:
 
 
 def change_ledger(keeper: Keeper, statement: str, *values: object) -> None:
-    """Change the database while the service is dead, as nothing of ours would."""
+    """Change a row while the service is dead, as nothing of ours would; it loses its seal."""
+    unsealed = statement.replace(" SET ", " SET seal = NULL, ", 1)
     with sqlite3.connect(keeper.home / "ledger.sqlite") as database:
-        changed = database.execute(statement, values).rowcount
+        changed = database.execute(unsealed, values).rowcount
     assert changed == 1
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryGroup]:
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(memory_group())
+        except OSError as error:
+            pytest.skip(f"no control group with a limit can be made: {error}")
+        yield made
 
 
 class Stopped:
@@ -149,9 +162,16 @@ def test_a_base_model_with_other_weights_is_not_gone_on_with_and_nothing_is_lost
     assert waiting.result(60).path.endswith("/kept")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGKILL, "was killed (SIGKILL)"),
+        (signal.SIGSEGV, "crashed (SIGSEGV)"),
+        (signal.SIGTERM, "crashed (SIGTERM)"),
+    ],
+)
 def test_a_worker_that_ends_is_replaced_and_no_client_notices(
-    keeper: Keeper, number: signal.Signals
+    keeper: Keeper, number: signal.Signals, how: str
 ) -> None:
     twin, run = fresh(keeper), fresh(keeper)
     expected = train(everstep, twin, 3)
@@ -163,7 +183,25 @@ def test_a_worker_that_ends_is_replaced_and_no_client_notices(
     assert output.metrics["loss:sum"] == expected[1][0]
     assert begun == expected[:1]
     assert train(everstep, run, 1, shift=2) == expected[2:]
-    assert "the worker ended; starting another" in keeper.log.read_text()
+    (told,) = [line for line in keeper.log.read_text().splitlines() if "starting another" in line]
+    assert how in told
+
+
+def test_a_worker_that_the_kernel_killed_for_lack_of_memory_is_told_apart(
+    group: MemoryGroup, keeper: Keeper
+) -> None:
+    twin, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, twin, 3)
+    begun = train(everstep, run, 1)
+    for pid in (keeper.pid, keeper.worker_pid):
+        group.add(pid)
+    group.limit(group.used + (8 << 20))
+    service = connect(everstep, keeper.url)
+    large = [service.create_lora_training_client(MODEL, rank=512, seed=n) for n in range(8)]
+    keeper.wait_until(lambda: "ran out of memory and was killed" in keeper.log.read_text())
+    group.limit(None)
+    assert begun + train(everstep, run, 2, shift=1) == expected
+    assert len({each.result().model_id for each in large}) == len(large)
 
 
 def test_a_hung_worker_is_killed_and_its_operation_tried_again(tmp_path: Path) -> None:

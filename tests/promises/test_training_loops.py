@@ -150,7 +150,8 @@ def _lose(keeper: Keeper, client: everstep.TrainingClient, loss: str) -> None:
     keeper.pause()
     with contextlib.closing(sqlite3.connect(keeper.home / "ledger.sqlite")) as ledger:
         changed = ledger.execute(
-            "UPDATE runs SET status = 'corrupted', fault = 'a test lost it' WHERE run_id = ?",
+            "UPDATE runs SET seal = NULL, status = 'corrupted', fault = 'a test lost it' "
+            "WHERE run_id = ?",
             (client.model_id,),
         )
         assert changed.rowcount == 1

@@ -99,6 +99,7 @@ class Local:
         steps: passed before every step of the worker; while it is shut, nothing is executed.
         writes: passed before a checkpoint is written.
         finished: the kinds and runs of the calls that the worker finished, in order.
+        seconds: what the worker says that each call took; None: what it did take.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Local:
         self.steps = Gate()
         self.writes = Gate()
         self.finished: list[tuple[str, str]] = []
+        self.seconds: float | None = None
         self._models = {name: model}
         self._settings = Settings(**settings)
         self._sequence: dict[str, int] = {}
@@ -163,6 +165,12 @@ class Local:
         other = Local(self.home, model, **{"name": name, **settings})
         other._sequence, other._session, other._runs = self._sequence, self._session, self._runs
         return other
+
+    @contextmanager
+    def killed(self) -> Iterator[Local]:
+        """Run until the end of the block, and end without a snapshot, as by SIGKILL."""
+        with mock.patch("everstep.runtime.execution.Execution.park", mock.AsyncMock()), self:
+            yield self
 
     # What a client does
 
@@ -245,7 +253,8 @@ class Local:
 
         def note(call_id: int, reply: Mapping[str, Any], body: bytes = b"") -> None:
             self.finished.append(asked[call_id])
-            finish(call_id, reply, body)
+            took = {} if self.seconds is None else {"seconds": self.seconds}
+            finish(call_id, {**reply, **took}, body)
 
         turns, reserve = Turns(page), self._settings.disk_reserve_bytes
         commands = Commands(

@@ -53,3 +53,40 @@ def test_a_snapshot_that_is_behind_does_not_hold_up_the_run(home: Path, pico: Mo
             assert service.train(run, 1) == service.train(twin, 0, 1)[2:]
     with service.after() as service:
         assert service.train(run, 2) == service.train(twin, 2)
+
+
+def test_runs_come_back_side_by_side_and_a_short_recovery_does_not_wait_for_a_long_one(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico).killed() as service:
+        short, long = service.new_run(), service.new_run()
+        service.train(long, *range(30))
+        service.train(short, 0)
+    with service.after() as service:
+        with service.steps.shut():
+            slow = service.send(long, "optim_step", adam_params={})
+            quick = service.send(short, "optim_step", adam_params={})
+        assert service.result(quick)["metrics"]["step"] == 2.0
+        assert service.result(slow)["metrics"]["step"] == 31.0
+        steps = [run for kind, run in service.finished if kind == "optim_step"]
+    assert steps.index(short) < 10, "it is replayed while the other one is"
+    assert steps[-1] == long
+
+
+def test_the_busiest_run_comes_back_first(home: Path, pico: Model) -> None:
+    waiting = {"a little": 2, "the most": 6, "less": 4}
+    with Local(home, pico, shutdown_seconds=0.01) as service:
+        runs = {service.new_run(): count for count in waiting.values()}
+        for run in runs:
+            service.train(run, 0)
+        service.steps.close()  # until it ends
+        futures = [
+            service.send(run, "optim_step", adam_params={})
+            for run, count in runs.items()
+            for _ in range(count)
+        ]
+    with service.after() as service:
+        for future in futures:
+            assert "error" not in service.result(future)
+        back = [run for kind, run in service.finished if kind in ("create", "restore")]
+    assert [runs[run] for run in back] == [6, 4, 2]

@@ -206,19 +206,20 @@ class Commands:
         yield from ()
         header = message.header
         try:
-            _, state = self._runs[header["run"]]
+            model, state = self._runs[header["run"]]
             capture = state.capture(optimizer=header["manifest"]["kind"] in _WITH_OPTIMIZER)
         except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
             self._fail(header["id"], error)
             return
         _CAPTURED()
         self._channel.send({"id": header["id"], "event": "captured"})
+        made_in = {**environment(), "dtype": model.info.dtype}
         job = partial(
             write_checkpoint,
             self._vault,
             capture,
             header["manifest"],
-            environment(),
+            made_in,
             header["recipients"],
         )
         self._writer.submit(self._write, header["id"], job)

@@ -196,7 +196,7 @@ class Execution:
             self._pruned = oldest
 
     async def _begin_snapshot(self, run: Run, position: int) -> Call:
-        manifest = self._snapshots.draft(run, position, self._commands.fingerprint(run))
+        manifest = self._snapshots.draft(run, position, self._commands.model(run).fingerprint)
         return await self._commands.save(manifest)
 
     # Handlers
@@ -349,7 +349,7 @@ class Execution:
         run = await self._commands.run()
         manifest = draft(
             checkpoint,
-            base_fingerprint=self._commands.fingerprint(run),
+            base_fingerprint=self._commands.model(run).fingerprint,
             run_metadata=run.user_metadata,
             position=operation.seq_id,
             request_id=operation.request_id,

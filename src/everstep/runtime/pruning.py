@@ -11,8 +11,7 @@ from everstep.ledger import Ledger
 from everstep.runtime.checkpoints import Checkpoints, path_of
 from everstep.runtime.errors import Rejected
 from everstep.vault import Manifest, Vault, VaultError
-from everstep.vault.inspection import blob_damage
-from everstep.vault.keys import blob_key
+from everstep.vault.inspection import is_sound
 from everstep.vault.retention import Policy, to_delete
 from everstep.wire.paths import parse_path
 
@@ -54,7 +53,7 @@ async def plan(ledger: Ledger, vault: Vault, run_id: str, policy: Policy) -> Pru
             }
             found.append(manifest.model_copy(update=now_so))
         now = datetime.now(UTC)
-        doomed = to_delete(found, policy, now=now, good=lambda m: _is_good(vault, m))
+        doomed = to_delete(found, policy, now=now, good=lambda m: is_sound(vault, m))
         gone = {each.id for each in doomed}
         return Pruning(doomed, [each for each in found if each.id not in gone], bad)
 
@@ -66,8 +65,3 @@ async def delete(checkpoints: Checkpoints, doomed: Sequence[Manifest]) -> None:
     for each in doomed:
         path = parse_path(str(path_of(each.id)))
         await checkpoints.delete(path.run_id, path.checkpoint_id)
-
-
-def _is_good(vault: Vault, manifest: Manifest) -> bool:
-    keys = {blob_key(ref.blake3) for ref in manifest.files.values()}
-    return all(blob_damage(vault.storage, key) is None for key in keys)

@@ -66,7 +66,7 @@ class Recovery:
         for manifest in await self._snapshots.newest_first(run.run_id):
             if before is not None and manifest.position >= before:
                 continue
-            self._check_base(run, manifest.base_fingerprint)
+            self._check_base(run, manifest.base_fingerprint, manifest.environment)
             source = {"kind": manifest.kind, "run": run.run_id, "name": manifest.name}
             try:
                 await self._commands.restore(run, source, optimizer=True)
@@ -87,6 +87,7 @@ class Recovery:
 
         Raises:
             RunCorrupted: it doesn't give what it gave before.
+            RunUnavailable: nor is it near that in another environment, where it may be sound.
         """
         if operation.status != "succeeded" or operation.kind not in names.CHANGES_STATE:
             return 0.0
@@ -97,6 +98,11 @@ class Recovery:
         if replayed is not None:
             recorded, media = operation.result or b"", operation.media
             found = difference(recorded, media, replayed, exact=not self.foreign)
+            if found is not None and self.foreign:
+                raise RunUnavailable(
+                    f"in this numeric environment operation {operation.seq_id} ({operation.kind}) "
+                    f"is not near what it gave before: {found}; start the service in the former one"
+                )
             if found is not None:
                 raise RunCorrupted(self._text(operation, found))
         _REPLAYED()
@@ -151,7 +157,8 @@ class Recovery:
         self.foreign = run.environment is not None and run.environment != current
         if not self.foreign or run.environment is None:
             return
-        self._check_base(run, run.environment.get("base_fingerprint", ""))
+        recorded = str(run.environment.get("base_fingerprint", ""))
+        self._check_base(run, recorded, run.environment)
         changed = {
             key: f"{run.environment.get(key)} → {current.get(key)}"
             for key in sorted({*run.environment, *current})
@@ -163,8 +170,12 @@ class Recovery:
             **changed,
         )
 
-    def _check_base(self, run: Run, fingerprint: str) -> None:
-        if fingerprint and fingerprint != self._commands.fingerprint(run):
+    def _check_base(self, run: Run, fingerprint: str, made_in: Mapping[str, Any]) -> None:
+        """Refuse other weights; in another dtype the same ones have another fingerprint."""
+        served = self._commands.model(run)
+        if made_in.get("dtype", served.dtype) != served.dtype:
+            return
+        if fingerprint and fingerprint != served.fingerprint:
             raise RunUnavailable(
                 f"its base model {run.base_model} has other weights than when it was trained; "
                 "serve the former ones under that name"

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from everstep.engine.info import ModelInfo
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime.channel import Message
 from everstep.runtime.checkpoints import Checkpoints
@@ -65,11 +66,13 @@ class RunCommands:
         return run
 
     def environment(self, run: Run) -> dict[str, Any]:
-        """The numeric environment that the run would go on in; raises as `fingerprint` does."""
-        return {**self._worker.environment, "base_fingerprint": self.fingerprint(run)}
+        """The numeric environment that the run would go on in; raises as `model` does."""
+        info = self.model(run)
+        own = {"dtype": info.dtype, "base_fingerprint": info.fingerprint}
+        return {**self._worker.environment, **own}
 
-    def fingerprint(self, run: Run) -> str:
-        """The fingerprint of the run's base model.
+    def model(self, run: Run) -> ModelInfo:
+        """The run's base model.
 
         Raises:
             RunUnavailable: this service doesn't serve it.
@@ -80,7 +83,7 @@ class RunCommands:
                 f"its base model {run.base_model} is not served; start the service with "
                 f"--model {run.base_model}"
             )
-        return info.fingerprint
+        return info
 
     async def create(self, run: Run) -> None:
         """Make the run from its seed."""

@@ -10,6 +10,7 @@ import structlog
 
 from everstep.ledger import Run
 from everstep.vault import CheckpointNotFound, Manifest, Vault, VaultError
+from everstep.vault.inspection import is_sound
 
 _log = structlog.get_logger("everstep.run")
 KIND = "snapshot"
@@ -59,16 +60,27 @@ class Snapshots:
         }
 
     async def prune(self, run_id: str) -> int | None:
-        """Delete all but the newest two of a run's snapshots.
+        """Delete a run's snapshots that are older than the newest two that verify.
 
         Returns:
             The position of the older one: no replay begins before it. None when there is one only.
         """
+        return await asyncio.to_thread(self._prune, run_id)
 
-        def delete() -> int | None:
-            names = sorted(name for _, name in self._vault.names(KIND, run_id))
-            for name in names[:-_KEPT]:
+    def _prune(self, run_id: str) -> int | None:
+        sound: list[str] = []
+        for name in sorted((name for _, name in self._vault.names(KIND, run_id)), reverse=True):
+            if len(sound) == _KEPT:
                 self._vault.delete(KIND, run_id, name)
-            return int(names[-_KEPT]) if len(names) >= _KEPT else None
+            elif self._verifies(run_id, name):
+                sound.append(name)
+        return int(sound[-1]) if len(sound) == _KEPT else None
 
-        return await asyncio.to_thread(delete)
+    def _verifies(self, run_id: str, name: str) -> bool:
+        try:
+            sound = is_sound(self._vault, self._vault.manifest(KIND, run_id, name))
+        except VaultError:
+            sound = False
+        if not sound:
+            _log.error("a snapshot is damaged; older ones stay", run=run_id, snapshot=name)
+        return sound

@@ -24,6 +24,7 @@ from everstep.testing.blockfile import FLUSH, MARK, RECORD
 
 _BLOCK = 4096
 _TOGETHER = 256
+_PATIENCE = 60.0
 _ATOMS = (512, 4096)
 _SUBSETS = ("none", "all", "half", "few", "most", "prefix")
 
@@ -67,10 +68,9 @@ class RecordedFS:
 
     def __exit__(self, *_: object) -> None:
         for each in (self.root, self._fuse):
-            if each.is_mount():
-                devices.unmount(each, at_any_price=True)
+            devices.release(each)
         if self._server is not None:
-            self._server.communicate()
+            self._server.communicate(timeout=_PATIENCE)
         shutil.rmtree(self._base)
 
     def trace(self) -> Trace:
@@ -231,7 +231,7 @@ class Replay:
             try:
                 yield root
             finally:
-                devices.unmount(root, at_any_price=True)
+                devices.release(root)
         finally:
             shutil.rmtree(base)
 

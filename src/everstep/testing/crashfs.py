@@ -68,8 +68,7 @@ class CrashFS:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.root.is_mount():
-            devices.unmount(self.root, at_any_price=True)
+        devices.release(self.root)  # one without power may not even say that it is mounted
         shutil.rmtree(self._base)
 
     def power_off(self) -> None:

@@ -117,14 +117,22 @@ def mount_image(image: Path, target: Path, kind: str) -> None:
         mount(device, target, kind)
 
 
-def unmount(target: Path, *, at_any_price: bool = False) -> None:
-    """Unmount.
+def unmount(target: Path) -> None:
+    """Unmount; no one may still use it."""
+    _call("umount2", bytes(target), 0)
+
+
+def release(target: Path) -> None:
+    """Unmount at any price, also while someone uses it: it is then gone when they are.
 
     Args:
-        target: the directory.
-        at_any_price: also while someone uses it; it is then gone when they are.
+        target: the directory; one on which nothing is mounted is left as it is.
     """
-    _call("umount2", bytes(target), _DETACH if at_any_price else 0)
+    try:
+        _call("umount2", bytes(target), _DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def _call(name: str, *arguments: object) -> None:

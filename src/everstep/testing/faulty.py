@@ -105,17 +105,26 @@ class Failing:
 
 
 @contextmanager
-def without_fsync(sort: Sort) -> Iterator[None]:
-    """Have fsync do nothing for files, or for directories: what a forgotten call would do."""
+def without_fsync(which: Sort | int) -> Iterator[list[Path]]:
+    """Have fsync do nothing: what a forgotten call would do.
+
+    Args:
+        which: all of files, all of directories, or only the n-th call of all, counted from 1.
+
+    Yields:
+        Of what fsync was called, in order, grows.
+    """
     real = os.fsync
+    called: list[Path] = []
 
     def fsync(handle: int) -> None:
-        is_directory = stat.S_ISDIR(os.fstat(handle).st_mode)
-        if is_directory != (sort == "directories"):
+        called.append(Path(_path(handle)))
+        sort = "directories" if stat.S_ISDIR(os.fstat(handle).st_mode) else "files"
+        if which not in (sort, len(called)):
             real(handle)
 
     with mock.patch.object(os, "fsync", fsync):
-        yield
+        yield called
 
 
 def _path(subject: Any) -> str:

@@ -37,6 +37,7 @@ LOADED = (
     "sqlite3",
 )
 _LARGEST = 1 << 16
+_PATIENCE = 30.0
 
 
 class Child:
@@ -100,7 +101,10 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         self._line.close()
-        self._process.wait()
+        try:
+            self._process.wait(_PATIENCE)
+        finally:
+            self._process.kill()
 
     def start(
         self,

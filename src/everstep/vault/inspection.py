@@ -110,6 +110,12 @@ def _readable(vault: Vault) -> Iterator[Manifest]:
             continue
 
 
+def is_sound(vault: Vault, manifest: Manifest) -> bool:
+    """Whether all of a checkpoint's files are what was written; they are read through."""
+    keys = {blob_key(ref.blake3) for ref in manifest.files.values()}
+    return all(blob_damage(vault.storage, key) is None for key in keys)
+
+
 def blob_damage(
     storage: Storage, key: str, *, on_read: Callable[[int], None] | None = None
 ) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import tempfile
@@ -77,6 +78,24 @@ def test_a_forgotten_fsync_is_noticed(sort: faulty.Sort) -> None:
     chance = random.Random(4)
     crashes = [log.crash(len(log.entries), chance) for _ in range(20)]
     assert sum(bool(judged(log, each)) for each in crashes) > 10
+
+
+def test_any_one_fsync_of_a_save_that_is_forgotten_is_noticed() -> None:
+    """But for those that are made good: the same directory is synced once more before the end."""
+    made_good, noticed = [], []
+    for nth in itertools.count(1):
+        with scratch() as root, Recorded(root) as log, faulty.without_fsync(nth) as synced:
+            run_steps(Vault(root / "vault"), PROGRAM[:1], Reporter(log.mark))
+        if nth > len(synced):
+            break
+        forgotten = synced[nth - 1]
+        chance = random.Random(4)
+        lost = any(judged(log, log.crash(len(log.entries), chance)) for _ in range(40))
+        assert lost == (forgotten not in synced[nth:]), forgotten.relative_to(root)
+        (noticed if lost else made_good).append(forgotten.relative_to(root))
+    assert len(made_good) <= 3
+    assert sum(each.parent.name == "tmp" for each in noticed) == 3, "two files and the manifest"
+    assert len(noticed) >= 11
 
 
 def test_a_vault_in_a_directory_that_someone_made() -> None:

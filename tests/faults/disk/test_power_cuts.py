@@ -14,11 +14,15 @@ import pytest
 import everstep.ledger
 import everstep.vault  # noqa: F401  they register their failpoints
 from everstep.failpoints import registered
+from everstep.testing import faulty
 from everstep.testing.crashfs import CrashFS, scratch
 from everstep.testing.devices import why_not
-from everstep.testing.history import Violation
+from everstep.testing.history import History, Reporter, Violation
+from everstep.testing.invariants import check_vault
 from everstep.testing.lives import End, Lives
 from everstep.testing.nursery import Nursery
+from everstep.testing.workload import run_steps
+from everstep.vault import Vault
 from tests.faults.disk.limits import SOAK, rounds
 
 FAILPOINTS = [name for name in registered() if name.split(".")[0] in ("vault", "ledger")]
@@ -30,6 +34,8 @@ KINDS = [
 ]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 3 * SOAK)]
 STEPS = 25
+CUTS = {"failpoint": 80, "acknowledged": 40, "call": 60, "random": 40}
+"""On each kind of file system."""
 RARE = ("vault.delete.removed", "vault.collect.marked")
 
 
@@ -42,13 +48,14 @@ def good(end: End) -> None:
     assert end.failures == []
 
 
-def test_every_failpoint_of_vault_and_ledger_is_known() -> None:
+def test_there_are_cuts_enough() -> None:
     assert len(FAILPOINTS) >= 8
+    assert sum(CUTS.values()) >= 200
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_every_failpoint(kind: str, nursery: Nursery) -> None:
-    """80 cuts."""
+    """Wherever something is half done."""
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
@@ -59,17 +66,17 @@ def test_at_every_failpoint(kind: str, nursery: Nursery) -> None:
                     end = lives.until_failpoint(name, nth, seed=seed(chance), steps=STEPS)
                     good(end)
                     reached[name] += end.reached
-            assert disk.cuts >= 80
+            assert disk.cuts >= CUTS["failpoint"]
             assert min(reached.values()) >= 5, reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_soon_as_something_is_acknowledged(kind: str, nursery: Nursery) -> None:
-    """40 cuts: nothing that comes later can have made it durable."""
+    """Nothing that comes later can have made it durable."""
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for number in range(40):
+            for number in range(CUTS["acknowledged"]):
                 end = lives.until_paused(
                     seed=seed(chance),
                     steps=STEPS,
@@ -79,35 +86,47 @@ def test_as_soon_as_something_is_acknowledged(kind: str, nursery: Nursery) -> No
                 good(end)
                 assert end.reached
                 assert end.acknowledged
+            assert disk.cuts == CUTS["acknowledged"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_before_any_call_that_changes_the_vault(kind: str, nursery: Nursery) -> None:
-    """60 cuts, which the seed repeats exactly."""
+    """The seed repeats them exactly."""
     pending = 0
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for _ in range(60):
+            for _ in range(CUTS["call"]):
                 call = chance.randint(1, 120)
                 end = lives.until_paused(seed=seed(chance), steps=STEPS, hang_at_call=call)
                 good(end)
                 pending += end.pending
+            assert disk.cuts == CUTS["call"]
     assert pending >= 10, "hardly anything was under way"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_random_moments(kind: str, nursery: Nursery) -> None:
-    """40 cuts: the seed repeats the work and the delays, the kernel decides the rest."""
+    """The seed repeats the work and the delays, the kernel decides the rest."""
     pending = 0
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for _ in range(40):
+            for _ in range(CUTS["random"]):
                 end = lives.until(chance.uniform(0, 0.15), seed=seed(chance), steps=4 * STEPS)
                 good(end)
                 pending += end.pending
+            assert disk.cuts == CUTS["random"]
     assert pending, "nothing was under way"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_is_gone_also_when_it_is_left_without_power(kind: str) -> None:
+    with pytest.raises(RuntimeError), CrashFS(scratch(), kind) as disk:
+        disk.power_off()
+        raise RuntimeError
+    assert str(disk.root) not in Path("/proc/mounts").read_text()
+    assert not disk.root.parent.exists()
 
 
 # The tests above would notice
@@ -129,6 +148,30 @@ def test_a_forgotten_fsync_is_noticed(sort: str, nursery: Nursery) -> None:
             caught += end.violations[:1]
     assert len(caught) >= 4
     assert FORGOTTEN[sort] in {each.rule for each in caught}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("from_the_end", [1, 2], ids=["directory", "manifest"])
+def test_one_forgotten_fsync_is_noticed(kind: str, from_the_end: int) -> None:
+    """Of the last two: what ext4 and XFS sync for another reason makes the earlier ones good."""
+
+    def saved(disk: CrashFS, forgotten: int) -> tuple[int, list[Violation]]:
+        lines: list[bytes] = []
+        with faulty.without_fsync(forgotten) as synced:
+            run_steps(
+                Vault(disk.root / "vault"), [("save", "x", b"x" * 9000)], Reporter(lines.append)
+            )
+        history = History()
+        history.feed(lines)
+        disk.cut()
+        return len(synced), check_vault(disk.root / "vault", history)[0]
+
+    with CrashFS(scratch(), kind) as disk:
+        count, wrong = saved(disk, 0)
+        assert wrong == []
+    with CrashFS(scratch(), kind) as disk:
+        _, wrong = saved(disk, count + 1 - from_the_end)
+        assert wrong
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
