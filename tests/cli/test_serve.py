@@ -21,6 +21,7 @@ SERVE = [sys.executable, "-m", "everstep.cli", "serve"]
 def serve(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*SERVE, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -35,9 +36,12 @@ def told(*arguments: str) -> tuple[int, str]:
     return process.returncode, words
 
 
+@pytest.mark.parametrize("options", [[], ["--until-stdin-closes"]], ids=" ".join)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_line_when_it_is_ready_and_a_clean_end(number: signal.Signals, tmp_path: Path) -> None:
-    process = serve("--port", "0", EVERSTEP_HOME=str(tmp_path / "home"))
+def test_one_line_when_it_is_ready_and_a_clean_end(
+    number: signal.Signals, options: list[str], tmp_path: Path
+) -> None:
+    process = serve("--port", "0", *options, EVERSTEP_HOME=str(tmp_path / "home"))
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("everstep: ready at http://127.0.0.1:")

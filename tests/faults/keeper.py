@@ -114,6 +114,11 @@ class Keeper:
             self._process.kill()
             assert self._changed.wait_for(lambda: self.starts > before, GIVE_UP_SECONDS)
 
+    def kill_both(self) -> None:
+        """SIGKILL worker and service at once, and wait until they were started again."""
+        self.kill_worker()
+        self.kill()
+
     def pause(self) -> None:
         """SIGKILL the service, and leave it dead."""
         with self._changed:

@@ -6,6 +6,7 @@ The list of failpoints is the registry's, so that a new one is covered by itself
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from concurrent.futures import ALL_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -25,9 +26,19 @@ from tests.faults.cycle import Looper, uninterrupted
 from tests.faults.keeper import Keeper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-NOT_ON_THE_WAY = ("vault.collect", "vault.quarantine")
-"""Collections and repairs are started by hand; tests of the vault kill them."""
-POINTS = [name for name in failpoints.registered() if not name.startswith(NOT_ON_THE_WAY)]
+POINTS = list(failpoints.registered())
+STEPS = {
+    "accept": "runtime.accept.",
+    "execute": "runtime.execute.",
+    "snapshot": "runtime.snapshot.",
+    "save": "runtime.save.",
+    "load": "runtime.load.",
+    "delete": "runtime.delete.",
+    "collect": "vault.collect.",
+    "recover": "runtime.recover.",
+}
+"""Every step of the service, and how the failpoints in it are called."""
+SETTINGS = ("replay_seconds=0.2", "collect_interval_seconds=0.5", "collect_grace_seconds=0")
 SHARDS = 2
 COUNTS = (1, 3, 8) if os.environ.get("EVERSTEP_SOAK") else (1,)
 MOST_ROUNDS = 4
@@ -51,7 +62,7 @@ def test_killed_at_every_failpoint_no_client_notices(
             failpoints.ONCE_VARIABLE: str(fired(tmp_path, start)),
         }
 
-    with Keeper(tmp_path / "home", "replay_seconds=0.2", environment=arming) as keeper:
+    with Keeper(tmp_path / "home", *SETTINGS, environment=arming) as keeper:
         loopers = {sdk: Looper(sdk, keeper.url, seed) for sdk, seed in SEEDS.items()}
         with ThreadPoolExecutor(len(loopers)) as pool:
             for start, (name, count) in enumerate(points, start=1):
@@ -101,6 +112,24 @@ def test_the_registry_knows_the_failpoints_of_every_room() -> None:
     rooms = {name.split(".")[0] for name in failpoints.registered()}
     assert rooms >= {"ledger", "vault", "runtime", "worker"}
     assert all(failpoints.registered().values()), "each says what it means"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_has_failpoints(step: str) -> None:
+    assert any(name.startswith(STEPS[step]) for name in POINTS)
+
+
+def test_no_failpoint_of_the_sources_is_left_out() -> None:
+    """One in a module that nothing here imports would not be killed at."""
+    sources = Path(everstep.__file__).parent
+    made = re.compile(r"= Failpoint\(\s*\"([a-z_.]+)\"")
+    found = {
+        name
+        for path in sources.rglob("*.py")
+        if path.name != "failpoints.py"
+        for name in made.findall(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(POINTS)
 
 
 @pytest.mark.parametrize("text", ["a", "a=explode", "a=kill@x", "a=error:ENOTHING", "=kill@"])

@@ -1,4 +1,4 @@
-"""P3 under load: service and worker are killed at random moments, and no number changes.
+"""P3 under load: service, worker or both are killed at random moments, and no number changes.
 
 ``EVERSTEP_SOAK=SECONDS`` makes it go on for longer; ``EVERSTEP_SEED`` repeats the moments.
 """
@@ -32,8 +32,9 @@ def test_killed_at_random_no_client_notices(tmp_path: Path, service: Service) ->
     print(f"EVERSTEP_SEED={SEED}")
     chance = random.Random(SEED)
     done = threading.Event()
-    kills = {"service": 0, "worker": 0}
+    kills = {"service": 0, "worker": 0, "both": 0}
     with Keeper(tmp_path / "home", "replay_seconds=0.3") as keeper:
+        kill = {"service": keeper.kill, "worker": keeper.kill_worker, "both": keeper.kill_both}
         loopers = [Looper(sdk, keeper.url, seed) for sdk, seed in RUNS]
 
         def go_round(looper: Looper) -> list[list[Any]]:
@@ -45,15 +46,14 @@ def test_killed_at_random_no_client_notices(tmp_path: Path, service: Service) ->
         with ThreadPoolExecutor(len(loopers)) as pool:
             running = [pool.submit(go_round, looper) for looper in loopers]
             until = time.monotonic() + SECONDS
-            while time.monotonic() < until:
-                done.wait(chance.uniform(0.2, 4.0))  # the moment is what is tested
-                if chance.random() < 0.5:
-                    keeper.kill()
-                    kills["service"] += 1
-                else:
-                    keeper.kill_worker()
-                    kills["worker"] += 1
-            done.set()
+            try:
+                while time.monotonic() < until or min(kills.values()) == 0:
+                    for victim in chance.sample(sorted(kills), len(kills)):
+                        done.wait(chance.uniform(0.2, 4.0))  # the moment is what is tested
+                        kill[victim]()
+                        kills[victim] += 1
+            finally:
+                done.set()
             seen = [future.result() for future in running]
         for looper in loopers:
             check_all_listed_load(keeper.home, looper.listed())

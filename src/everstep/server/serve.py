@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -127,6 +128,7 @@ def _already_handled(number: int, frame: FrameType | None) -> None:
 
 
 def _stop_at_eof(server: uvicorn.Server) -> None:
-    while sys.stdin.buffer.read(4096):
+    # not `sys.stdin`: Python aborts when it ends while a thread holds the lock of its buffer
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     server.should_exit = True
