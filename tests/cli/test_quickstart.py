@@ -1,6 +1,7 @@
 """``everstep quickstart``, as it is typed."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -8,13 +9,17 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import peft
 import pytest
+from rich.console import Console
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from everstep.cli import app
 from everstep.cli.errors import Refused
 from everstep.cli.models import served_model
 from everstep.cli.quickstart import QuickstartError
+from everstep.cli.training_loop import Meter
 from everstep.engine.pico import write_pico
 from everstep.vault import Vault
 
@@ -51,6 +56,10 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "everstep" / "pico")
+    assert peft.PeftModel.from_pretrained(base, adapter).peft_config["default"].r == 32
+    assert "a sample, before training" in said and "a sample, after training" in said
+    assert re.search(r"a service runs at http://127\.0\.0\.1:\d+ and keeps everything in", said)
     assert str(tmp_path / "quickstart" / "loss.png") in said
     assert (tmp_path / "quickstart" / "loss.png").stat().st_size > 10_000
     vault = Vault(tmp_path / "vault", writer=False)
@@ -67,20 +76,44 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
         assert a == b == k != c
 
 
+TURNS = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
+
+
 @pytest.mark.slow
-def test_trains_a_model_of_a_directory_on_conversations(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat.jsonl", json.dumps({"messages": TURNS})),
+        ("pairs.jsonl", json.dumps({"prompt": "Ping", "completion": "Pong"})),
+        ("book.txt", "Ping, said the one. Pong, said the other.\n" * 9),
+    ],
+)
+def test_trains_a_model_of_a_directory_on_data_of_ones_own(tmp_path, name, content):
     write_pico(tmp_path / "mine")
-    data = tmp_path / "chat.jsonl"
-    turns = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
-    data.write_text(json.dumps({"messages": turns}) + "\n")
+    data = tmp_path / name
+    data.write_text(content)
 
     code, said = run(
         tmp_path / "home", "--steps", "2", "--model", str(tmp_path / "mine"), "--data", str(data)
     )
 
     assert code == 0, said
-    assert "mine learns from chat.jsonl" in said
+    assert f"mine learns from {name}" in said
     assert "A = B" in said and "A = K" in said
+
+
+def test_where_there_is_a_terminal_a_bar_shows_steps_and_loss():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+
+    with Meter(console, "training", 4) as meter:
+        for loss in (3.0, 2.5):
+            meter.show(loss)
+
+    assert "training" in shown.getvalue()
+    assert "2/4" in shown.getvalue()
+    assert "loss 2.5000" in shown.getvalue()
+    assert "━" in shown.getvalue()
 
 
 def test_bad_data_ends_it_before_anything_starts(tmp_path):

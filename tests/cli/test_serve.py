@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import everstep.cli
 from tests.faults.keeper import Keeper
 
 pytestmark = pytest.mark.slow
@@ -37,11 +39,21 @@ def told(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("options", [[], ["--until-stdin-closes"]], ids=" ".join)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "environment"),
+    [(signal.SIGINT, {"EVERSTEP_HOME": "{}/.everstep"}), (signal.SIGTERM, {"HOME": "{}"})],
+    ids=["Ctrl-C, EVERSTEP_HOME", "SIGTERM, no home given"],
+)
 def test_one_line_when_it_is_ready_and_a_clean_end(
-    number: signal.Signals, options: list[str], tmp_path: Path
+    number: signal.Signals,
+    environment: dict[str, str],
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    process = serve("--port", "0", *options, EVERSTEP_HOME=str(tmp_path / "home"))
+    monkeypatch.delenv("EVERSTEP_HOME", raising=False)
+    where = {name: value.format(tmp_path) for name, value in environment.items()}
+    process = serve("--port", "0", *options, **where)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("everstep: ready at http://127.0.0.1:")
@@ -54,7 +66,12 @@ def test_one_line_when_it_is_ready_and_a_clean_end(
     assert (process.returncode, rest) == (0, "")
     assert "worker ready" in log
     assert "Traceback" not in log
-    assert (tmp_path / "home" / "ledger.sqlite").exists()
+    assert (tmp_path / ".everstep" / "ledger.sqlite").exists()
+
+
+def test_where_it_listens_when_nothing_is_said() -> None:
+    parameters = inspect.signature(everstep.cli.serve).parameters
+    assert (parameters["host"].default, parameters["port"].default) == ("127.0.0.1", 8055)
 
 
 def test_it_is_healthy_only_while_requests_will_succeed(tmp_path: Path) -> None:
