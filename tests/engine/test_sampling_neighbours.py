@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from everstep.engine import Model, SampleSpec
 from everstep.engine.state import Adapter
@@ -28,3 +31,27 @@ def test_a_request_has_the_same_bits_alone_and_among_others(model: Model) -> Non
         for one, other in zip(alone.sequences, among.sequences, strict=True):
             assert one.tokens.tolist() == other.tokens.tolist()
             assert one.logprobs.tobytes() == other.logprobs.tobytes()
+
+
+def test_requests_share_passes_and_no_position_is_computed_twice(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hidden = llama.hidden
+
+    def watched(tokens: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return hidden(tokens, **kwargs)
+
+    monkeypatch.setattr(llama, "hidden", watched)
+    used = random_adapter(llama, 1)
+    asked = [(5, 2), (9, 3), (7, 1)]
+    requests: list[tuple[SampleSpec, Adapter | None]] = [
+        (SampleSpec(np.arange(1, 1 + length), samples, max_tokens=20, use_eos=False), used)
+        for length, samples in asked
+    ]
+    sample_all(llama, requests)
+    prompts = [shape for shape in shapes if shape[1] > 1]
+    decoded = [shape for shape in shapes if shape[1] == 1]
+    assert prompts == [(1, length) for length, _ in asked], "each once, for all of its samples"
+    assert 19 <= len(decoded) <= 19 + 2 * len(asked), "a token of all of them a pass"
