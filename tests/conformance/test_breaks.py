@@ -40,7 +40,7 @@ CASES: list[tuple[Callable[[], Break], str, str]] = [
     (lambda: breaks.refuses_overwrite, "overwrite", "name-taken unnamed-save"),
     (lambda: breaks.always_overwrites, "name-taken", "overwrite unnamed-save"),
     (lambda: breaks.resolves_deletions, "bad-deletions", "bad-paths delete-apart"),
-    (lambda: breaks.deletes_nothing, "delete-apart", "bad-deletions"),
+    (lambda: breaks.deletes_nothing, "delete-apart external-apart", "bad-deletions"),
     (breaks.AppliesTwice, "retried-step retried-save retried-sampler", "failed-operation"),
     (lambda: breaks.LoadsAnything("model_id"), "failed-load", "failed-create failed-operation"),
     (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays"),

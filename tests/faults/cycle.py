@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyrage
+
 from tests.scenario import MODEL, connect, data
 
 SAMPLED = 6
+IDENTITY = pyrage.x25519.Identity.generate()
+RECIPIENT = str(IDENTITY.to_public())
 
 
 class Looper:
@@ -34,10 +38,15 @@ class Looper:
         steps = [self._step(number * 3 + step) for step in range(2)]
         saved = run.save_state(f"s{number}")
         for_sampling = run.save_weights_for_sampler("sampled" if number == 0 else f"w{number}")
+        external = [
+            run.save_weights_external(f"plain{number}"),
+            run.save_weights_external(f"sealed{number}", age_encryption_recipients=[RECIPIENT]),
+        ]
         pending = run.forward_backward(data(sdk, 2, number * 3 + 2), "cross_entropy")
         for passed, stepped in steps:
             seen += [_numbers(passed.result()), stepped.result().metrics]
         path = saved.result().path
+        seen += [future.result().path.rsplit("/", 1)[-1] for future in external]
         sampler = self.service.create_sampling_client(
             model_path=for_sampling.result().path
         ).result()

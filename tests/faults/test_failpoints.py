@@ -12,6 +12,7 @@ from concurrent.futures import ALL_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import pyrage
 import pytest
 import tinker
 
@@ -22,7 +23,7 @@ from everstep import failpoints
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
-from tests.faults.cycle import Looper, uninterrupted
+from tests.faults.cycle import IDENTITY, Looper, uninterrupted
 from tests.faults.keeper import Keeper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -100,12 +101,16 @@ def fired(tmp_path: Path, start: int) -> Path:
 def check_all_listed_load(home: Path, paths: list[str]) -> None:
     """What is listed can be loaded, and hashes to what its manifest says."""
     vault = Vault(home / "vault", writer=False)
-    assert paths
+    found = {}
     for path in paths:
         parsed = parse_path(path)
         manifest = vault.manifest(str(parsed.kind), parsed.run_id, parsed.name)
-        for name in manifest.files:
-            vault.read(manifest, name)
+        found[path] = {name: bytes(vault.read(manifest, name)) for name in manifest.files}
+    sealed = {path: files for path, files in found.items() if "/sealed" in path}
+    assert sealed
+    for path, files in sealed.items():
+        opened = {n.removesuffix(".age"): pyrage.decrypt(d, [IDENTITY]) for n, d in files.items()}
+        assert opened == found[path.replace("/sealed", "/plain")]
 
 
 def test_the_registry_knows_the_failpoints_of_every_room() -> None:

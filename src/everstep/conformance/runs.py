@@ -203,6 +203,13 @@ class Run:
         )
         return self.session.submit("/save_weights_for_sampler", request)
 
+    def save_external(self, name: str) -> Pending:
+        """Submit a save as files to download."""
+        request = types.SaveWeightsExternalRequest(
+            model_id=self.model_id, seq_id=self._place(None), path=name
+        )
+        return self.session.submit("/save_weights_external", request)
+
     def load(self, path: str, *, optimizer: bool) -> Pending:
         """Submit a load into this run."""
         request = types.LoadWeightsRequest(

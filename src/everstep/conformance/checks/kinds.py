@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from everstep.conformance.bench import Bench
+from everstep.conformance.operations import route_absent
 from everstep.conformance.registry import check
 from everstep.conformance.runs import saved_path
-from everstep.conformance.verdicts import Broken
+from everstep.conformance.verdicts import Broken, NotSupported
 
 
 @check(
@@ -64,6 +65,36 @@ def delete_apart(bench: Bench) -> None:
             "With weights/twin deleted, sampler_weights/twin can't be sampled from.",
             answer.sent,
             answer.came_back,
+        )
+
+
+@check(
+    "external-apart",
+    "external_weights/x is a checkpoint of its own beside the others with its name, and its "
+    "name is taken.",
+)
+def external_apart(bench: Bench) -> None:
+    """Save all three kinds under one name, the external one twice; delete that one."""
+    run = bench.from_base()
+    others = {saved_path(run.save("all").outcome().needed("Saving a checkpoint"))}
+    others.add(saved_path(run.save_for_sampler("all").outcome().needed("Saving for sampling")))
+    pending = run.save_external("all")
+    if route_absent(pending.submit):
+        raise NotSupported("the service has no external checkpoints")
+    saved = pending.outcome()
+    saved.must("A name taken under weights/ could not be used under external_weights/.")
+    external = saved_path(saved)
+    if external in others:
+        raise Broken("Two kinds got one path.", saved.sent, saved.came_back)
+    again = run.save_external("all").outcome()
+    again.must_blame_user("A name was taken twice under external_weights/.")
+    answer = bench.delete(run, "external_weights/all")
+    if not answer.ok:
+        raise Broken("A checkpoint could not be deleted.", answer.sent, answer.came_back)
+    listed = set(bench.checkpoints(run))
+    if listed & {external, *others} != others:
+        raise Broken(
+            "Deleting external_weights/all did not delete it alone.", answer.sent, str(listed)
         )
 
 
