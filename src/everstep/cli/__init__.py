@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from everstep.cli.checkpoint import app as checkpoint_app
+from everstep.cli.doctor import doctor
 from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
 from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 for group in (run_app, checkpoint_app, session_app, vault_app, ledger_app):
     app.add_typer(group)
-for command in (train, sample):
+for command in (train, sample, doctor):
     app.command()(command)
 
 

@@ -8,6 +8,8 @@ from everstep.cli import filters
 from everstep.cli.checkpoint_care import gc, verify
 from everstep.cli.checkpoint_copy import copy, save_as
 from everstep.cli.checkpoint_delete import delete
+from everstep.cli.checkpoint_diff import diff
+from everstep.cli.checkpoint_download import download
 from everstep.cli.checkpoint_marks import publish, set_ttl, tag, unpublish
 from everstep.cli.completion import CheckpointPath
 from everstep.cli.run import Limit
@@ -68,7 +70,9 @@ def info(target: Target, path: CheckpointPath) -> None:
 
 _COMMANDS = (
     verify,
+    diff,
     save_as,
+    download,
     copy,
     publish,
     unpublish,

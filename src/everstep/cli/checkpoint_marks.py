@@ -61,7 +61,7 @@ def tag(
     target: Target,
     path: CheckpointPath,
     tags: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="What is set.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What is set.")
     ] = None,
     remove: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Taken away; may be repeated.")

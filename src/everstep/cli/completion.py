@@ -57,9 +57,9 @@ CheckpointPath = Annotated[
     str, typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths)
 ]
 CheckpointPaths = Annotated[
-    list[str], typer.Argument(metavar="PATH…", help="tinker://…", autocompletion=checkpoint_paths)
+    list[str], typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths)
 ]
 SomeCheckpoints = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PATH…]", help="tinker://…", autocompletion=checkpoint_paths),
+    typer.Argument(metavar="PATH", help="tinker://…", autocompletion=checkpoint_paths),
 ]

@@ -95,7 +95,15 @@ def text_of(error: Exception) -> str:
     body: Any = getattr(error, "body", None)
     if isinstance(body, dict) and isinstance(body.get("detail"), str):
         return f"the service refused: {body['detail']}"
-    return str(error) or type(error).__name__
+    problems: Any = getattr(error, "errors", None)
+    if callable(problems) and type(error).__name__ == "ValidationError":
+        return "; ".join(
+            f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in problems()
+        )
+    text = str(error) or type(error).__name__
+    if type(error).__name__ == "APIResponseValidationError":
+        return text.splitlines()[0]  # the rest is pydantic's, field by field
+    return text
 
 
 _FORESEEN = (
@@ -106,6 +114,8 @@ _FORESEEN = (
     ("everstep.client._errors", "NotFoundError", Code.NOT_FOUND),
     ("everstep.client._errors", "TinkerError", Code.FAILED),
     ("everstep.wire.errors", "WireError", Code.USAGE),
+    ("pydantic", "ValidationError", Code.USAGE),
+    ("httpx", "HTTPError", Code.UNREACHABLE),
     ("everstep.vault", "VaultError", Code.FAILED),
     ("everstep.ledger", "LedgerError", Code.FAILED),
     ("everstep.runtime.errors", "OperationFailed", Code.FAILED),

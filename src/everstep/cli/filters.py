@@ -31,7 +31,7 @@ Kind = Annotated[
     typer.Option("--kind", metavar="KIND", help="training, sampler or external."),
 ]
 Before = Annotated[
-    str | None, typer.Option("--before", metavar="TIME", help="Older: 2026-11-01, or 7d ago.")
+    str | None, typer.Option("--before", metavar="TIME", help="Older than 2026-11-01, or 7d.")
 ]
 After = Annotated[str | None, typer.Option("--after", metavar="TIME", help="Newer than that.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="GLOB", help="So named: 'step-*'.")]

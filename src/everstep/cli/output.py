@@ -36,13 +36,13 @@ _AGES = ((365 * _DAY, "y"), (_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (1.0, "
 
 
 def console() -> Console:
-    """Standard output."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    """Standard output; nothing in a text is markup, or ``:train:`` a tram."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def messages() -> Console:
     """Standard error: what is not the result of a command."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -168,6 +168,17 @@ def print_facts(facts: Iterable[tuple[str, str | None]]) -> None:
     out = console()
     for name, value in known:
         out.print(Text.assemble((name.ljust(width) + _GAP, "bold"), value))
+
+
+_STATES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def print_finding(state: str, name: str, found: str, advice: str | None) -> None:
+    """Print what the doctor found of one thing, and below it what to do."""
+    out = console()
+    out.print(Text.assemble((f"{state:<8} ", _STATES[state]), (f"{name:<10} ", "bold"), found))
+    if advice is not None:
+        out.print(f"{'':<20}→ {advice}")
 
 
 def counted(count: int, what: str) -> str:

@@ -100,11 +100,11 @@ def quickstart(data: Path | None, model: str, steps: int, home: Path) -> None:
     Raises:
         typer.Exit: with code 1, after saying why, when something is not as promised.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     try:
         problems = _run(console, data, model, steps, home.expanduser().resolve())
     except (DataError, QuickstartError, Refused, TinkerError, VaultError) as error:
-        Console(stderr=True, highlight=False).print(
+        Console(stderr=True, highlight=False, emoji=False).print(
             Text(f"everstep: {error}", style="red"), soft_wrap=True
         )
         raise typer.Exit(1) from error

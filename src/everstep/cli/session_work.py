@@ -44,7 +44,7 @@ def request(
             )
     return types.SessionSearchRequest.model_validate(
         {
-            "display_name": words,
+            "display_name": words or None,
             "project_ids": list(projects) or None,
             "user_metadata": pairs,
             "statuses": wanted or None,

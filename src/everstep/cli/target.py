@@ -41,7 +41,7 @@ ApiKey = Annotated[
     typer.Option(
         metavar="KEY",
         envvar="TINKER_API_KEY",
-        help="None is needed on this machine.",
+        help="Of the service; on this machine none is needed.",
         show_default=False,
     ),
 ]

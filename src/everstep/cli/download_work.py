@@ -1,0 +1,119 @@
+"""Fetching checkpoints, with a bar of what is there, its rate and the time left."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from everstep.cli import listing, outcomes, output, tensor_diff
+from everstep.cli.errors import Refused
+from everstep.cli.target import Service, Target
+from everstep.client import download_checkpoint
+from everstep.wire.inspection import VerifiedFile, VerifyCheckpointResponse
+from everstep.wire.paths import SCHEME
+
+
+def download(target: Target, paths: Sequence[str], parent: Path, force: bool) -> None:
+    """Fetch checkpoints; see the command."""
+    with target.service() as service:
+
+        def one(path: str) -> dict[str, Any]:
+            listing.one(service.rest, path)
+            directory = parent / directory_name(path)
+            if force and directory.is_dir():
+                shutil.rmtree(directory)
+            files = fetch(service, path, directory, quiet=target.as_json)
+            size = sum(each.stat().st_size for each in files)
+            if not target.as_json:
+                told = f"{output.counted(len(files), 'file')}, {output.size_text(size)}"
+                output.messages().print(f"{directory}: {told}")
+            return {"directory": str(directory), "files": sorted(each.name for each in files)}
+
+        done = outcomes.each(paths, one)
+    outcomes.tell(done, "downloaded", target.as_json)
+
+
+def directory_name(path: str) -> str:
+    """What the directory of a checkpoint is called, as the official command line has it."""
+    return path.removeprefix(SCHEME).replace("/", "_")
+
+
+def fetch(service: Service, path: str, directory: Path, *, quiet: bool) -> list[Path]:
+    """Fetch a checkpoint's files into a directory; goes on with what an earlier attempt left.
+
+    Args:
+        service: where it lies.
+        path: of the checkpoint.
+        directory: must not be there, or be empty.
+        quiet: show no bar.
+
+    Returns:
+        The files.
+
+    Raises:
+        Refused: the directory is in use, or a file has another hash than its manifest says.
+    """
+    terminal = Console(stderr=True)
+    off = quiet or not terminal.is_terminal
+    columns = output.transfer_columns("{task.description}")
+    with Progress(*columns, console=terminal, transient=True, disable=off) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        try:
+            files = download_checkpoint(service.client, path, directory, progress=show)
+        except FileExistsError as error:
+            raise Refused(
+                f"{directory} is there already: choose another --output, or --force."
+            ) from error
+    _check(service, path, files)
+    return files
+
+
+def fetched_and_read(service: Service, path: str) -> VerifyCheckpointResponse:
+    """Whether a checkpoint can be fetched, and every tensor of it read."""
+    listing.one(service.rest, path)
+    with tempfile.TemporaryDirectory(prefix="everstep-verify-") as temporary:
+        files = fetch(service, path, Path(temporary) / "files", quiet=service.target.as_json)
+        found = [_read(each) for each in sorted(files)]
+    ok = all(each.error is None for each in found)
+    return VerifyCheckpointResponse(tinker_path=path, ok=ok, files=found)
+
+
+def _read(file: Path) -> VerifiedFile:
+    error = None
+    if file.suffix == ".safetensors":
+        try:
+            tensor_diff.read(file)
+        except Refused as refusal:
+            error = str(refusal)
+    size = file.stat().st_size
+    return VerifiedFile(name=file.name, size_bytes=size, blake3=_hash(file), error=error)
+
+
+def _check(service: Service, path: str, files: Sequence[Path]) -> None:
+    """Compare files with the manifest, where the service tells it."""
+    details = service.details(path)
+    known = {} if details is None else {each.name: each.blake3 for each in details.files}
+    for file in files:
+        expected = known.get(file.name)
+        if expected is not None and _hash(file) != expected:
+            raise Refused(
+                f"{file} is not what the service saved: its hash is another. Delete the directory, "
+                "and try again."
+            )
+
+
+def _hash(file: Path) -> str:
+    return blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()

@@ -1,0 +1,154 @@
+"""Which tensors of two safetensors files differ, and by how much."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from everstep.cli.errors import Refused
+
+Array = np.ndarray[Any, Any]
+Status = Literal["same", "changed", "reshaped", "only in A", "only in B"]
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How a tensor of B differs from that of A.
+
+    Attributes:
+        name: of the tensor.
+        status: ``same`` in every bit; ``reshaped``: the numbers can't be compared.
+        shape: of A's, else of B's.
+        norm_a: Euclidean norm of A's.
+        norm_b: likewise of B's.
+        norm: of their difference.
+        max_abs: the largest difference of two numbers.
+        cosine: of the angle between them; None where one is zero.
+    """
+
+    name: str
+    status: Status
+    shape: tuple[int, ...]
+    norm_a: float | None = None
+    norm_b: float | None = None
+    norm: float | None = None
+    max_abs: float | None = None
+    cosine: float | None = None
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference, as a part of A's; infinite where A's is zero or not there."""
+        if self.status == "same":
+            return 0.0
+        if self.norm is None or not self.norm_a:
+            return math.inf
+        return self.norm / self.norm_a
+
+    def to_json(self) -> dict[str, Any]:
+        """As programs are told: numbers that are not finite as null."""
+        told = {**asdict(self), "shape": list(self.shape), "relative": self.relative}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in told.items()
+        }
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """As it lies in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def numbers(self) -> Array:
+        """Flat, in double precision."""
+        if self.dtype == "BF16":
+            high = np.frombuffer(self.data, "<u2").astype(np.uint32) << 16
+            return high.view(np.float32).astype(np.float64)
+        return np.frombuffer(self.data, _DTYPES[self.dtype]).astype(np.float64)
+
+
+def compare(a: Path, b: Path) -> list[TensorDifference]:
+    """Compare two files, tensor by tensor; those that differ most come first.
+
+    Raises:
+        Refused: one is no safetensors file, or holds what can't be compared.
+    """
+    first, second = read(a), read(b)
+    names = [*first, *(name for name in second if name not in first)]
+    found = [_compared(name, first.get(name), second.get(name)) for name in names]
+    return sorted(found, key=lambda each: -each.relative)
+
+
+def total(found: list[TensorDifference]) -> TensorDifference:
+    """All tensors that can be compared, as if they were one."""
+    both = [each for each in found if each.norm is not None]
+
+    def length(norms: Iterator[float | None]) -> float:
+        return math.sqrt(math.fsum((norm or 0.0) ** 2 for norm in norms))
+
+    norm_a, norm_b = length(e.norm_a for e in both), length(e.norm_b for e in both)
+    norm = length(each.norm for each in both)
+    dot = (norm_a**2 + norm_b**2 - norm**2) / 2
+    return TensorDifference(
+        name="all",
+        status="same" if all(each.status == "same" for each in found) else "changed",
+        shape=(sum(math.prod(each.shape) for each in both),),
+        norm_a=norm_a,
+        norm_b=norm_b,
+        norm=norm,
+        max_abs=max((each.max_abs or 0.0 for each in both), default=0.0),
+        cosine=max(-1.0, min(1.0, dot / (norm_a * norm_b))) if norm_a and norm_b else None,
+    )
+
+
+def _compared(name: str, a: Tensor | None, b: Tensor | None) -> TensorDifference:
+    if a is None or b is None:
+        there = a or b
+        assert there is not None
+        norm = float(np.linalg.norm(there.numbers()))
+        if b is None:
+            return TensorDifference(name, "only in A", there.shape, norm_a=norm)
+        return TensorDifference(name, "only in B", there.shape, norm_b=norm)
+    x, y = a.numbers(), b.numbers()
+    norm_a, norm_b = float(np.linalg.norm(x)), float(np.linalg.norm(y))
+    if a.shape != b.shape:
+        return TensorDifference(name, "reshaped", a.shape, norm_a, norm_b)
+    delta = y - x
+    same = (a.dtype, a.data) == (b.dtype, b.data)
+    return TensorDifference(
+        name=name,
+        status="same" if same else "changed",
+        shape=a.shape,
+        norm_a=norm_a,
+        norm_b=norm_b,
+        norm=0.0 if same else float(np.linalg.norm(delta)),
+        max_abs=0.0 if same or not delta.size else float(np.abs(delta).max()),
+        cosine=float(x @ y) / (norm_a * norm_b) if norm_a and norm_b else None,
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; raises as `compare`."""
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise Refused(f"{path} is not a whole safetensors file: {error}") from error
+    tensors = {
+        name: Tensor(str(each["dtype"]), tuple(each["shape"]), bytes(each["data"]))
+        for name, each in found
+    }
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*_DTYPES, "BF16"):
+            raise Refused(f"{path}: {name} is of {tensor.dtype}, which can't be compared.")
+    return tensors

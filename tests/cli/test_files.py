@@ -1,0 +1,196 @@
+"""``everstep checkpoint download`` and ``diff``, and ``everstep doctor``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import httpx
+import pytest
+from safetensors.numpy import load_file
+
+import everstep
+from everstep.cli import doctor_home, doctor_service
+from everstep.wire.inspection import CheckpointDetailsResponse
+from tests.cli.remote import KEY, refused, said, told, typed
+from tests.client.keeping_service import KeepingService
+from tests.conftest import Service
+from tests.promises.test_exactness import hashes
+from tests.scenario import MODEL, connect, train
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Saved:
+    """Two training checkpoints of a run, a step apart, and one of the second to sample from."""
+
+    url: str
+    a: str
+    b: str
+    sampler: str
+
+
+@pytest.fixture(scope="module")
+def saved(service: Service) -> Saved:
+    with connect(everstep, service.url) as client:
+        run = client.create_lora_training_client(MODEL, 4, 1).result()
+        train(everstep, run, 1)
+        a = run.save_state("a").result().path
+        train(everstep, run, 1)
+        b = run.save_state("b", user_metadata={"loss": "0.5"}).result().path
+        sampler = run.save_weights_for_sampler("b").result().path
+    return Saved(service.url, a, b, sampler)
+
+
+def directory(parent: Path, path: str) -> Path:
+    return parent / path.removeprefix("tinker://").replace("/", "_")
+
+
+def test_downloaded_whole_and_as_they_were_saved(saved: Saved, tmp_path: Path) -> None:
+    results = told(saved.url, "checkpoint", "download", saved.a, saved.sampler, "-o", tmp_path)
+    found = [Path(each["directory"]) for each in results["results"]]
+    assert found == [directory(tmp_path, saved.a), directory(tmp_path, saved.sampler)]
+    assert load_file(found[0] / "adapter_model.safetensors")
+    config = json.loads((found[0] / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+    assert code == 1 and "--force" in text
+    again = typed(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path, "--force")
+    assert again.exit_code == 0 and ":train:0" in again.output, "and not a tram"
+    assert refused(saved.url, "checkpoint", "download", saved.a + "0", "-o", tmp_path)[0] == 3
+
+
+def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) -> None:
+    from everstep.cli.target import Service as Target
+
+    honest = Target.details
+
+    def lying(self: Target, path: str) -> CheckpointDetailsResponse | None:
+        details = honest(self, path)
+        assert details is not None
+        files = [each.model_copy(update={"blake3": "0" * 64}) for each in details.files]
+        return details.model_copy(update={"files": files})
+
+    with mock.patch.object(Target, "details", lying):
+        code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+    assert code == 1 and "hash" in text
+
+
+def test_what_differs_is_told_tensor_by_tensor(saved: Saved, tmp_path: Path) -> None:
+    done = typed(saved.url, "checkpoint", "diff", saved.a, saved.b, "--json")
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    assert (report["a"]["facts"]["step"], report["b"]["facts"]["step"]) == ("1", "2")
+    assert not report["same"] and 0 < report["all"]["relative"] < 1
+    assert report["all"]["cosine"] < 1
+    assert all(each["status"] == "changed" for each in report["tensors"])
+    told(saved.url, "checkpoint", "download", saved.a, saved.b, "-o", tmp_path)
+    local = [directory(tmp_path, each) for each in (saved.a, saved.b)]
+    offline = typed("http://127.0.0.1:1", "checkpoint", "diff", *local, "--json")
+    assert json.loads(offline.stdout)["tensors"] == report["tensors"]
+    text = typed(saved.url, "checkpoint", "diff", saved.a, local[1], "--limit", 3).stdout
+    assert saved.a in text and "3 are shown" in text and "lora_B" in text
+
+
+def test_what_is_the_same_is_told(saved: Saved) -> None:
+    text = said(saved.url, "checkpoint", "diff", saved.b, saved.sampler)
+    assert "are the same, bit for bit" in text
+    assert told(saved.url, "checkpoint", "diff", saved.b, saved.b)["same"] is True
+
+
+def test_lineage_stands_beside_it(saved: Saved) -> None:
+    copy = told(saved.url, "checkpoint", "save-as", saved.a, "copy")["tinker_path"]
+    report = told(saved.url, "checkpoint", "diff", saved.a, copy)
+    assert report["same"] and report["lineage"] == "B descends from A"
+
+
+def test_what_can_not_be_compared_is_told(saved: Saved, tmp_path: Path) -> None:
+    assert refused(saved.url, "checkpoint", "diff", saved.a, tmp_path / "none")[0] == 3
+    code, text = refused(saved.url, "checkpoint", "diff", saved.a, tmp_path)
+    assert code == 3 and "adapter_model.safetensors" in text
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"nothing")
+    code, text = refused(saved.url, "checkpoint", "diff", tmp_path, saved.a)
+    assert code == 1 and "safetensors" in text
+
+
+def test_the_doctor_finds_a_sound_set_up_well(service: Service) -> None:
+    done = typed(service.url, "doctor", "--home", service.home, "--json")
+    report = json.loads(done.stdout)
+    states = {each["name"]: each["state"] for each in report["checks"]}
+    assert done.exit_code == 0 and report["ok"], report
+    assert {"Python", "torch", "home", "disk", "ledger", "vault", "service"} <= states.keys()
+    assert {"API key", "clock", "releases", "models", "tokenizer"} <= states.keys()
+    assert MODEL in said(service.url, "doctor", "--home", service.home)
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+    done = typed("http://127.0.0.1:1", "doctor", "--home", tmp_path / "home", "--json")
+    checks = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
+    assert done.exit_code == 1
+    assert checks["service"]["state"] == "problem"
+    assert "everstep serve" in checks["service"]["advice"]
+    assert checks["home"]["state"] == "ok" and not (tmp_path / "home").exists()
+
+
+def test_the_doctor_finds_damage_in_a_home(tmp_path: Path) -> None:
+    (tmp_path / "vault" / "manifests" / "training" / "run").mkdir(parents=True)
+    (tmp_path / "vault" / "manifests" / "training" / "run" / "x.json").write_text("no manifest")
+    found = {each.name: each for each in doctor_home.findings(tmp_path)}
+    assert found["ledger"].state == found["vault"].state == "problem"
+    assert "restore" in found["ledger"].found and "--quarantine" in str(found["vault"].advice)
+
+
+@pytest.mark.parametrize(
+    ("status", "date", "health", "clock"),
+    [
+        (200, "Wed, 25 Nov 2020 10:00:00 GMT", "ok", "warning"),
+        (503, None, "warning", "ok"),
+        (401, None, "problem", "ok"),
+        (404, None, "warning", "ok"),
+    ],
+)
+def test_the_doctor_reads_a_service_from_its_answers(
+    status: int, date: str | None, health: str, clock: str
+) -> None:
+    answer = httpx.Response(status, headers={} if date is None else {"Date": date})
+    assert doctor_service._health("http://x", answer).state == health
+    assert doctor_service._clock(answer).state == clock
+
+
+def test_the_doctor_looks_at_the_key_and_at_other_services(tmp_path: Path) -> None:
+    hub = mock.patch("transformers.AutoTokenizer.from_pretrained", side_effect=OSError("no hub"))
+    with KeepingService() as other, hub:
+        found = [*doctor_service.findings(other.url, KEY, tmp_path)]
+        states: dict[str, Any] = {each.name: each for each in found}
+        assert states["releases"].found.endswith("the service is not Everstep")
+        assert states["models"].state == "ok"
+        assert states["tokenizer"].state == "problem" and "HF_HOME" in states["tokenizer"].advice
+        found = [*doctor_service.findings(other.url, "sk-1", tmp_path)]
+    assert (found[0].name, found[0].state) == ("API key", "problem")
+    assert "tml-" in found[0].found
+
+
+def test_a_download_of_a_hosted_kind_of_service_is_refused_when_it_has_none(
+    tmp_path: Path,
+) -> None:
+    with KeepingService() as other:
+        with connect(everstep, other.url) as client:
+            run = client.create_lora_training_client("fake/model", 4, 1).result()
+            path = run.save_state("x").result().path
+        code, text = refused(other.url, "checkpoint", "download", path, "-o", tmp_path)
+    assert code != 0 and text.startswith("everstep: ")
+
+
+def test_a_download_has_the_bytes_of_the_vault(
+    saved: Saved, service: Service, tmp_path: Path
+) -> None:
+    told(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+    files = told(saved.url, "checkpoint", "info", saved.a)["details"]["files"]
+    sizes = {each["name"]: each["size_bytes"] for each in files}
+    here = directory(tmp_path, saved.a)
+    assert {name: (here / name).stat().st_size for name in sizes} == sizes
+    assert hashes(service.home, saved.a)
