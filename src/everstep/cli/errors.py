@@ -117,6 +117,7 @@ _FORESEEN = (
     ("pydantic", "ValidationError", Code.USAGE),
     ("httpx", "HTTPError", Code.UNREACHABLE),
     ("everstep.vault", "VaultError", Code.FAILED),
+    ("everstep.interchange.errors", "InterchangeError", Code.FAILED),
     ("everstep.ledger", "LedgerError", Code.FAILED),
     ("everstep.runtime.errors", "OperationFailed", Code.FAILED),
     ("everstep.runtime.errors", "Rejected", Code.FAILED),

@@ -128,10 +128,10 @@ def _row(manifest: Manifest) -> Checkpoint | None:
 def _run(run_id: str, manifests: list[Manifest]) -> Run | None:
     """A run's row; None unless its session is known and a state with its optimizer is there.
 
-    A run none of whose states was made by an operation of its own holds copies.
+    A run none of whose states was made by an operation of its own holds copies or imports.
     """
     session_id, infix, _ = run_id.rpartition(_INFIX)
-    copied = all(each.request_id is None and each.parents for each in manifests)
+    copied = all(each.request_id is None and (each.parents or each.imported) for each in manifests)
     states = [each for each in manifests if copied or each.optimizer is not None]
     if not infix or not states:
         return None

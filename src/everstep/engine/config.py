@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 MAX_RANK = 1024
 """Ranks above this cost more than they can give: no layer of a served model is narrower by much."""
@@ -19,6 +21,8 @@ class AdapterConfig:
         train_attn: adapt the attention's projections.
         train_mlp: adapt the MLP's projections.
         train_unembed: adapt the output head.
+        modules: names of the projections among those that are adapted, in the model's order; None:
+            all of them, as of every adapter that was not imported.
     """
 
     rank: int
@@ -27,6 +31,11 @@ class AdapterConfig:
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
+    modules: Sequence[str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; ``modules`` only where it says something."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def scale(self) -> float:

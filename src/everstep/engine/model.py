@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 from torch.utils.checkpoint import checkpoint
@@ -81,12 +83,65 @@ class Model:
                     "projections of that kind that LoRA can be put on; set it to False."
                 )
             names += found if wanted else ()
+        if config.modules is not None:
+            names = [name for name in names if name in config.modules]
         modules = dict(self.module.named_modules())
         widths = {name: features(modules[name]) for name in names}
         info = self.info  # a directory of this machine means nothing where the files may go
         base = info.name if Path(info.source).is_dir() else info.source
         peft = adapter_config(base, config.rank, config.alpha, self._suffixes(names), self._conv1d)
         return AdapterLayout(config, widths, peft)
+
+    def fitting(
+        self, rank: int, alpha: float, widths: Mapping[str, tuple[int, int]]
+    ) -> AdapterConfig:
+        """The configuration of an adapter that was made elsewhere.
+
+        Args:
+            rank: of all its projections.
+            alpha: the product is scaled by alpha / rank.
+            widths: in and out features of the projections that it is put on.
+
+        Raises:
+            InputError: a projection can't be adapted here, or has other widths.
+        """
+        kinds = (self._targets.attn, self._targets.mlp, self._targets.unembed)
+        for name, (width_in, width_out) in widths.items():
+            if not any(name in kind for kind in kinds):
+                raise InputError(
+                    f"target_modules: {name} is no projection of {self.info.name} "
+                    f"({self.info.architecture}) that LoRA can be put on here."
+                )
+            ours = features(self.module.get_submodule(name))
+            if ours != (width_in, width_out):
+                raise InputError(
+                    f"target_modules: {name} is {width_in} → {width_out} in the adapter, and "
+                    f"{ours[0]} → {ours[1]} in {self.info.name}: it was trained on another model."
+                )
+        attn, mlp, unembed = (any(name in kind for name in widths) for kind in kinds)
+        config = AdapterConfig(rank, alpha, 0, attn, mlp, unembed)
+        every = list(self.layout(config).widths)
+        if len(every) == len(widths):
+            return config
+        return replace(config, modules=[name for name in every if name in widths])
+
+    def check_weight(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        """Raise `InputError` unless a module's own weight is this, in the dtype that it is held in.
+
+        Args:
+            name: of the module.
+            values: float32.
+        """
+        try:
+            weight: torch.Tensor = self.module.get_submodule(name).weight
+        except AttributeError as error:
+            raise InputError(f"{self.info.name} has no module {name}.") from error
+        theirs = torch.from_numpy(values).to(weight.device, weight.dtype)
+        if not torch.equal(weight, theirs):
+            raise InputError(
+                f"modules_to_save: the adapter brings a weight of its own for {name}, which is not "
+                f"that of {self.info.name}. Only low-rank products can be imported."
+            )
 
     @contextmanager
     def bound_weights(

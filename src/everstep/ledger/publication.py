@@ -124,6 +124,30 @@ class Publication:
 
         await self._writer.run(work)
 
+    # Imports
+
+    async def imported(
+        self, checkpoint: Checkpoint, run: Run, session: Session, event: Event
+    ) -> None:
+        """Record an imported checkpoint, with the run and session that hold it.
+
+        Args:
+            checkpoint: what was imported; one with its path is replaced.
+            run: holds it; one that is there stays as it is.
+            session: holds the run; likewise.
+            event: for the audit log.
+        """
+
+        def work(connection: Connection) -> None:
+            if q.one(connection, Session, t.sessions, session.session_id) is None:
+                seals.add(connection, t.sessions, vars(session))
+            if q.one(connection, Run, t.runs, run.run_id) is None:
+                seals.add(connection, t.runs, vars(run))
+            q.put(connection, t.checkpoints, checkpoint)
+            audit.note(connection, event)
+
+        await self._writer.run(work)
+
     # Tokens
 
     async def add_token(self, token: WeightsToken, event: Event) -> None:

@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         status: ``live``; ``corrupted``: recovery found that it can't be brought back; ``copy``: it
-            holds a copy of a checkpoint and takes no operations.
+            holds copies of checkpoints, or imported ones, and takes no operations.
         environment: the numeric environment of its results since its newest snapshot.
         fault: why it is corrupted.
     """

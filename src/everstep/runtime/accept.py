@@ -165,13 +165,13 @@ class Acceptance:
             raise _finished(session)
 
     async def _check_trainable(self, scope: str) -> None:
-        """Raise `Rejected` (400) for a run that holds a copy."""
+        """Raise `Rejected` (400) for a run that holds copies or imports."""
         run = await self._ledger.run(scope)
         if run is not None and run.status == "copy":
             raise Rejected(
                 400,
-                f"Model {scope} holds a copy of a checkpoint and takes no operations. Create a "
-                "training client from the copy.",
+                f"Model {scope} holds a copy of a checkpoint, or an imported one, and takes no "
+                "operations. Create a training client from that checkpoint.",
             )
 
     async def run(self, model_id: str | None) -> Run:

@@ -67,10 +67,11 @@ class Checkpoints:
                 the path that has it, if there is one.
         """
         checkpoint = await self.usable(text)
-        if optimizer and checkpoint.kind != CheckpointKind.TRAINING:
+        if optimizer and checkpoint.optimizer is None:
             twin = TinkerPath(checkpoint.run_id, CheckpointKind.TRAINING, checkpoint.name)
             text = f"Checkpoint {checkpoint.path} holds weights only, no optimizer state. "
-            if await self._ledger.checkpoint(str(twin)) is not None:
+            other = await self._ledger.checkpoint(str(twin))
+            if other is not None and other.optimizer is not None:
                 raise OperationFailed(text + f"Load {twin}, which has it.")
             raise OperationFailed(
                 text + "Load it without the optimizer (load_state), or load a checkpoint "

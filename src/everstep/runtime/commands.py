@@ -13,6 +13,7 @@ sample     sequences and logprobs                                          done 
 watch      tell of a sample as it is drawn, from a position on             drawn, again and again
 cancel     stop a sample                                                   none
 drop       forget a run                                                    done
+import     an adapter from outside becomes a checkpoint                    done
 collect    remove unreferenced files of the vault                          done
 ========== =============================================================== =====================
 
@@ -42,6 +43,7 @@ from everstep.engine.environment import environment
 from everstep.engine.errors import InputError
 from everstep.failpoints import Failpoint
 from everstep.runtime.channel import BlockingChannel, Message
+from everstep.runtime.importing import write_import
 from everstep.runtime.progress import SAMPLING
 from everstep.runtime.samplers import Samplers
 from everstep.runtime.saving import read_checkpoint, write_checkpoint
@@ -104,6 +106,8 @@ class Commands:
             self._turns.add(message.header["run"], message.header["id"], self._save(message))
         elif command == "collect":
             self._writer.submit(self._collect, message)
+        elif command == "import":
+            self._writer.submit(self._import, message)
         else:
             task = self._answered(message, self._steps[command](message))
             self._turns.add(message.header["run"], message.header["id"], task)
@@ -238,6 +242,13 @@ class Commands:
             return {"files": [[ref.blake3, ref.size] for ref in removed]}
 
         self._write(message.header["id"], collect)
+
+    def _import(self, message: Message) -> None:
+        def write() -> dict[str, Any]:
+            model = self._models[message.header["model"]]
+            return write_import(self._vault, model, message.header, environment())
+
+        self._write(message.header["id"], write)
 
     # Samples: one batch a model, one decode step a turn.
 

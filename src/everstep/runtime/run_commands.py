@@ -15,7 +15,7 @@ from everstep.runtime.residency import Residency
 from everstep.runtime.worker_process import Call, WorkerProcess
 from everstep.wire.errors import ErrorCategory
 
-_LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed")
+_LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
 
 
 class RunCommands:
@@ -153,8 +153,8 @@ class RunCommands:
 
 def _check_compatible(checkpoint: Checkpoint, run: Run) -> None:
     """Raise `OperationFailed` naming each field in which a checkpoint doesn't fit a run."""
-    pairs = [("base_model", checkpoint.base_model, run.base_model)]
-    pairs += [(field, checkpoint.lora[field], run.lora[field]) for field in _LORA_FIELDS]
+    pairs: list[tuple[str, Any, Any]] = [("base_model", checkpoint.base_model, run.base_model)]
+    pairs += [(field, checkpoint.lora.get(field), run.lora.get(field)) for field in _LORA_FIELDS]
     wrong = [
         f"checkpoint {field} is {theirs} but target model {field} is {ours}"
         for field, theirs, ours in pairs

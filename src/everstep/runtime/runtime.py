@@ -28,6 +28,7 @@ from everstep.runtime.execution import Execution
 from everstep.runtime.followers import SampleEvent
 from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
+from everstep.runtime.imports import Imports
 from everstep.runtime.lifetimes import Lifetimes
 from everstep.runtime.links import Links
 from everstep.runtime.recovery import Recovery
@@ -75,6 +76,7 @@ class Runtime:
         lifetimes: how long checkpoints stay, and whether they are public.
         copies: copies of checkpoints in other projects.
         downloads: addresses of checkpoints' files, and the files.
+        imports: checkpoints that were made elsewhere.
         session_views: what the service tells of sessions.
         traces: time lines of sessions.
         care: collecting and pruning on request.
@@ -122,6 +124,14 @@ class Runtime:
         )
         self.session_views = SessionViews(parts.ledger)
         self.copies = Copies(parts.ledger, parts.vault, parts.checkpoints, self.access)
+        self.imports = Imports(
+            parts.home,
+            parts.ledger,
+            parts.vault,
+            parts.worker,
+            parts.checkpoints,
+            parts.settings.import_bytes,
+        )
         self.care = Care(parts.ledger, parts.vault, parts.worker, parts.checkpoints)
         self.details = CheckpointDetails(parts.vault, parts.checkpoints, self.access)
         self.administration = Administration(parts.ledger)

@@ -79,6 +79,19 @@ def takes(model: type[BaseModel], *, protobuf: str | None = None, empty: bool = 
     return {"requestBody": {"required": not empty, "content": content}}
 
 
+TAKES_TAR: Any = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-tar": {
+                "schema": {"type": "string", "contentMediaType": "application/x-tar"}
+            }
+        },
+    }
+}
+"""The body of a route that takes an archive."""
+
+
 def message(text: str) -> dict[str, Any]:
     """The media type of a protobuf message; OpenAPI has no schema for one."""
     schema = {"type": "string", "contentMediaType": PROTOBUF, "description": text}

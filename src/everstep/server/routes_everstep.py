@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from everstep.runtime import OperationFailed, Rejected
 from everstep.runtime.checkpoints import expiry
 from everstep.server.common import body_of, runtime_of, weights_token_of
-from everstep.server.openapi import errors, takes
+from everstep.server.openapi import TAKES_TAR, errors, takes
 from everstep.wire.base import parse
 from everstep.wire.errors import WireError
 from everstep.wire.inspection import (
@@ -30,6 +31,7 @@ from everstep.wire.publication import (
     DeletedCheckpoint,
     WeightsTokenResponse,
 )
+from everstep.wire.transfer import ImportQuery, ImportResponse
 from everstep.wire.upkeep import (
     CollectRequest,
     CollectResponse,
@@ -102,6 +104,27 @@ async def delete_checkpoints(request: Request) -> DeleteCheckpointsResponse:
             error = str(failure)
         results.append(DeletedCheckpoint(tinker_path=text, error=error))
     return DeleteCheckpointsResponse(results=results)
+
+
+@router.post(
+    "/checkpoints/import",
+    openapi_extra=TAKES_TAR,
+    responses=errors(400, 413),
+)
+async def import_checkpoint(
+    request: Request,
+    query: Annotated[ImportQuery, Query()],
+    x_idempotency_key: Annotated[str | None, Header()] = None,
+) -> ImportResponse:
+    """Make a checkpoint of an adapter that was made elsewhere: PEFT's, or another service's.
+
+    A retry with the same X-Idempotency-Key, or in the same collection, makes no second one.
+    """
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Rejected(400, "The body of an import is a tar as it is; Content-Encoding: identity.")
+    return await runtime.imports.bring_in(query, request.stream(), x_idempotency_key)
 
 
 @router.post(

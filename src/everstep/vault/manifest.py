@@ -43,6 +43,7 @@ class Manifest(BaseModel):
         request_id: the operation that made it.
         rng: state of random generators, if any.
         parents: paths of the checkpoints it descends from.
+        imported: of one that was brought in, where from, and the BLAKE3 of what was.
         user_metadata: the user's.
         expires_at: when it may be collected; None: never.
         public: whether others may read it.
@@ -67,6 +68,7 @@ class Manifest(BaseModel):
     request_id: str | None = None
     rng: dict[str, Any] = Field(default_factory=dict)
     parents: list[str] = Field(default_factory=list)
+    imported: dict[str, str] | None = None
     user_metadata: dict[str, str] | None = None
     expires_at: datetime | None = None
     public: bool = False

@@ -317,14 +317,17 @@ class Vault:
         """
         return self._collection.collect(grace_seconds, dry_run=dry_run, without=without)
 
-    def export(self, manifest: Manifest, directory: Path) -> list[Path]:
+    def export(
+        self, manifest: Manifest, directory: Path, *, only: Container[str] | None = None
+    ) -> list[Path]:
         """Copy a checkpoint's files, durably, under their own names; none unless all verify.
 
         Args:
             manifest: the checkpoint.
             directory: created when it isn't there; files of the same names are replaced.
+            only: names of the files that are wanted; None: all.
         """
-        return export(self, manifest, directory)
+        return export(self, manifest, directory, only)
 
 
 def _label(manifest: Manifest) -> str:
