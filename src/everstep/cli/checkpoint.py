@@ -11,6 +11,7 @@ from everstep.cli.checkpoint_delete import delete
 from everstep.cli.checkpoint_diff import diff
 from everstep.cli.checkpoint_download import download
 from everstep.cli.checkpoint_marks import publish, set_ttl, tag, unpublish
+from everstep.cli.checkpoint_transfer import export, import_
 from everstep.cli.completion import CheckpointPath
 from everstep.cli.run import Limit
 from everstep.cli.target import Target, with_target
@@ -80,6 +81,8 @@ _COMMANDS = (
     tag,
     delete,
     gc,
+    export,
 )
 for command in _COMMANDS:
     app.command()(command)
+app.command("import")(import_)

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from everstep.cli import hub
-from everstep.cli import vault_tables as tables
-from everstep.cli.options import Refused
+from everstep.cli import hub, output
+from everstep.cli.errors import Refused
+from everstep.cli.options import existing_home
+from everstep.cli.target import Target
 from everstep.cli.vault_work import opened
 from everstep.interchange.base import BaseModel
 from everstep.interchange.card import CARD, Lineage, model_card
@@ -56,24 +57,23 @@ class Export:
     public: bool = False
 
 
-def export(home: Path, wanted: Export, *, as_json: bool) -> None:
-    """Export a checkpoint of a home, and print what came of it; also beside a service.
+def export(target: Target, wanted: Export) -> None:
+    """Export a checkpoint and print what came of it.
 
     Args:
-        home: the home.
+        target: the service, or the home: that is read as it lies there, also beside its service.
         wanted: what, and where to.
-        as_json: print JSON.
 
     Raises:
         Refused: it can't be read, or the hub doesn't take it.
         InterchangeError: it can't be merged.
         VaultError: it is damaged, or the directory isn't empty.
     """
-    target = wanted.directory.expanduser().resolve()
-    with _fetched(home, wanted.path) as (files, lineage):
+    directory = wanted.directory.expanduser().resolve()
+    with _fetched(target, wanted.path) as (files, lineage):
         adapter = PeftAdapter.open(files)
-        base = _base(wanted, adapter) if wanted.merged_as else None
-        with whole_directory(target) as stage:
+        base = _base(target.home, wanted, adapter) if wanted.merged_as else None
+        with whole_directory(directory) as stage:
             if wanted.merged_as and base is not None:
                 merge(base, adapter, wanted.merged_as, stage)
             else:
@@ -81,31 +81,56 @@ def export(home: Path, wanted: Export, *, as_json: bool) -> None:
                     shutil.copyfile(files / name, stage / name)
             (stage / CARD).write_text(model_card(lineage, wanted.merged_as))
         notes = [] if wanted.merged_as else _notes(adapter, wanted)
-    pushed = _push(wanted, target) if wanted.repository else None
-    _print(wanted, target, notes, pushed, as_json)
+    pushed = None
+    if wanted.repository:
+        message = f"Export {wanted.path}"
+        pushed = hub.push(directory, wanted.repository, public=wanted.public, message=message)
+    _print(wanted, directory, notes, pushed, target.as_json)
 
 
 @contextmanager
-def _fetched(home: Path, path: str) -> Iterator[tuple[Path, Lineage]]:
+def _fetched(target: Target, path: str) -> Iterator[tuple[Path, Lineage]]:
     """A directory with a checkpoint's adapter, verified, and where it comes from."""
+    with tempfile.TemporaryDirectory(prefix="everstep-export-") as temporary:
+        files = Path(temporary) / "files"
+        fetch = _from_home if target.base_url is None else _from_service
+        lineage = fetch(target, path, files)
+        for name in _FILES:
+            if not (files / name).is_file():
+                raise Refused(
+                    f"{path} holds no {name}. If it is encrypted, export what it was saved from."
+                )
+        yield files, lineage
+
+
+def _from_service(target: Target, path: str, files: Path) -> Lineage:
+    from everstep.client import download_checkpoint
+
+    with target.service() as service:
+        download_checkpoint(service.client, path, files)
+        details = service.details(path)
+        if details is not None:
+            return Lineage(
+                path=path,
+                base_model=details.base_model,
+                base_fingerprint=details.base_fingerprint,
+                step=details.step,
+                created_at=details.created_at,
+                parents=details.parents,
+                lora=details.lora,
+                optimizer=details.optimizer,
+                user_metadata=details.user_metadata,
+                files={each.name: each.blake3 for each in details.files if each.name in _FILES},
+            )
+        known = service.rest.get_weights_info_by_tinker_path(path).result()
+        return Lineage(path, known.base_model, lora={"rank": known.lora_rank})
+
+
+def _from_home(target: Target, path: str, files: Path) -> Lineage:
+    home = existing_home(target.home)
     vault = Vault(home / "vault", writer=False)
     manifest = asyncio.run(_manifest(home, vault, path))
-    with tempfile.TemporaryDirectory(prefix="everstep-export-") as directory:
-        files = Path(directory)
-        found = {each.name for each in vault.export(manifest, files, only=_FILES)}
-        if missing := set(_FILES) - found:
-            raise Refused(f"{path} holds no {', '.join(sorted(missing))}.")
-        yield files, lineage_of(path, manifest)
-
-
-async def _manifest(home: Path, vault: Vault, path: str) -> Manifest:
-    async with opened(home, read_only=True) as ledger:
-        row = await Checkpoints(ledger, vault, Settings()).find(path)
-    return vault.marked(vault.manifest(row.kind, row.run_id, row.name))
-
-
-def lineage_of(path: str, manifest: Manifest) -> Lineage:
-    """What a manifest says of where a checkpoint comes from."""
+    vault.export(manifest, files, only=_FILES)
     return Lineage(
         path=path,
         base_model=manifest.base_model,
@@ -116,14 +141,24 @@ def lineage_of(path: str, manifest: Manifest) -> Lineage:
         lora=manifest.lora,
         optimizer=manifest.optimizer,
         user_metadata=manifest.user_metadata,
-        files={name: manifest.files[name].blake3 for name in _FILES},
+        files={name: ref.blake3 for name, ref in manifest.files.items() if name in _FILES},
     )
 
 
-def _base(wanted: Export, adapter: PeftAdapter) -> BaseModel:
+async def _manifest(home: Path, vault: Vault, path: str) -> Manifest:
+    async with opened(home, read_only=True) as ledger:
+        row = await Checkpoints(ledger, vault, Settings()).find(path)
+    return vault.marked(vault.manifest(row.kind, row.run_id, row.name))
+
+
+def _base(home: Path, wanted: Export, adapter: PeftAdapter) -> BaseModel:
+    """The base model: as it was said, as the service made it in its home, or of the hub."""
     name = wanted.base_model or adapter.base_model
     if name is None:
         raise Refused("The adapter doesn't say what it was trained on; give --base-model.")
+    made = home.expanduser() / "models" / name
+    if wanted.base_model is None and made.is_dir():
+        return BaseModel.open(made)
     return BaseModel.open(hub.base_directory(name))
 
 
@@ -139,23 +174,17 @@ def _notes(adapter: PeftAdapter, wanted: Export) -> list[str]:
     return [f"vLLM needs {options} for it."] if options else []
 
 
-def _push(wanted: Export, target: Path) -> str:
-    message = f"Export {wanted.path}"
-    assert wanted.repository is not None
-    return hub.push(target, wanted.repository, public=wanted.public, message=message)
-
-
 def _print(
-    wanted: Export, target: Path, notes: list[str], pushed: str | None, as_json: bool
+    wanted: Export, directory: Path, notes: list[str], pushed: str | None, as_json: bool
 ) -> None:
-    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
     if as_json:
-        told = {"tinker_path": wanted.path, "directory": str(target), "files": files}
-        tables.print_json(told | {"merged_as": wanted.merged_as, "notes": notes, "pushed": pushed})
+        told = {"tinker_path": wanted.path, "directory": str(directory), "files": files}
+        output.print_json(told | {"merged_as": wanted.merged_as, "notes": notes, "pushed": pushed})
         return
-    out = tables.console()
+    out = output.console()
     size = readable(sum(files.values()))
-    out.print(f"{wanted.path} is in {target}: {len(files)} files, {size}.")
+    out.print(f"{wanted.path} is in {directory}: {len(files)} files, {size}.")
     for note in notes:
         out.print(note)
     if pushed:

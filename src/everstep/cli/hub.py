@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from everstep.cli.options import Refused
+from everstep.cli.errors import Refused
 
 _FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.safetensors", "LICENSE*"]
 
@@ -28,7 +28,11 @@ def base_directory(name: str) -> Path:
         return Path(name).expanduser().resolve()
     from huggingface_hub import snapshot_download
 
-    with _told(f"The base model {name} is no directory here, and can't be had from the hub"):
+    what = (
+        f"The base model {name} is no directory here, and can't be had from the hub; say where it "
+        "is with --base-model DIR"
+    )
+    with _told(what):
         return Path(snapshot_download(name, allow_patterns=_FILES))
 
 
