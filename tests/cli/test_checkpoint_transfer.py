@@ -109,7 +109,9 @@ def test_a_checkpoint_of_another_service_is_fetched_from_it(saved: Saved, tmp_pa
     told(saved, "export", saved.path, tmp_path / "here")
     url = ("--base-url", address(saved), "--api-key", "tml-test")
     told(saved, "export", saved.path, tmp_path / "there", *url)
-    here, there = ({f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("here", "there"))
+    here, there = (
+        {f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("here", "there")
+    )
     assert here == there
 
 

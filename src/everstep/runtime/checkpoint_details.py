@@ -58,6 +58,7 @@ class CheckpointDetails:
             optimizer=manifest.optimizer,
             step=manifest.step,
             parents=manifest.parents,
+            imported=manifest.imported,
             user_metadata=row.user_metadata,
             environment=manifest.environment,
             files=[

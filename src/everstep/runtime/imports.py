@@ -38,12 +38,12 @@ from everstep.runtime.worker_process import WorkerProcess
 from everstep.vault import Manifest, Vault, VaultError
 from everstep.wire.errors import WireError
 from everstep.wire.paths import CheckpointKind, TinkerPath, validate_name
-from everstep.wire.transfer import ImportQuery, ImportResponse
+from everstep.wire.transfer import ImportQuery, ImportResponse, collection_run_id
 
 _RECEIVED = Failpoint("runtime.import.received", "an upload is spooled, nothing came of it")
 _COMMITTED = Failpoint("runtime.import.committed", "an import is in the vault, not recorded")
 _RECORDED = Failpoint("runtime.import.recorded", "an import is recorded, and no one was told")
-_RUNS = uuid.UUID("0d1d9c1e-9a7b-4b7e-8d0f-6a3c0b7f5e21")
+_RUNS = uuid.UUID("5f3b6f0a-2f0e-4d6b-9c55-1f2e7f0f6c3a")
 _DIRECTORY = "imports"
 _DETAIL = "Made by an import: it holds imported checkpoints, and takes no operations."
 _PIECE = 1 << 20
@@ -150,7 +150,7 @@ class Imports:
         known = await self._ledger.checkpoint(str(path))
         if known is not None:
             there = await asyncio.to_thread(self._there, path)
-            if there is not None and (there.imported or {}).items() >= upload.digests.items():
+            if there is not None and there.imported == _imported(query, upload):
                 return _answer(known, there.step, [], is_new=False)
             if not query.overwrite:
                 raise Rejected(400, taken(path.name, path.run_id, path.kind).message)
@@ -192,7 +192,6 @@ class Imports:
             user_metadata=_metadata(query, source),
             expires_at=None,
         )
-        came_from = query.source or "an upload"
         manifest = draft(
             row,
             base_fingerprint=base.fingerprint,
@@ -200,7 +199,7 @@ class Imports:
             position=0,
             request_id=None,
             parents=[query.source] if query.source else [],
-            imported={"from": came_from, **upload.digests},
+            imported=_imported(query, upload),
         )
         command = {
             "command": "import",
@@ -291,10 +290,17 @@ def _digest(path: Path) -> str:
 
 def _run_id(query: ImportQuery, key: str | None) -> str:
     if query.collection is not None:
-        made = uuid.uuid5(_RUNS, f"collection {query.collection}")
-    else:
-        made = uuid.uuid5(_RUNS, f"key {key}") if key is not None else uuid.uuid4()
+        return collection_run_id(query.collection)
+    made = uuid.uuid5(_RUNS, key) if key is not None else uuid.uuid4()
     return names.run_id(str(made), 0)
+
+
+def _imported(query: ImportQuery, upload: _Upload) -> dict[str, str]:
+    """What a manifest says of an import: where it comes from, and what was sent."""
+    imported = {"from": query.source or "an upload", **upload.digests}
+    if query.saved_at is not None:
+        imported["saved_at"] = query.saved_at.isoformat()
+    return imported
 
 
 def _optimizer(source: Manifest | None) -> dict[str, Any] | None:

@@ -51,6 +51,7 @@ class CheckpointDetailsResponse(Response):
         optimizer: its family; None without optimizer state.
         step: how many optimizer steps the state has seen.
         parents: paths of the checkpoints that it descends from.
+        imported: of one that was brought in, where from, and the BLAKE3 of what was.
         user_metadata: as it is now.
         environment: the numeric environment that made it.
         files: what it holds.
@@ -64,6 +65,7 @@ class CheckpointDetailsResponse(Response):
     optimizer: dict[str, Any] | None
     step: int
     parents: list[str]
+    imported: dict[str, str] | None = None
     user_metadata: dict[str, str] | None
     environment: dict[str, Any]
     files: list[CheckpointFile]

@@ -7,11 +7,20 @@ too.
 
 from __future__ import annotations
 
+import uuid
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
 from everstep.wire.base import Request, Response
+
+_COLLECTIONS = uuid.UUID("0d1d9c1e-9a7b-4b7e-8d0f-6a3c0b7f5e21")
+
+
+def collection_run_id(collection: str) -> str:
+    """The run that holds the imports of a collection."""
+    return f"{uuid.uuid5(_COLLECTIONS, collection)}:train:0"
 
 
 class ImportQuery(Request):
@@ -24,6 +33,7 @@ class ImportQuery(Request):
             model otherwise than the service does.
         source: where it comes from, as its lineage has it.
         collection: imports with the same text are checkpoints of one run; None: one of its own.
+        saved_at: when it was saved there.
         overwrite: replace one of that name in the collection.
         user_metadata: a JSON object of texts; None: what its manifest says, if it has one.
     """
@@ -33,6 +43,7 @@ class ImportQuery(Request):
     base_model: str | None = None
     source: str | None = Field(default=None, max_length=2000)
     collection: str | None = Field(default=None, max_length=2000)
+    saved_at: datetime | None = None
     overwrite: bool = False
     user_metadata: str | None = Field(default=None, max_length=16_000)
 
