@@ -5,14 +5,16 @@ Every order here is made by a gate, or is that in which the worker finished its 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from everstep.engine import Model
 from everstep.runtime.turns import Turns
-from tests.runtime.local import Local, batch
+from tests.runtime.local import Gate, Local, batch
 
 
 @pytest.mark.parametrize("route", ["save_weights", "save_weights_for_sampler"])
@@ -127,3 +129,23 @@ def test_a_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pic
         assert seen == expected
         assert ("restore", run) in service.finished
         assert service.train(run, 2) == service.train(twin, 2)
+
+
+def test_a_disk_that_is_slow_to_sync_does_not_hold_up_training(home: Path, pico: Model) -> None:
+    gate, fsync = Gate(), os.fsync
+
+    def slow(handle: int) -> None:
+        gate.pass_through()
+        fsync(handle)
+
+    with Local(home, pico) as service:
+        run, twin = service.new_run(), service.new_run()
+        expected = service.train(twin, 0, 1, 2)
+        seen = service.train(run, 0)
+        with mock.patch("everstep.vault.local.os.fsync", slow), gate.shut():
+            save = service.send(run, "save_weights", path="slow")
+            gate.wait_reached()
+            seen += service.train(run, 1)
+            assert service.http.get(f"training_runs/{run}/checkpoints").json()["checkpoints"] == []
+        assert service.result(save)["path"] == f"tinker://{run}/weights/slow"
+        assert seen + service.train(run, 2) == expected

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ def test_the_nth_call_of_sqlite_fails(tmp_path: Path, calls: str, error: str, nt
     history = History()
     history.feed(told.stdout.splitlines())
     judge(home, history)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(STRACE is None, reason="there is no strace")
+def test_on_a_slow_disk_everything_is_acknowledged_late_and_nothing_fails(tmp_path: Path) -> None:
+    home = prepared(tmp_path / "home")
+    syncs = "fsync,fdatasync"
+    strace = [str(STRACE), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={syncs}"]
+    strace += ["-e", f"inject={syncs}:delay_enter=100000"]  # µs
+    program = [sys.executable, "-m", ledger_program.__name__, str(home)]
+    began = time.monotonic()
+    told = subprocess.run([*strace, *program], stdout=subprocess.PIPE, check=True)
+    assert time.monotonic() - began > 0.1 * ledger_program.OPERATIONS, "each waits for its own"
+    history = History()
+    history.feed(told.stdout.splitlines())
+    assert history.failures == []
+    assert history.acknowledged == ledger_program.OPERATIONS
+    assert history.judge(asyncio.run(find_in_ledger(home / LEDGER))) == []
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from everstep.testing import faulty
 from everstep.testing.history import History, Reporter, Violation
 from everstep.testing.invariants import check_vault
 from everstep.testing.memoryfs import Crash, Log, Recorded
+from everstep.testing.modelstore import ModelStore
 from everstep.testing.strategies import crashes, steps
 from everstep.testing.workload import Step, run_steps
 from everstep.vault import Vault
@@ -61,6 +62,19 @@ def test_any_program_any_crash(data: st.DataObject, program: list[Step]) -> None
     log = record(program)
     for _ in range(5):
         assert judged(log, data.draw(crashes(log))) == []
+
+
+@settings(deadline=None, max_examples=25)
+@given(program=steps())
+def test_where_nothing_crashes_the_vault_is_the_model_store(program: list[Step]) -> None:
+    model = ModelStore()
+    with scratch() as root:
+        vault = Vault(root / "vault")
+        for number, step in enumerate(program):
+            run_steps(vault, [step], Reporter(lambda _: None), first=number)
+            model.apply(step)
+            held = {each.name: bytes(vault.read(each, "adapter")) for each in vault.manifests()}
+            assert held == model.held
 
 
 def test_a_crash_at_every_call() -> None:
