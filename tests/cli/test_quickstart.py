@@ -24,6 +24,10 @@ from everstep.engine.pico import write_pico
 from everstep.vault import Vault
 
 
+SECONDS = 900
+"""More than it takes on any machine, however busy that is with other things."""
+
+
 def run(home, *arguments):
     """The command in a process of its own; its exit code and all it said."""
     done = subprocess.run(
@@ -31,7 +35,7 @@ def run(home, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
         env={**os.environ, "COLUMNS": "100", "HF_HUB_OFFLINE": "1"},
         check=False,
     )
@@ -39,6 +43,7 @@ def run(home, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
 def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
     code, said = run(tmp_path, "--steps", "12")
 
@@ -80,6 +85,7 @@ TURNS = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
