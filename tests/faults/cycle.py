@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import httpx
 import pyrage
 
 from tests.scenario import MODEL, connect, data
@@ -24,6 +26,7 @@ class Looper:
 
     def __init__(self, sdk: Any, url: str, seed: int) -> None:
         self.sdk = sdk
+        self.url = url
         self.service = connect(sdk, url)
         self.run = self.service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
         self.rest = self.service.create_rest_client()
@@ -31,7 +34,7 @@ class Looper:
         self.copies: list[str] = []
 
     def round(self) -> list[Any]:
-        """Train, save, sample, load, publish, copy, delete; returns every number that was seen."""
+        """Train, save, sample, load, publish, copy, delete; returns all that was seen."""
         sdk, run, number = self.sdk, self.run, self.rounds
         self.rounds += 1
         seen: list[Any] = []
@@ -55,11 +58,38 @@ class Looper:
         params = sdk.types.SamplingParams(max_tokens=SAMPLED, seed=number, temperature=1.0)
         sampled = sampler.sample(prompt, 2, params).result()
         seen += [(list(s.tokens), list(s.logprobs or [])) for s in sampled.sequences]
+        seen.append(self._give_up(sampler, number))
         seen.append(_numbers(pending.result()))
         run.load_state_with_optimizer(path).result()
         seen += [_numbers(future.result()) for future in self._step(number * 3 + 2)[:1]]
         self._look_after(path, number)
         return seen
+
+    def _give_up(self, sampler: Any, number: int) -> str:
+        """Cancel a sample that was accepted, and say how it ended."""
+        sampler_id = vars(sampler).get("_sampling_session_id") or sampler.sampling_session_id
+        asked = {
+            "sampling_session_id": sampler_id,
+            "seq_id": 999_000_000_000 + number,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [5, 6, 7]}]},
+            "sampling_params": {"max_tokens": 2000, "stop": []},
+        }
+        sample = {"request_id": self._post("asample", asked).json()["request_id"]}
+        self._post("cancel_future", sample)
+        return str(self._post("retrieve_future", sample).json()["error"])
+
+    def _post(self, route: str, body: Any) -> httpx.Response:
+        """Send a request until it is answered."""
+        while True:
+            try:
+                answer = httpx.post(f"{self.url}/api/v1/{route}", json=body, timeout=60)
+            except httpx.TransportError:
+                pass
+            else:
+                if answer.status_code < 400:
+                    return answer
+                assert answer.status_code in (408, 503), answer.text
+            time.sleep(0.05)  # there is nothing to be woken by
 
     def _look_after(self, path: str, number: int) -> None:
         """Publish, copy and limit the newest checkpoint; delete the one before it."""

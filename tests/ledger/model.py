@@ -63,6 +63,9 @@ class Model:
             failure=new.failure,
             accepted_at=now,
             finished_at=now if failed else None,
+            weights=self.samplers[new.scope].model_path
+            if new.samples and new.scope in self.samplers
+            else None,
         )
         self.places[new.scope, new.seq_id] = request_id
         if run is not None and not failed:
@@ -131,8 +134,10 @@ class Model:
         mine = [c for c in self.live(now) if c.listed]
         return sorted(mine, key=lambda c: c.created_at, reverse=True)
 
-    def unlisted_of_ended_sessions(self) -> list[Checkpoint]:
-        """The unnamed sampler saves that no client can come back to."""
+    def unlisted_and_unneeded(self) -> list[Checkpoint]:
+        """The unnamed sampler saves that no sampler of an open session and no sample needs."""
         open_sessions = {name for name, each in self.sessions.items() if each.finished is None}
-        live = {run.run_id for run in self.runs.values() if run.session_id in open_sessions}
-        return [c for c in self.checkpoints.values() if not c.listed and c.run_id not in live]
+        sampled = [s for s in self.samplers.values() if s.session_id in open_sessions]
+        waiting = [each for each in self.operations.values() if each.status == "pending"]
+        needed = {s.model_path for s in sampled} | {each.weights for each in waiting}
+        return [c for c in self.checkpoints.values() if not c.listed and c.path not in needed]

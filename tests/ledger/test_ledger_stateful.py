@@ -127,7 +127,8 @@ class LedgerMachine(RuleBasedStateMachine):
         failure: Failure | None,
         match_payload: bool,
     ) -> None:
-        new = NewOperation(scope, seq_id, kind, payload, failure, "session-0")
+        samples = scope == "sampler-x"
+        new = NewOperation(scope, seq_id, kind, payload, failure, "session-0", samples=samples)
         self.accept(new, match_payload=match_payload)
 
     @rule(run_id=st.sampled_from(RUNS), payload=payloads, failure=st.none() | st.none() | failures)
@@ -389,7 +390,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for number in range(6):
             path = f"path-{number}"
             assert self.wait(ask.checkpoint(path)) == live.get(path)
-        ended = sorted(c.path for c in self.model.unlisted_of_ended_sessions())
+        ended = sorted(c.path for c in self.model.unlisted_and_unneeded())
         assert [c.path for c in self.wait(ask.directory.ended())] == ended
         self.check_rows()
 

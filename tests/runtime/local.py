@@ -100,6 +100,7 @@ class Local:
         writes: passed before a checkpoint is written.
         finished: the kinds and runs of the calls that the worker finished, in order.
         seconds: what the worker says that each call took; None: what it did take.
+        commands: the worker that runs now.
     """
 
     def __init__(
@@ -256,9 +257,10 @@ class Local:
             took = {} if self.seconds is None else {"seconds": self.seconds}
             finish(call_id, {**reply, **took}, body)
 
-        turns, reserve = Turns(page), self._settings.disk_reserve_bytes
-        commands = Commands(
-            self._models, Vault(self.home / "vault", reserve_bytes=reserve), channel, turns
+        turns, settings = Turns(page), self._settings
+        vault = Vault(self.home / "vault", reserve_bytes=settings.disk_reserve_bytes)
+        commands = self.commands = Commands(
+            self._models, vault, channel, turns, settings.prefix_bytes
         )
         finish, commands._finish = commands._finish, note  # type: ignore[method-assign]
         threading.Thread(target=read, daemon=True).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from everstep.wire import types
@@ -45,3 +47,13 @@ def check_response(request: types.SampleRequest, response: types.SampleResponse)
             "the service scored more of the prompt than prompt_logprobs_last_n asks for; it "
             "doesn't know it yet"
         )
+
+
+def named(future: types.UntypedAPIFuture, response: types.SampleResponse) -> types.SampleResponse:
+    """A response whose sequences have the ids that they were accepted with."""
+    ids = future.sample_sequence_ids or [""] * len(response.sequences)
+    sequences = [
+        replace(sequence, sequence_id=name)
+        for sequence, name in zip(response.sequences, ids, strict=True)
+    ]
+    return replace(response, sequences=sequences)

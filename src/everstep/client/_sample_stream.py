@@ -10,7 +10,6 @@ from everstep.client._errors import (
     APIConnectionError,
     APIResponseValidationError,
     APIStatusError,
-    NotFoundError,
 )
 from everstep.client._futures import APIFuture
 from everstep.client._futures import submit as run
@@ -102,13 +101,11 @@ class SampleStream:
             try:
                 if await self._read(http, request_id):
                     return
-            except NotFoundError:
-                return  # not a service that streams; its result has all of them
             except APIConnectionError:
                 pass
             except APIStatusError as error:
                 if error.status_code not in RETRIED and error.status_code < 500:
-                    raise
+                    return  # it can't be streamed; the future says why, or has all of it
             failures = 0 if self._position > before else min(failures + 1, 10)
             await http.wait(min(_FIRST_DELAY * 2.0**failures, _LONGEST_DELAY))
 

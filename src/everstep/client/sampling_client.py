@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import json
 import logging
-import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -20,8 +17,9 @@ from everstep.client._futures import APIFuture, BackcompatSamplingClientFuture, 
 from everstep.client._futures import submit as run
 from everstep.client._polling import Asked, retrieve
 from everstep.client._queue import PauseLog
-from everstep.client._sample_checks import check_request, check_response
+from everstep.client._sample_checks import check_request, check_response, named
 from everstep.client._sample_stream import SampleStream
+from everstep.client._sampler_numbers import SamplerNumbers
 from everstep.client._session import Connection, Session
 from everstep.client._telemetry import Telemetry
 from everstep.client._tokenizers import load_tokenizer
@@ -37,8 +35,6 @@ _BUSY_SECONDS_LARGE = 5.0
 _LARGE_PROMPT_BYTES = 128 * 1024
 _AGAIN_SECONDS = 0.5
 _GONE = 410
-_BLOCK = 1_000_000_000
-"""Sequence ids of one client of a sampler; its copies each have a block of their own."""
 
 
 class SamplingClient:
@@ -66,10 +62,8 @@ class SamplingClient:
         self.holder = holder
         self.sampling_session_id = sampling_session_id
         self._base_model = base_model
-        self._shadow = shadow
         self._record_stability_info = record_stability_info
-        self._numbers = itertools.count()
-        self._joining: asyncio.Task[int] | None = None
+        self._numbers = SamplerNumbers(holder, sampling_session_id, shadow=shadow)
         self._places: asyncio.Semaphore | None = None
         self._paused_until = 0.0
         self._pauses = PauseLog(f"Sampling from {sampling_session_id}")
@@ -280,7 +274,7 @@ class SamplingClient:
             prompt=prompt,
             sampling_params=sampling_params,
             sampling_session_id=self.sampling_session_id,
-            seq_id=next(self._numbers),
+            seq_id=self._numbers.next(),
             record_stability_info=self._record_stability_info,
             **more,
         )
@@ -300,7 +294,7 @@ class SamplingClient:
             except asyncio.CancelledError:
                 self._give_up(future.request_id)
                 raise
-            response = _named(future, await self._retrieve(future))
+            response = named(future, await self._retrieve(future))
         stream.complete(response)
         return response
 
@@ -321,15 +315,15 @@ class SamplingClient:
                         raise
                     # The service no longer has it: this is a new sample, not a retry.
                     await self.holder.http.wait(_AGAIN_SECONDS)
-                    request = request.model_copy(update={"seq_id": next(self._numbers)})
+                    request = request.model_copy(update={"seq_id": self._numbers.next()})
                 else:
                     break
         check_response(request, response)
-        return _named(future, response)
+        return named(future, response)
 
     async def _submit(self, request: types.SampleRequest) -> types.UntypedAPIFuture:
         """Send a sample until the service has a place for it."""
-        seq_id = await self._block() * _BLOCK + (request.seq_id or 0)
+        seq_id = await self._numbers.seq_id(request.seq_id or 0)
         request = request.model_copy(update={"seq_id": seq_id})
         http = self.holder.http
         size = prompt_bytes(request.prompt)
@@ -367,27 +361,6 @@ class SamplingClient:
         except APIError as error:
             _log.debug("sample %s not cancelled: %s", request_id, error)
 
-    async def _block(self) -> int:
-        """This client's block of sequence ids."""
-        if not self._shadow:
-            return 0
-        if self._joining is None:
-            self._joining = asyncio.create_task(self._join())
-        return await asyncio.shield(self._joining)
-
-    async def _join(self) -> int:
-        await self.holder.connection.configured()
-        if not self.holder.config.sample_join_sampling_session:
-            return uuid.uuid4().int % _BLOCK + 1
-        request = types.JoinSamplingSessionRequest(sampling_session_id=self.sampling_session_id)
-        answer = await self.holder.http.call(
-            "POST",
-            "/join_sampling_session",
-            types.JoinSamplingSessionResponse,
-            json=request.model_dump(mode="json"),
-        )
-        return answer.client_counter
-
     def on_queue_state_change(self, queue_state: str, queue_state_reason: str | None) -> None:
         """Say in the log, at most once a minute, that sampling is paused.
 
@@ -396,16 +369,6 @@ class SamplingClient:
             queue_state_reason: why.
         """
         self._pauses(queue_state, queue_state_reason)
-
-
-def _named(future: types.UntypedAPIFuture, response: types.SampleResponse) -> types.SampleResponse:
-    """A response whose sequences have the ids that they were accepted with."""
-    ids = future.sample_sequence_ids or [""] * len(response.sequences)
-    named = [
-        replace(sequence, sequence_id=name)
-        for sequence, name in zip(response.sequences, ids, strict=True)
-    ]
-    return replace(response, sequences=named)
 
 
 async def _create(

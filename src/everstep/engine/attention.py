@@ -23,11 +23,15 @@ NAME = "everstep"
 _FIRST_CAPACITY = 64
 
 
+Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values by layer, [n, heads, length, width] each."""
+
+
 class KvCache:
-    """Keys and values of one request, by layer: [n, heads, length, width] each."""
+    """Keys and values of one request."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: Layers = {}
         self._lengths: dict[int, int] = {}
 
     def append(
@@ -43,6 +47,13 @@ class KvCache:
         values[:, :, begin:end] = value
         self._lengths[layer] = end
         return keys[:, :, :end], values[:, :, :end]
+
+    def part(self, begin: int, end: int) -> Layers:
+        """A copy of what some positions have."""
+        return {
+            layer: (keys[:, :, begin:end].clone(), values[:, :, begin:end].clone())
+            for layer, (keys, values) in self._layers.items()
+        }
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times."""

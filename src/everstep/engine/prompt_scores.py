@@ -18,13 +18,33 @@ _DRAWS = 2**63
 """Stream index of the draws at prompt positions, apart from those of the samples."""
 
 
-def prompt_scores(model: Model, hidden: torch.Tensor, spec: SampleSpec) -> dict[str, Any]:
+def first_scored(spec: SampleSpec) -> int:
+    """The first position of a prompt that is scored, 1 or greater; its length: none is."""
+    length = len(spec.tokens)
+    first = length
+    if spec.prompt_logprobs or spec.topk_prompt_logprobs:
+        first = _first_logprob(spec)
+    if spec.target_prompt_logprobs is not None:
+        named = np.flatnonzero((spec.target_prompt_logprobs >= 0).any(axis=1))
+        first = min(first, int(named[0]) + 1) if len(named) else first
+    return 1 if spec.prompt_alt_tokens_k else first
+
+
+def _first_logprob(spec: SampleSpec) -> int:
+    last_n = spec.prompt_logprobs_last_n
+    return max(1, len(spec.tokens) - last_n) if last_n else 1
+
+
+def prompt_scores(
+    model: Model, hidden: torch.Tensor, spec: SampleSpec, begin: int = 0
+) -> dict[str, Any]:
     """Score a prompt.
 
     Args:
         model: computes logits.
-        hidden: the prompt's last hidden states, [P, H].
+        hidden: the prompt's last hidden states from position ``begin`` on, [P - begin, H].
         spec: what is asked.
+        begin: where the states begin; before the first position that is scored.
 
     Returns:
         The fields of a SampleOutput that concern the prompt.
@@ -38,10 +58,11 @@ def prompt_scores(model: Model, hidden: torch.Tensor, spec: SampleSpec) -> dict[
     )
     if not asked:
         return {}
-    first = max(1, length - spec.prompt_logprobs_last_n) if spec.prompt_logprobs_last_n else 1
+    first = _first_logprob(spec)
     scores = _Scores(spec, length)
-    for position in range(1, length):
-        logits = model.logits(hidden[position - 1 : position])[0].cpu().numpy()
+    for position in range(first_scored(spec), length):
+        before = position - 1 - begin
+        logits = model.logits(hidden[before : before + 1])[0].cpu().numpy()
         scores.take(position, logits, scored=position >= first)
     return scores.fields()
 
@@ -88,6 +109,7 @@ class _Scores:
             fields["topk_prompt"] = self._top
         if self._targets is not None:
             fields["target_prompt_logprobs"] = self._targets
+            fields["target_layout"] = spec.target_layout
         if spec.prompt_alt_tokens_k:
             fields["prompt_alt"] = self._alt
         return fields

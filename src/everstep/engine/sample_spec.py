@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from everstep.wire.outputs import CsrLayout
+
 
 @dataclass(frozen=True)
 class SampleSpec:
@@ -27,6 +29,8 @@ class SampleSpec:
         topk_prompt_logprobs: how many likeliest tokens at each prompt position.
         topk_sample_logprobs: how many at each sampled position.
         target_prompt_logprobs: int64 [P - 1, K], -1 for nothing: ids to score at position i + 1.
+        target_layout: where those ids stand, as CSR row pointers and columns; None: everywhere.
+            What is said of them has the same layout.
         prompt_alt_tokens_k: how many tokens to draw at each prompt position after the first.
         prompt_logprobs_last_n: score only the last n prompt tokens.
     """
@@ -45,5 +49,6 @@ class SampleSpec:
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     target_prompt_logprobs: np.ndarray[Any, Any] | None = None
+    target_layout: CsrLayout | None = None
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None

@@ -3,7 +3,8 @@
 A request's numbers don't depend on what it shares a pass with. The projections are matrix
 products whose rows have the same bits for every row count that is a multiple of 16, so each
 adapter's rows are padded to one; attention is a request's own (see `attention`); the choice of a
-token looks at one row. A prompt is computed once for all its samples, and by itself. A mixture of
+token looks at one row. A prompt is computed once for all its samples, by itself and in blocks of
+a fixed length, so that what is known of it from another request can be used. A mixture of
 experts has products of as many rows as an expert was sent: there a pass holds one request.
 """
 
@@ -21,7 +22,8 @@ from everstep.engine.attention import Group, decoding
 from everstep.engine.errors import EngineError
 from everstep.engine.lora import Bound
 from everstep.engine.model import Model
-from everstep.engine.prompt_scores import prompt_scores
+from everstep.engine.prefill import Prefill
+from everstep.engine.prefixes import Prefixes
 from everstep.engine.sample_spec import SampleSpec
 from everstep.engine.sequences import Sampled
 from everstep.engine.state import Adapter
@@ -39,10 +41,13 @@ class SamplingBatch:
 
     Args:
         model: the base model.
+        prefixes: prompts that were computed before; None: none are kept.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, prefixes: Prefixes | None = None) -> None:
         self._model = model
+        self._prefixes = prefixes or Prefixes(0)
+        self._prefill: Prefill | None = None
         self._waiting: deque[Sampled] = deque()
         self._active: OrderedDict[str, Sampled] = OrderedDict()
         self._prefilled_last = False
@@ -50,31 +55,38 @@ class SamplingBatch:
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._waiting or self._active)
+        return bool(self._waiting or self._active or self._prefill)
 
-    def add(self, key: str, spec: SampleSpec, adapter: Adapter | None) -> None:
+    def add(
+        self, key: str, spec: SampleSpec, adapter: Adapter | None, space: str | None = None
+    ) -> None:
         """Take a request.
 
         Args:
             key: names it in what `step` returns.
             spec: what is asked; `sample_validation.check_sample` has accepted it.
             adapter: what it samples with; None: the base model.
+            space: requests with the same one, which have the same adapter, reuse what was computed
+                of one another's prompts; None: nobody's.
         """
         info = self._model.info
         room = info.max_context_length - len(spec.tokens)
         limit = room if spec.max_tokens is None else min(spec.max_tokens, room)
         self._waiting.append(
-            Sampled(key, spec, adapter, limit, info.eos_token_ids, self._model.tokenizer)
+            Sampled(key, spec, adapter, limit, info.eos_token_ids, self._model.tokenizer, space)
         )
 
     def cancel(self, key: str) -> None:
         """Forget a request; an unknown one is no error."""
         self._active.pop(key, None)
+        if self._prefill is not None and self._prefill.request.key == key:
+            self._prefill = None
         self._waiting = deque(request for request in self._waiting if request.key != key)
 
     def holds(self, key: str) -> bool:
         """Whether a request is unfinished."""
-        return key in self._active or any(request.key == key for request in self._waiting)
+        coming = [*self._waiting, *([self._prefill.request] if self._prefill else [])]
+        return key in self._active or any(request.key == key for request in coming)
 
     def drawn(self, key: str, position: int) -> list[DrawnTokens]:
         """What an unfinished request has drawn from a position on."""
@@ -83,33 +95,35 @@ class SamplingBatch:
 
     @torch.no_grad()
     def step(self) -> list[Finished]:
-        """Compute one prompt, or one token of everything that is active, by turns.
+        """Compute a block of one prompt, or a token of everything that is active, by turns.
 
         Returns:
             The requests that are finished, or failed.
         """
         room = sum(len(r.alive) for r in self._active.values()) < _MOST_ROWS
-        if self._waiting and (not self._active or (room and not self._prefilled_last)):
+        coming = self._prefill is not None or (bool(self._waiting) and room)
+        if coming and not (self._active and self._prefilled_last):
             self._prefilled_last = True
-            return self._prefill(self._waiting.popleft())
+            return self._advance_prompt()
         self._prefilled_last = False
         return self._decode()
 
-    def _prefill(self, request: Sampled) -> list[Finished]:
+    def _advance_prompt(self) -> list[Finished]:
+        """Compute the next block of the prompt that is under way, or of the next one."""
+        request = self._prefill.request if self._prefill else self._waiting.popleft()
         try:
-            tokens = torch.from_numpy(request.spec.tokens).to(self._model.device).unsqueeze(0)
-            with (
-                self._bound([(request.adapter, slice(None))]),
-                decoding([Group(slice(0, 1), request.cache)]),
-            ):
-                positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-                hidden = self._model.hidden(tokens, position_ids=positions)[0]
-                request.prompt = prompt_scores(self._model, hidden, request.spec)
-                logits = self._model.logits(hidden[-1:])
+            with self._bound([(request.adapter, slice(None))]):
+                if self._prefill is None:
+                    self._prefill = Prefill(self._model, request, self._prefixes)
+                if not self._prefill.step():
+                    return []
+                logits = self._prefill.finish()
+            self._prefill = None
             if request.alive:
                 going = request.draw(logits.cpu().numpy())
                 request.cache.select(torch.zeros(len(going), dtype=torch.long))
         except (EngineError, RuntimeError, ValueError) as error:
+            self._prefill = None
             return [(request.key, error)]
         if not request.alive:
             return [(request.key, request.output())]

@@ -42,6 +42,7 @@ class Sampled:
         limit: most new tokens.
         eos: the model's end tokens.
         tokenizer: decodes for stop strings.
+        space: requests of one space reuse one another's prompts; None: nobody's.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Sampled:
         limit: int,
         eos: tuple[int, ...],
         tokenizer: Any,
+        space: str | None = None,
     ) -> None:
         self.key = key
         self.spec = spec
         self.adapter = adapter
+        self.space = space
         self.cache = KvCache()
         self.prompt: dict[str, Any] = {}
         self._limit = limit

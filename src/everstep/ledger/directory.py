@@ -144,12 +144,18 @@ class Directory:
         return await self._writer.run(work)
 
     async def ended(self) -> list[Checkpoint]:
-        """Unnamed sampler saves of sessions that ended, or that are not known any more."""
-        live = select(t.runs.c.run_id).join(
-            t.sessions, t.sessions.c.session_id == t.runs.c.session_id
+        """Unnamed sampler saves that no sampler of a session that is open, and no sample, needs."""
+        path = t.checkpoints.c.path
+        sampled = select(t.samplers.c.model_path).join(
+            t.sessions, t.sessions.c.session_id == t.samplers.c.session_id
         )
-        here = (~t.checkpoints.c.listed, t.checkpoints.c.run_id.not_in(live.where(_unfinished())))
-        query = select(t.checkpoints).where(*here).order_by(t.checkpoints.c.path)
+        needed = sampled.where(_unfinished(), t.samplers.c.model_path.is_not(None))
+        columns = t.operations.c
+        waiting = select(columns.weights).where(
+            columns.status == "pending", columns.weights.is_not(None)
+        )
+        here = (~t.checkpoints.c.listed, path.not_in(needed), path.not_in(waiting))
+        query = select(t.checkpoints).where(*here).order_by(path)
 
         def work(connection: Connection) -> list[Checkpoint]:
             rows = seals.intact(t.checkpoints, connection.execute(query))

@@ -30,6 +30,7 @@ from everstep.ledger.records import (
     Sampler,
     Session,
 )
+from everstep.ledger.samples import Samples, put_sampler
 from everstep.ledger.writer import Writer
 
 
@@ -40,6 +41,7 @@ class Ledger:
         publication: lifetimes, publication, copies and tokens of checkpoints.
         directory: lists of sessions, runs and checkpoints.
         audit: what was done, by whom.
+        samples: clients of samplers, and what has ended of their samples.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Ledger:
         self.publication = Publication(self._writer)
         self.directory = Directory(self._writer)
         self.audit = AuditLog(self._writer)
+        self.samples = Samples(self._writer)
 
     @classmethod
     async def open(cls, path: Path, *, anew: bool = False) -> Ledger:
@@ -165,7 +168,7 @@ class Ledger:
             if ended and checkpoint is not None:
                 q.put(connection, t.checkpoints, checkpoint)
             if ended and sampler is not None:
-                q.put(connection, t.samplers, sampler)
+                put_sampler(connection, sampler)
             if ended and environment is not None:
                 q.update_run(connection, finished.scope, environment=environment)
             if ended:

@@ -89,6 +89,8 @@ def operation(row: Row[Any], *, payload: bool = True) -> Operation:
         accepted_at=row.accepted_at,
         finished_at=row.finished_at,
         pruned=bool(row.pruned),
+        retrieved=bool(row.retrieved),
+        weights=row.weights,
     )
 
 
@@ -205,6 +207,8 @@ def accept(
         )
         if new.failure
         else None,
+        "completion": _next_completion(connection, new.scope) if failed else None,
+        "weights": _weights(connection, new.scope) if new.samples else None,
     }
     seals.add(connection, t.operations, values)
     if run is not None and not failed:
@@ -227,6 +231,18 @@ def _asks(connection: Connection, known: Operation, payload: bytes) -> bool:
     return bool(row.pruned) and asked == row.payload_digest
 
 
+def _next_completion(connection: Connection, scope: str) -> int:
+    """The number of the next end in a scope."""
+    newest = select(func.max(t.operations.c.completion)).where(t.operations.c.scope == scope)
+    return (connection.execute(newest).scalar_one() or 0) + 1
+
+
+def _weights(connection: Connection, sampler_id: str) -> str | None:
+    """The path of what a sampler samples from now; None: the base model."""
+    mine = t.samplers.c.sampler_id == sampler_id
+    return connection.execute(select(t.samplers.c.model_path).where(mine)).scalar_one_or_none()
+
+
 def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Operation, bool]:
     """Record an operation's end; returns it and whether it ended now: the first end counts."""
     mine = t.operations.c.request_id == request_id
@@ -234,6 +250,9 @@ def finish(connection: Connection, request_id: str, **values: Any) -> tuple[Oper
     gave = (values.get(name) for name in ("result", "media", "error", "category"))
     digest = result_digest(request_id, values["status"], *gave)
     more = {"finished_at": now(), "result_digest": digest, **values}
+    scope = connection.execute(select(t.operations.c.scope).where(mine, pending)).scalar()
+    if scope is not None:
+        more["completion"] = _next_completion(connection, scope)
     ended = seals.change(connection, t.operations, mine, pending, **more)
     finished = operation_where(connection, mine, payload=False)
     if finished is None:

@@ -28,6 +28,8 @@ class NewOperation:
         payload: what it does it with, in a canonical form.
         failure: set when it is born failed: it takes its place and is never executed.
         session_id: the session it belongs to.
+        samples: whether it is a sample, and its scope a sampler; it keeps the weights that the
+            sampler has when it is accepted.
     """
 
     scope: str
@@ -36,11 +38,18 @@ class NewOperation:
     payload: bytes = field(repr=False)
     failure: Failure | None = None
     session_id: str | None = None
+    samples: bool = False
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An accepted operation; ``pruned``: its payload was dropped, no replay should need it."""
+    """An accepted operation.
+
+    Attributes:
+        pruned: its payload was dropped, no replay should need it.
+        retrieved: its result was dropped, its client said that it has it.
+        weights: of a sample, the path of the checkpoint; None: of the base model.
+    """
 
     request_id: str
     scope: str
@@ -54,6 +63,8 @@ class Operation:
     accepted_at: datetime
     finished_at: datetime | None
     pruned: bool = False
+    retrieved: bool = False
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,13 +127,22 @@ class Session:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a sampling session samples from: a checkpoint, or a base model."""
+    """What a sampling session samples from: a checkpoint, or a base model.
+
+    Attributes:
+        inflight_run: the run whose newest inflight save it samples from, where it follows one.
+        weights_position: the place of that save in the run.
+        clients: how many clients have joined the one that created it.
+    """
 
     sampler_id: str
     session_id: str
     base_model: str
     model_path: str | None
     created_at: datetime
+    inflight_run: str | None = None
+    weights_position: int | None = None
+    clients: int | None = None
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,12 @@ operations = Table(
     Column("result_digest", LargeBinary),
     Column("seal", LargeBinary),
     Column("pruned", Boolean),  # its payload is dropped: no replay will need it
+    Column("completion", BigInteger),  # counts the ends in its scope, from 1
+    Column("retrieved", Boolean),  # its result is dropped: its client has it
+    Column("weights", String),  # of a sample: the checkpoint's path
     UniqueConstraint("scope", "seq_id"),
 )
+Index("operations_by_completion", operations.c.scope, operations.c.completion)
 Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)
 
 runs = Table(
@@ -113,6 +117,9 @@ samplers = Table(
     Column("model_path", String),
     Column("created_at", UtcTime, nullable=False),
     Column("seal", LargeBinary),
+    Column("clients", BigInteger),
+    Column("inflight_run", String),
+    Column("weights_position", BigInteger),
 )
 
 checkpoints = Table(

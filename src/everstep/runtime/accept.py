@@ -320,7 +320,15 @@ class Acceptance:
             number = _required(request.sampling_session_seq_id, "sampling_session_seq_id")
             payload["name"] = f"ephemeral-{seq_id}"
             payload["sampler_id"] = names.sampler_id(run.session_id, number)
+        inflight = request.kind == "inflight"
+        if inflight:
+            payload["inflight"] = True
         try:
+            if inflight and request.path is not None:
+                raise OperationFailed(
+                    f"kind 'inflight' takes no name; got {request.path!r}. Leave the name out, or "
+                    "save a snapshot."
+                )
             validate_name(payload["name"])
             self._checkpoints.check_ttl(request.ttl_seconds)
         except _USER_ERRORS as error:
@@ -381,6 +389,7 @@ class Acceptance:
                 payload_json(payload),
                 failure,
                 sampler.session_id,
+                samples=True,
             )
         )
 

@@ -71,17 +71,25 @@ class Commands:
         vault: where checkpoints lie.
         channel: where replies go.
         turns: where the steps of long commands wait for their turn.
+        prefix_bytes: what keys and values of prompts may take together.
     """
 
     def __init__(
-        self, models: Mapping[str, Model], vault: Vault, channel: BlockingChannel, turns: Turns
+        self,
+        models: Mapping[str, Model],
+        vault: Vault,
+        channel: BlockingChannel,
+        turns: Turns,
+        prefix_bytes: int,
     ) -> None:
         self._models = models
         self._vault = vault
         self._channel = channel
         self._turns = turns
         self._runs: dict[str, tuple[Model, RunState]] = {}
-        self._samplers = Samplers(models, vault, self._finish, self._fail, self._drawn)
+        self._samplers = Samplers(
+            models, vault, self._finish, self._fail, self._drawn, prefix_bytes
+        )
         self._sampling: set[str] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
         self._steps: dict[str, Callable[[Message], _Steps]] = {

@@ -24,12 +24,14 @@ class Rejected(RuntimeFault):
     Attributes:
         status: the HTTP status that fits (4xx).
         detail: what was wrong, with which input, and what to do.
+        retry_after: seconds after which it may be sent again, where that helps.
     """
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.retry_after = retry_after
 
 
 class UnknownFuture(RuntimeFault):

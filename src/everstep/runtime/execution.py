@@ -277,6 +277,8 @@ class Execution:
                 base_model=run.base_model,
                 model_path=checkpoint.path,
                 created_at=datetime.now(UTC),
+                inflight_run=self.run_id if payload.get("inflight") else None,
+                weights_position=operation.seq_id,
             )
         await self._save(operation, checkpoint, sampler is not None, result, sampler)
 

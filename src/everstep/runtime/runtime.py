@@ -20,6 +20,7 @@ from everstep.runtime.administration import Administration
 from everstep.runtime.care import Care
 from everstep.runtime.checkpoint_details import CheckpointDetails
 from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.completions import Completions
 from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.downloads import Downloads
@@ -70,6 +71,8 @@ class Runtime:
 
     Attributes:
         sessions: opening, heartbeats and ends of sessions; creation of samplers.
+        sampling: samples that are under way.
+        completions: samples that have ended.
         views: what the service tells of models, runs and checkpoints.
         checkpoints: look-up and deletion of checkpoints.
         access: who may read which checkpoint.
@@ -106,9 +109,10 @@ class Runtime:
             self.lifetimes,
             parts.settings,
         )
-        self._sampling = Sampling(
+        self.sampling = Sampling(
             parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
         )
+        self.completions = Completions(parts.ledger, parts.settings)
         self._custom_losses = CustomLosses(parts.ledger, self._announce)
         self._actors: dict[str, RunActor] = {}
         self._futures: dict[str, asyncio.Future[Operation]] = {}
@@ -217,7 +221,7 @@ class Runtime:
         self._stopping = True
         await self._housekeeping.close()
         await self._residency.close()
-        await self._sampling.close()
+        await self.sampling.close()
         await self.traces.close()
         actors = list(self._actors.values())
         stops = [asyncio.create_task(actor.close()) for actor in actors]
@@ -334,7 +338,7 @@ class Runtime:
             UnknownFuture: there is no such operation.
             Rejected: it is no sample.
         """
-        return await self._sampling.follow(request_id, position)
+        return await self.sampling.follow(request_id, position)
 
     # Acceptance and scheduling
 
@@ -356,7 +360,7 @@ class Runtime:
             operations = []
             await self._ledger.corrupt(scope, str(damage))
         for operation in operations:
-            self._sampling.start(operation)
+            self.sampling.start(operation)
 
     async def _evict(self, run_id: str) -> bool:
         """Let an idle run leave the worker's memory."""
@@ -374,6 +378,13 @@ class Runtime:
             self._schedule(skipped)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
+        if new.kind != names.SAMPLE:
+            return await self._accept(entry)
+        async with self.sampling.admission(new):
+            return await self._accept(entry)
+
+    async def _accept(self, entry: Entry) -> types.UntypedAPIFuture:
+        new = entry.operation
         _VALIDATED()
         try:
             operation, _ = await self._ledger.accept(
@@ -415,7 +426,9 @@ class Runtime:
         """Have an operation executed; a finished one only takes its place in the order."""
         if operation.kind == names.SAMPLE:
             if operation.status == "pending":
-                self._sampling.start(operation)
+                self.sampling.start(operation)
+            else:
+                self._announce(operation)
             return
         if operation.seq_id == 0 and operation.status == "failed":
             return
@@ -457,6 +470,7 @@ class Runtime:
 
     def _announce(self, operation: Operation) -> None:
         """Wake whoever waits for an operation."""
+        self.completions.note(operation)
         future = self._futures.pop(operation.request_id, None)
         if future is not None and not future.done():
             future.set_result(operation)

@@ -10,6 +10,7 @@ import numpy as np
 from everstep.engine.sample_spec import SampleSpec
 from everstep.runtime.errors import OperationFailed
 from everstep.wire import types
+from everstep.wire.outputs import CsrLayout
 
 
 def sample_spec(payload: Mapping[str, Any], default_seed: int) -> SampleSpec:
@@ -42,10 +43,17 @@ def sample_spec(payload: Mapping[str, Any], default_seed: int) -> SampleSpec:
         prompt_logprobs=bool(request.prompt_logprobs),
         topk_prompt_logprobs=request.topk_prompt_logprobs,
         topk_sample_logprobs=request.topk_sample_logprobs,
-        target_prompt_logprobs=None if targets is None else np.asarray(targets.to_numpy()),
+        target_prompt_logprobs=None if targets is None else targets.to_numpy(pad_value=-1),
+        target_layout=None if targets is None else _layout(targets),
         prompt_alt_tokens_k=request.prompt_alt_tokens_k,
         prompt_logprobs_last_n=request.prompt_logprobs_last_n,
     )
+
+
+def _layout(targets: types.TensorData) -> CsrLayout | None:
+    if targets.sparse_crow_indices is None:
+        return None
+    return targets.sparse_crow_indices, targets.sparse_col_indices or []
 
 
 def _prompt_tokens(prompt: types.ModelInput) -> np.ndarray:

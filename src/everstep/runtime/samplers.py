@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from everstep.engine import Adapter, AdapterConfig, Model, SamplingBatch
+from everstep.engine.prefixes import Prefixes
 from everstep.runtime.channel import Message
 from everstep.runtime.sample_specs import sample_spec
 from everstep.runtime.saving import ADAPTER_FILE
@@ -28,6 +29,7 @@ class Samplers:
         finish: sends a finished sample: call id, header, body.
         fail: sends a failed one: call id, error.
         tell: sends what a sample has drawn since it was sent last: call id, by position.
+        prefix_bytes: what keys and values of prompts may take together.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Samplers:
         finish: Callable[[int, Mapping[str, Any], bytes], None],
         fail: Callable[[int, BaseException], None],
         tell: Callable[[int, Sequence[DrawnTokens]], None],
+        prefix_bytes: int,
     ) -> None:
         self._models = models
         self._vault = vault
@@ -44,7 +47,8 @@ class Samplers:
         self._fail = fail
         self._tell = tell
         self._told: dict[int, int] = {}  # samples that are watched: the position that is next
-        self._batches = {name: SamplingBatch(model) for name, model in models.items()}
+        prefixes = Prefixes(prefix_bytes)
+        self._batches = {name: SamplingBatch(model, prefixes) for name, model in models.items()}
         self._adapters: OrderedDict[tuple[str, str], Adapter] = OrderedDict()
 
     def add(self, message: Message) -> None:
@@ -52,8 +56,9 @@ class Samplers:
         header = message.header
         try:
             spec = sample_spec(json.loads(message.body), header["default_seed"])
-            adapter = self._adapter(header["model"], header["source"])
-            self._batches[header["model"]].add(str(header["id"]), spec, adapter)
+            weights, adapter = self._adapter(header["model"], header["source"])
+            space = f"{header['sampler']} {header['model']} {weights}"
+            self._batches[header["model"]].add(str(header["id"]), spec, adapter, space)
         except Exception as error:  # noqa: BLE001  one sample's failure is reported, not ours
             self._fail(header["id"], error)
 
@@ -94,10 +99,13 @@ class Samplers:
                 self._told[call_id] = drawn[-1].position + 1
                 self._tell(call_id, drawn)
 
-    def _adapter(self, name: str, source: Mapping[str, Any] | None) -> Adapter | None:
-        """The adapter of a checkpoint, verified when it is first read. None: the base model."""
+    def _adapter(self, name: str, source: Mapping[str, Any] | None) -> tuple[str, Adapter | None]:
+        """The adapter of a checkpoint, verified when it is first read, and its file's digest.
+
+        The base model has neither.
+        """
         if source is None:
-            return None
+            return "", None
         with quarantining(self._vault):
             manifest = self._vault.manifest(source["kind"], source["run"], source["name"])
             key = (name, manifest.files[ADAPTER_FILE].blake3)
@@ -108,4 +116,4 @@ class Samplers:
         self._adapters.move_to_end(key)
         while len(self._adapters) > _ADAPTERS_KEPT:
             self._adapters.popitem(last=False)
-        return self._adapters[key]
+        return key[1], self._adapters[key]

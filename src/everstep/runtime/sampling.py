@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
 
-from everstep.ledger import Ledger, Operation
+from everstep.failpoints import Failpoint
+from everstep.ledger import Ledger, NewOperation, Operation
 from everstep.runtime import names
 from everstep.runtime.channel import Message
 from everstep.runtime.checkpoints import Checkpoints
@@ -21,6 +23,11 @@ from everstep.wire.errors import ErrorCategory
 from everstep.wire.streams import DrawnTokens
 
 _log = structlog.get_logger("everstep.sampling")
+_BUSY_SECONDS = 1.0
+_CANCELLED = "This sample was cancelled by its client."
+_CANCELLED_DURABLY = Failpoint(
+    "runtime.sample.cancelled", "a sample is cancelled for good, and still being drawn"
+)
 
 
 class Sampling:
@@ -48,6 +55,7 @@ class Sampling:
         self._settings = settings
         self._announce = announce
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._entering = 0
         self._calls: dict[str, Call] = {}
         self._followers: defaultdict[str, list[Follower]] = defaultdict(list)
 
@@ -70,13 +78,60 @@ class Sampling:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def follow(self, request_id: str, position: int) -> AsyncIterator[SampleEvent]:
-        """A sample's tokens as they are drawn; see `Runtime.follow`."""
+    @asynccontextmanager
+    async def admission(self, new: NewOperation) -> AsyncIterator[None]:
+        """Hold a place for a sample while it is accepted.
+
+        Raises:
+            Rejected: there is none (429), and this is not the retry of one that has a place.
+        """
+        most = self._settings.most_samples
+        full = len(self._tasks) + self._entering >= most and new.failure is None
+        if full and await self._ledger.operation_at(new.scope, new.seq_id) is None:
+            raise Rejected(
+                429,
+                f"{most} samples are waiting or under way, as many as are taken at a time; "
+                "send this one again.",
+                retry_after=_BUSY_SECONDS,
+            )
+        self._entering += 1
+        try:
+            yield
+        finally:
+            self._entering -= 1
+
+    async def cancel(self, request_id: str) -> None:
+        """Stop a sample; its future fails and says so. One that has ended stays as it is.
+
+        Raises:
+            UnknownFuture: there is no such operation.
+            Rejected: it is no sample.
+        """
+        operation = await self._sample_of(request_id)
+        if operation.status == "pending":
+            finished = await self._ledger.fail(request_id, _CANCELLED, str(ErrorCategory.USER))
+            _CANCELLED_DURABLY()
+            self._end(finished)
+        task = self._tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+
+    async def _sample_of(self, request_id: str) -> Operation:
+        """The operation of a sample; raises as `cancel` does."""
         operation = await self._ledger.operation(request_id)
         if operation is None:
             raise UnknownFuture(request_id)
         if operation.kind != names.SAMPLE:
-            raise Rejected(400, f"Future {request_id} is no sample: only samples are streamed.")
+            raise Rejected(
+                400, f"Future {request_id} is no sample: only samples are streamed and cancelled."
+            )
+        return operation
+
+    async def follow(self, request_id: str, position: int) -> AsyncIterator[SampleEvent]:
+        """A sample's tokens as they are drawn; see `Runtime.follow`."""
+        operation = await self._sample_of(request_id)
+        if operation.retrieved:
+            raise dropped(operation)
         return self._followed(request_id, Follower(position))
 
     async def _followed(self, request_id: str, follower: Follower) -> AsyncIterator[SampleEvent]:
@@ -153,6 +208,9 @@ class Sampling:
         self._watch(request_id)
         try:
             return await call.done
+        except asyncio.CancelledError:
+            self._worker.cancel(call)
+            raise
         finally:
             del self._calls[request_id]
 
@@ -160,13 +218,23 @@ class Sampling:
         sampler = await self._ledger.sampler(operation.scope)
         if sampler is None:
             raise OperationFailed(f"Sampling session {operation.scope} does not exist any more.")
-        source = None
-        if sampler.model_path is not None:
-            checkpoint = await self._checkpoints.find(sampler.model_path)
+        source, weights = None, operation.weights or sampler.model_path
+        if weights is not None:
+            checkpoint = await self._checkpoints.find(weights)
             source = self._checkpoints.source(checkpoint)
         return {
             "command": "sample",
             "model": sampler.base_model,
             "source": source,
+            "sampler": operation.scope,
             "default_seed": names.seed_for(operation.scope, operation.seq_id),
         }
+
+
+def dropped(operation: Operation) -> Rejected:
+    """The refusal of a result that its client has acknowledged."""
+    return Rejected(
+        410,
+        f"The result of future {operation.request_id} was dropped when its client said that it "
+        "has it (retrieve_futures).",
+    )

@@ -112,6 +112,13 @@ class Sessions:
             )
         return checkpoint.base_model, checkpoint.path
 
+    async def join_sampler(self, sampler_id: str) -> types.JoinSamplingSessionResponse:
+        """Give another client of a sampler its number; raises `Rejected` (404) for no sampler."""
+        number = await self._ledger.samples.join(sampler_id)
+        if number is None:
+            raise Rejected(404, f"Sampling session {sampler_id} does not exist.")
+        return types.JoinSamplingSessionResponse(client_counter=number)
+
     async def sampler(self, sampler_id: str) -> types.GetSamplerResponse:
         """What a sampler samples from; raises `Rejected` (404) for an unknown one."""
         sampler = await self._ledger.sampler(sampler_id)

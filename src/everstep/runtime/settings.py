@@ -40,6 +40,10 @@ class Settings:
         collect_interval_seconds: how often what nobody needs any more is removed.
         collect_grace_seconds: for how long it stays all the same.
         worker_attempts: how often one operation may end its worker before it is failed.
+        most_samples: how many samples wait or are under way at a time; a client that sends more
+            is asked to wait (429).
+        prefix_bytes: what the worker may keep of prompts, so that those that begin alike are not
+            computed again.
         shutdown_seconds: bound on a graceful stop.
     """
 
@@ -62,6 +66,8 @@ class Settings:
     collect_interval_seconds: float = 3600.0
     collect_grace_seconds: float = 3600.0
     worker_attempts: int = 3
+    most_samples: int = 4096
+    prefix_bytes: int = 256 << 20
     shutdown_seconds: float = 30.0
 
     @classmethod

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         return
     vault = Vault(home / "vault", reserve_bytes=arguments["disk_reserve_bytes"])
     turns = Turns(page)
-    commands = Commands(models, vault, channel, turns)
+    commands = Commands(models, vault, channel, turns, arguments["prefix_bytes"])
     infos = [model.info.to_dict() for model in models.values()]
     channel.send({"event": "ready", "models": infos, "environment": environment()})
     while True:

@@ -99,6 +99,7 @@ class WorkerProcess:
             "device": settings.device,
             "dtype": settings.dtype,
             "disk_reserve_bytes": settings.disk_reserve_bytes,
+            "prefix_bytes": settings.prefix_bytes,
         }
         self._hang_seconds = settings.hang_seconds
         self._calls: dict[int, Call] = {}

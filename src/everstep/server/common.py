@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -61,13 +62,19 @@ def weights_token_of(request: Request, given: str | None = None) -> str | None:
     return token or (key if key is not None and key.startswith(TOKEN_PREFIX) else None)
 
 
+def release_of(version: str | None) -> tuple[int, int] | None:
+    """The release of the official SDK that a version names, as (major, minor)."""
+    found = _RELEASE.match(version or "")
+    return (int(found[1]), int(found[2])) if found is not None else None
+
+
 def known_kinds(request: Request) -> Collection[CheckpointKind]:
     """The kinds of checkpoints that a client can read a list of.
 
     The official SDK before 0.28, and Tinkex, fail on a list that holds an external one.
     """
-    version = _RELEASE.match(request.headers.get("x-stainless-package-version", ""))
-    old = version is not None and (int(version[1]), int(version[2])) < _FIRST_WITH_EXTERNAL
+    release = release_of(request.headers.get("x-stainless-package-version"))
+    old = release is not None and release < _FIRST_WITH_EXTERNAL
     ours = request.headers.get("user-agent", "").lower().startswith("everstep")
     if (old and not ours) or is_tinkex(request):
         return (CheckpointKind.TRAINING, CheckpointKind.SAMPLER)
@@ -107,7 +114,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Rejected)
     async def rejected(request: Request, error: Rejected) -> JSONResponse:
-        return _error(request, error.status, error.detail)
+        return _error(request, error.status, error.detail, error.retry_after)
 
     @app.exception_handler(WireError)
     async def wire_error(request: Request, error: WireError) -> JSONResponse:
@@ -142,9 +149,15 @@ def add_error_handlers(app: FastAPI) -> None:
         )
 
 
-def _error(request: Request, status: int, detail: Any) -> JSONResponse:
+def _error(
+    request: Request, status: int, detail: Any, retry_after: float | None = None
+) -> JSONResponse:
     content = {"detail": detail}
     if is_tinkex(request):
         content["message"] = detail  # where it looks for the text
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {}
+    if retry_after is not None:
+        headers["retry-after-ms"] = str(round(retry_after * 1000))
+    if status == 503 or retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after or 1))
     return JSONResponse(content, status_code=status, headers=headers)

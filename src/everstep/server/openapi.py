@@ -34,8 +34,9 @@ _ERRORS = {
     400: "The request is wrong; the text says how",
     403: "The link is not valid, or not any more",
     404: "What it names does not exist",
-    410: "The session is finished",
+    410: "The session is finished, or the result was acknowledged and is dropped",
     413: "The body is over the limit",
+    429: "Too many at a time; send it again after `Retry-After`",
     503: "Not ready; try again",
 }
 _TENSOR: JsonSchemaValue = {

@@ -58,6 +58,7 @@ class SampleResult(BaseModel):
     topk_prompt_logprobs: list[list[tuple[int, Number]] | None] | None
     target_prompt_logprobs: TensorResult | None = None
     prompt_alt_tokens: AltTokensResult | None = None
+    prompt_cache_hit_tokens: int = 0
 
 
 def json_result(kind: str, body: bytes) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def _sample(response: SampleResponse) -> dict[str, Any]:
         ],
         "prompt_logprobs": response.prompt_logprobs,
         "topk_prompt_logprobs": response.topk_prompt_logprobs,
+        "prompt_cache_hit_tokens": response.prompt_cache_hit_tokens,
     }
     if response.target_prompt_logprobs is not None:
         content["target_prompt_logprobs"] = response.target_prompt_logprobs.to_dict()

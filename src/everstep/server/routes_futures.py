@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from everstep.ledger import LedgerDamaged, Operation
 from everstep.runtime import Rejected, UnknownFuture
+from everstep.runtime.sampling import dropped
 from everstep.server.common import body_of, is_tinkex, runtime_of, stopping_of
 from everstep.server.openapi import errors, message, takes
 from everstep.server.results import SampleResult, TrainingPassResult, json_result
@@ -18,6 +20,7 @@ from everstep.wire.base import parse
 from everstep.wire.proto import PROTOBUF
 
 router = APIRouter(tags=["futures"])
+T = TypeVar("T")
 INLINE_BYTES = 4 << 20
 """Larger results are announced by their size first, to clients that allow it."""
 
@@ -46,7 +49,7 @@ _PROTOBUF_RESULT = (
     "/retrieve_future",
     openapi_extra=takes(types.FutureRetrieveRequest),
     responses={
-        **errors(400, 404, 413),
+        **errors(400, 404, 410, 413),
         200: {
             "model": RESULTS,
             "description": "The result; its size, where it is large and allow_metadata_only is "
@@ -77,12 +80,47 @@ async def retrieve_future(request: Request) -> Response:
     return _answer(operation, request, wanted.allow_metadata_only)
 
 
+@router.post(
+    "/retrieve_futures",
+    openapi_extra=takes(types.FuturesRetrieveRequest),
+    responses=errors(400, 404, 413),
+)
+async def retrieve_futures(request: Request) -> types.FuturesRetrieveResponse:
+    """Which samples of a sampler's client have ended since a cursor; waits until one has.
+
+    Results that are named in `retrieved_request_ids` are dropped.
+    """
+    wanted = parse(types.FuturesRetrieveRequest, await body_of(request))
+    found = await _until_stop(request, runtime_of(request).completions.retrieve(wanted))
+    return found or types.FuturesRetrieveResponse(completions=[], cursor=wanted.prev_cursor)
+
+
+@router.post(
+    "/cancel_future",
+    status_code=204,
+    openapi_extra=takes(types.CancelFutureRequest),
+    responses=errors(400, 404, 413),
+)
+async def cancel_future(request: Request) -> Response:
+    """Stop a sample: its future fails and says so. One that has ended stays as it is."""
+    wanted = parse(types.CancelFutureRequest, await body_of(request))
+    try:
+        await runtime_of(request).sampling.cancel(wanted.request_id)
+    except UnknownFuture as error:
+        raise Rejected(404, f"There is no future {wanted.request_id} here.") from error
+    return Response(status_code=204)
+
+
 async def _wait(request: Request, request_id: str) -> Operation | None:
     """Wait for the operation, the end of the hold, or the service's stop."""
-    stopping = stopping_of(request)
     runtime = runtime_of(request)
-    result = asyncio.ensure_future(runtime.wait(request_id, runtime.settings.poll_seconds))
-    stop = asyncio.ensure_future(stopping.wait())
+    return await _until_stop(request, runtime.wait(request_id, runtime.settings.poll_seconds))
+
+
+async def _until_stop(request: Request, work: Coroutine[Any, Any, T | None]) -> T | None:
+    """What a poll gives; None: the service stops."""
+    result = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(stopping_of(request).wait())
     try:
         await asyncio.wait([result, stop], return_when=asyncio.FIRST_COMPLETED)
         return await result if result.done() else None
@@ -98,6 +136,8 @@ def _answer(operation: Operation, request: Request, allow_metadata_only: bool) -
             refusal = {"message": failure.message, "category": failure.category}
             return JSONResponse({**refusal, "detail": failure.message}, status_code=400)
         return _json(types.RequestFailedResponse(error=failure.message, category=failure.category))
+    if operation.retrieved:
+        raise dropped(operation)
     body = operation.result or b""
     if allow_metadata_only and len(body) > INLINE_BYTES:
         return _json(types.CompleteMetadataResponse(response_payload_size=len(body)))

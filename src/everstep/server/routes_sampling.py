@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from everstep.ledger import Operation
+from everstep.ledger import LedgerDamaged, Operation
 from everstep.runtime import Rejected, UnknownFuture
 from everstep.runtime.followers import SampleEvent
 from everstep.server.common import body_of, runtime_of, weights_token_of
@@ -39,7 +39,22 @@ async def get_sampler(request: Request, sampler_id: str) -> types.GetSamplerResp
     return await runtime_of(request).sessions.sampler(sampler_id)
 
 
-@router.post("/asample", openapi_extra=takes(types.SampleRequest), responses=errors(400, 404, 413))
+@router.post(
+    "/join_sampling_session",
+    openapi_extra=takes(types.JoinSamplingSessionRequest),
+    responses=errors(400, 404, 413),
+)
+async def join_sampling_session(request: Request) -> types.JoinSamplingSessionResponse:
+    """Give a client of a sampler a number of its own; its sequence ids begin at 10⁹ times that."""
+    message = parse(types.JoinSamplingSessionRequest, await body_of(request))
+    return await runtime_of(request).sessions.join_sampler(message.sampling_session_id)
+
+
+@router.post(
+    "/asample",
+    openapi_extra=takes(types.SampleRequest),
+    responses=errors(400, 404, 413, 429),
+)
 async def asample(request: Request) -> types.UntypedAPIFuture:
     """Sample sequences, and logprobs of the prompt."""
     message = parse(types.SampleRequest, await body_of(request))
@@ -58,12 +73,14 @@ async def _followed(
         return await runtime_of(request).follow(request_id, position)
     except UnknownFuture as error:
         raise Rejected(404, f"There is no future {request_id} here.") from error
+    except LedgerDamaged as damage:
+        raise Rejected(410, str(damage)) from damage
 
 
 @router.get(
     "/everstep/samples/{request_id}/events",
     response_class=EventSourceResponse,
-    responses=stream_errors(400, 404),
+    responses=stream_errors(400, 404, 410),
 )
 async def sample_events(
     events: Annotated[AsyncIterator[SampleEvent], Depends(_followed)],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from everstep.server.common import body_of, runtime_of
+from everstep.server.common import body_of, release_of, runtime_of
 from everstep.server.openapi import errors, takes
 from everstep.server.routes_checkpoints import AccessScope, Limit, Offset
 from everstep.wire import types
@@ -16,16 +16,34 @@ from everstep.wire.publication import AssignProjectRequest, TraceExportResponse
 router = APIRouter(tags=["sessions"])
 
 
+_FIRST_THAT_POLLS_AND_CANCELS = (0, 34)
+"""The official SDK was tried with these flags from this release on."""
+
+
+async def _polls_and_cancels(request: Request) -> bool:
+    """Whether a client may poll for many samples at once, join samplers and cancel samples."""
+    body = await body_of(request)
+    release = release_of(parse(types.ClientConfigRequest, body).sdk_version if body else None)
+    return release is not None and release >= _FIRST_THAT_POLLS_AND_CANCELS
+
+
 @router.post("/client/config", openapi_extra=takes(types.ClientConfigRequest, empty=True))
 async def client_config(request: Request) -> types.ClientConfigResponse:
     """Flags for a client; those that older SDKs know move them onto today's endpoints."""
-    return types.ClientConfigResponse(custom_loss_server_side=True)
+    tried = await _polls_and_cancels(request)
+    return types.ClientConfigResponse(
+        custom_loss_server_side=True,
+        sample_use_retrieve_futures=tried,
+        sample_join_sampling_session=tried,
+    )
 
 
 @router.post("/client/dynamic_config", openapi_extra=takes(types.ClientConfigRequest, empty=True))
 async def client_dynamic_config(request: Request) -> types.ClientDynamicConfigResponse:
     """Flags that a client asks for again from time to time."""
-    return types.ClientDynamicConfigResponse()
+    return types.ClientDynamicConfigResponse(
+        sample_cancel_enabled=await _polls_and_cancels(request)
+    )
 
 
 @router.get("/get_server_capabilities", responses=errors())

@@ -121,6 +121,10 @@ def _topk_lists(top: TopkLogprobs) -> list[list[tuple[int, float]] | None]:
     return rows
 
 
+CsrLayout = tuple[list[int], list[int]]
+"""Row pointers and columns of a sparse tensor's values."""
+
+
 @dataclass(frozen=True)
 class TopkOutput:
     """The k likeliest tokens a position: int32 [n, k] and float32 [n, k]."""
@@ -148,11 +152,15 @@ class SampleOutput:
         prompt_logprobs: float32 [P], NaN where none was computed.
         topk_prompt: over the prompt's P positions.
         target_prompt_logprobs: float32, in the shape of the request's targets.
+        target_layout: which of them are told; None: all.
         prompt_alt: drawn tokens over P - 1 positions.
+        prompt_cache_hit_tokens: how many of the prompt's tokens were known from another request.
     """
 
     sequences: list[SequenceOutput]
     prompt_logprobs: Array | None = None
     topk_prompt: TopkOutput | None = None
     target_prompt_logprobs: Array | None = None
+    target_layout: CsrLayout | None = None
     prompt_alt: TopkOutput | None = None
+    prompt_cache_hit_tokens: int = 0

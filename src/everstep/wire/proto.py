@@ -198,7 +198,7 @@ def decode_forward_backward_output(body: bytes) -> ForwardBackwardOutput:
 
 def encode_sample_response(output: SampleOutput) -> bytes:
     """Encode a sample's result."""
-    message = pb.SampleResponse()
+    message = pb.SampleResponse(prompt_cache_hit_tokens=output.prompt_cache_hit_tokens)
     for sequence in output.sequences:
         stopped = sequence.stop_reason == Stop.STOP
         item = message.sequences.add(
@@ -213,8 +213,7 @@ def encode_sample_response(output: SampleOutput) -> bytes:
     if output.topk_prompt is not None:
         arrays.set_topk(message.topk_prompt_logprobs, output.topk_prompt)
     if output.target_prompt_logprobs is not None:
-        targets = TensorData.from_numpy(output.target_prompt_logprobs)
-        arrays.set_tensor(message.target_prompt_logprobs, targets)
+        arrays.set_tensor(message.target_prompt_logprobs, _targets(output))
     if output.prompt_alt is not None:
         alt, tokens = message.prompt_alt_tokens, output.prompt_alt.token_ids
         alt.tokens.dtype = pb.DTYPE_INT32
@@ -223,6 +222,16 @@ def encode_sample_response(output: SampleOutput) -> bytes:
         arrays.set_tensor(alt.logprobs, TensorData.from_numpy(output.prompt_alt.logprobs))
     encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
+
+
+def _targets(output: SampleOutput) -> TensorData:
+    """The logprobs of the ids that a request named, in the layout in which it named them."""
+    dense = np.asarray(output.target_prompt_logprobs)
+    if output.target_layout is None:
+        return TensorData.from_numpy(dense)
+    pointers, columns = output.target_layout
+    values = dense[np.repeat(np.arange(len(dense)), np.diff(pointers)), columns]
+    return TensorData(values, "float32", list(dense.shape), pointers, columns)
 
 
 def decode_sample_response(body: bytes) -> SampleResponse:

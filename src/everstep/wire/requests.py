@@ -276,6 +276,12 @@ class JoinSamplingSessionRequest(Request):
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
+class CancelFutureRequest(Request):
+    """Gives up the future of a sample, and has the sample stopped."""
+
+    request_id: str
+
+
 class SamplingSessionFuturesTarget(Request):
     """The samples of one client of a sampler."""
 
@@ -296,5 +302,5 @@ class FuturesRetrieveRequest(Request):
 
     target: SamplingSessionFuturesTarget
     prev_cursor: int = 0
-    timeout: float | None = None
+    timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     retrieved_request_ids: list[str] = Field(default_factory=list)

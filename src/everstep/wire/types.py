@@ -63,6 +63,7 @@ from everstep.wire.provenance import (
     SampledProvenanceSpan,
 )
 from everstep.wire.requests import (
+    CancelFutureRequest,
     ClientConfigRequest,
     CopyWeightsRequest,
     CreateModelRequest,
@@ -211,6 +212,7 @@ __all__ = [
     "BillingUsageEvent",
     "BillingUsageResponse",
     "BillingUsageSession",
+    "CancelFutureRequest",
     "CancelledSessionStatusQuery",
     "Checkpoint",
     "CheckpointArchiveUrlResponse",

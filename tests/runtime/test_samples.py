@@ -1,0 +1,289 @@
+"""Samples under way: cancelled, polled for together, bounded; what of that outlives a restart."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everstep.engine import Model
+from tests.runtime.local import MODEL, Local
+
+PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [5, 6, 7, 8]}]}
+
+
+def sampler(local: Local, number: int = 0) -> str:
+    body = {"session_id": local.session(), "sampling_session_seq_id": number, "base_model": MODEL}
+    return str(local.post("create_sampling_session", **body)["sampling_session_id"])
+
+
+def body(name: str, seq_id: int = 0, length: int = 4, **more: Any) -> dict[str, Any]:
+    params = {"max_tokens": length, "seed": seq_id, "stop": []}
+    return {
+        "prompt": PROMPT,
+        "sampling_params": params,
+        "sampling_session_id": name,
+        "seq_id": seq_id,
+        **more,
+    }
+
+
+def submit(local: Local, name: str, seq_id: int = 0, length: int = 4) -> str:
+    return str(local.post("asample", **body(name, seq_id, length))["request_id"])
+
+
+def poll(local: Local, name: str, cursor: int = 0, client: int = 0, **more: Any) -> Any:
+    target = {"sampling_session_id": name, "cloned_sampler_id": client}
+    return local.post("retrieve_futures", target=target, prev_cursor=cursor, **more)
+
+
+def cancel(local: Local, request_id: str) -> int:
+    return int(local.http.post("cancel_future", json={"request_id": request_id}).status_code)
+
+
+@pytest.fixture
+def local(home: Path, pico: Model) -> Any:
+    with Local(home, pico) as running:
+        yield running
+
+
+# Cancelling
+
+
+def test_a_cancelled_sample_says_so_and_frees_its_place(local: Local) -> None:
+    name = sampler(local)
+    alone = local.result(submit(local, name, 7))
+    with local.steps.shut():
+        long = submit(local, name, 0, length=2000)
+        other = submit(local, name, 1)
+        assert [cancel(local, long) for _ in range(2)] == [204, 204]
+        failure = local.result(long)
+        assert failure == {"error": "This sample was cancelled by its client.", "category": "user"}
+    local.result(other)
+    assert not local.commands._samplers._batches[MODEL].busy, "the long one is gone"
+    assert local.result(submit(local, name, 7)) == alone
+    assert cancel(local, other) == 204, "one that has ended stays as it is"
+    assert "error" not in local.result(other)
+
+
+def test_a_cancelled_sample_is_cancelled_after_a_restart(home: Path, pico: Model) -> None:
+    with Local(home, pico) as first:
+        name = sampler(first)
+        with first.steps.shut():
+            gone, kept = submit(first, name, 0), submit(first, name, 1)
+            assert cancel(first, gone) == 204
+    with first.after() as second:
+        assert "cancelled" in second.result(gone)["error"]
+        assert "error" not in second.result(kept)
+        assert submit(second, name, 0) == gone, "a late retry does not bring it back"
+
+
+def test_only_samples_are_cancelled(local: Local) -> None:
+    run = local.new_run()
+    saved = local.send(run, "save_weights", path="s")
+    assert local.refused("cancel_future", request_id=saved)[0] == 400
+    assert local.refused("cancel_future", request_id="nobody")[0] == 404
+    assert "error" not in local.result(saved)
+
+
+# Polling for many
+
+
+def test_one_poll_tells_of_all_samples_in_the_order_of_their_ends(local: Local) -> None:
+    name = sampler(local)
+    wrong = submit(local, name, 9, length=9999)
+    ids = [submit(local, name, number, 4 - number) for number in range(3)]
+    for each in ids:
+        local.result(each)
+    told = poll(local, name)
+    states = {each["request_id"]: each["state"] for each in told["completions"]}
+    assert states == {wrong: "failed", **dict.fromkeys(ids, "finished")}
+    assert told["completions"][0]["request_id"] == wrong
+    size = told["completions"][1]["response_payload_uncompressed_size"]
+    first = told["completions"][1]["request_id"]
+    answer = local.poll(first, accept="application/x-protobuf", allow_metadata_only=False)
+    assert len(answer.content) == size
+    assert told["cursor"] == 4
+    assert poll(local, name, 2)["completions"] == told["completions"][2:]
+    assert poll(local, name, 4, timeout=0) == {"completions": [], "cursor": 4}
+
+
+def test_a_poll_waits_for_the_next_end(local: Local) -> None:
+    name = sampler(local)
+    answers: list[Any] = []
+    waiting = threading.Thread(target=lambda: answers.append(poll(local, name)))
+    with local.steps.shut():
+        request_id = submit(local, name)
+        waiting.start()
+        assert poll(local, name, timeout=0)["completions"] == []
+    waiting.join(60)
+    assert [each["request_id"] for each in answers[0]["completions"]] == [request_id]
+
+
+def test_each_client_of_a_sampler_is_told_of_its_own_samples(local: Local) -> None:
+    name = sampler(local)
+    first = local.post("join_sampling_session", sampling_session_id=name)["client_counter"]
+    second = local.post("join_sampling_session", sampling_session_id=name)["client_counter"]
+    assert (first, second) == (1, 2)
+    ids = {number: submit(local, name, number * 1_000_000_000) for number in range(3)}
+    for number, request_id in ids.items():
+        local.result(request_id)
+        told = poll(local, name, client=number)
+        assert [each["request_id"] for each in told["completions"]] == [request_id]
+    assert local.refused("join_sampling_session", sampling_session_id="nobody")[0] == 404
+    assert local.refused("retrieve_futures", target={"sampling_session_id": "nobody"})[0] == 404
+
+
+def test_acknowledged_results_are_dropped_and_no_others(local: Local) -> None:
+    name, other = sampler(local), sampler(local, 1)
+    kept, gone, foreign = submit(local, name, 0), submit(local, name, 1), submit(local, other, 0)
+    for each in (kept, gone, foreign):
+        local.result(each)
+    for _ in range(2):
+        poll(local, name, timeout=0, retrieved_request_ids=[gone, foreign, "nobody"])
+    answer = local.poll(gone)
+    assert answer.status_code == 410
+    assert "dropped" in answer.json()["detail"]
+    assert local.http.get(f"everstep/samples/{gone}/events").status_code == 410
+    assert "error" not in local.result(kept)
+    assert "error" not in local.result(foreign)
+    told = {e["request_id"]: e for e in poll(local, name)["completions"]}
+    assert told.keys() == {kept, gone}
+
+
+def test_cursors_counters_and_drops_outlive_a_restart(home: Path, pico: Model) -> None:
+    with Local(home, pico) as first:
+        name = sampler(first)
+        ids = [submit(first, name, number) for number in range(2)]
+        for each in ids:
+            first.result(each)
+        before = poll(first, name)
+        first.post("join_sampling_session", sampling_session_id=name)
+        poll(first, name, timeout=0, retrieved_request_ids=[ids[0]])
+        with first.steps.shut():
+            late = submit(first, name, 2)
+    with first.after() as second:
+        second.result(late)
+        after = poll(second, name, before["cursor"])
+        assert [each["request_id"] for each in after["completions"]] == [late]
+        again = [each["request_id"] for each in poll(second, name)["completions"]]
+        assert again == [each["request_id"] for each in before["completions"]] + [late]
+        assert second.poll(ids[0]).status_code == 410
+        joined = second.post("join_sampling_session", sampling_session_id=name)
+        assert joined["client_counter"] == 2
+
+
+# Back-pressure
+
+
+def test_more_samples_than_fit_are_asked_to_wait(home: Path, pico: Model) -> None:
+    with Local(home, pico, most_samples=2) as local:
+        name = sampler(local)
+        with local.steps.shut():
+            first, second = submit(local, name, 0), submit(local, name, 1)
+            busy = local.http.post("asample", json=body(name, 2))
+            assert busy.status_code == 429
+            assert (busy.headers["retry-after"], busy.headers["retry-after-ms"]) == ("1", "1000")
+            assert submit(local, name, 0) == first, "a retry has its place"
+            failed = submit(local, name, 3, length=9999)
+            assert "context window" in local.result(failed)["error"]
+            cancel(local, second)
+            third = submit(local, name, 2)
+        assert "error" not in local.result(first)
+        assert "error" not in local.result(third)
+
+
+# Inflight samplers
+
+
+def inflight(local: Local, run: str, number: int) -> str:
+    body = {"sampling_session_seq_id": number, "kind": "inflight"}
+    return str(local.do(run, "save_weights_for_sampler", **body)["sampling_session_id"])
+
+
+def drawn(local: Local, name: str, seq_id: int) -> Any:
+    """What a sampler draws: its seed does not depend on the sampler."""
+    answer = body(name, seq_id, 12)
+    answer["sampling_params"]["seed"] = 1
+    return local.result(local.post("asample", **answer)["request_id"])["sequences"]
+
+
+def test_inflight_samplers_follow_the_runs_inflight_saves(home: Path, pico: Model) -> None:
+    with Local(home, pico) as first:
+        run = first.new_run()
+        first.train(run, 0)
+        follower = inflight(first, run, 0)
+        snapshot = first.do(
+            run, "save_weights_for_sampler", sampling_session_seq_id=1, kind="snapshot"
+        )["sampling_session_id"]
+        old = drawn(first, follower, 0)
+        assert drawn(first, snapshot, 0) == old
+        first.train(run, 1)
+        assert drawn(first, follower, 1) == old, "only a save moves it"
+        with first.steps.shut():
+            waiting = first.post("asample", **body(follower, 2, 12))["request_id"]
+            saving = first.send(
+                run, "save_weights_for_sampler", sampling_session_seq_id=2, kind="inflight"
+            )
+        newer = str(first.result(saving)["sampling_session_id"])
+        new = drawn(first, newer, 0)
+        assert new != old
+        assert drawn(first, follower, 3) == new
+        assert drawn(first, snapshot, 1) == old
+        first.result(waiting)
+    with first.after() as second:
+        assert drawn(second, follower, 4) == new
+        assert drawn(second, newer, 1) == new
+        second.train(run, 2)
+        newest = drawn(second, inflight(second, run, 3), 0)
+        assert newest not in (old, new)
+        assert drawn(second, follower, 5) == drawn(second, newer, 2) == newest
+
+
+def test_an_inflight_save_has_no_name(local: Local) -> None:
+    run = local.new_run()
+    failed = local.do(run, "save_weights_for_sampler", path="n", kind="inflight")
+    assert "takes no name" in failed["error"]
+
+
+def ephemeral(local: Local) -> list[str]:
+    """The names of the unnamed saves that are in the vault."""
+    manifests = local.home / "vault" / "manifests" / "sampler"
+    return sorted(each.stem for each in manifests.glob("*/ephemeral-*.json"))
+
+
+def collect(local: Local) -> None:
+    local.post("everstep/vault/collect", grace_seconds=0)
+
+
+def test_unnamed_saves_stay_as_long_as_something_samples_from_them(home: Path, pico: Model) -> None:
+    with Local(home, pico) as local:
+        run = local.new_run()
+        follower = inflight(local, run, 0)
+        with local.steps.shut():
+            late = local.post("asample", **body(follower, 0))["request_id"]
+            saving = local.send(
+                run, "save_weights_for_sampler", sampling_session_seq_id=1, kind="inflight"
+            )
+        local.result(saving)
+        local.result(late)
+        collect(local)
+        assert ephemeral(local) == ["ephemeral-2"], "nothing samples from the first any more"
+        path = local.http.get(f"samplers/{follower}").json()["model_path"]
+        local._session, borrowed = None, local.session()
+        guest = local.post("create_session")["session_id"]
+        borrower = local.post(
+            "create_sampling_session", session_id=guest, sampling_session_seq_id=0, model_path=path
+        )["sampling_session_id"]
+        local.post(f"sessions/{borrowed}/finish", reason={"type": "success"})
+        assert borrowed
+        expected = drawn(local, borrower, 0)
+        for session in (local.session(), run.split(":")[0]):
+            local.post(f"sessions/{session}/finish", reason={"type": "success"})
+        collect(local)
+        assert drawn(local, borrower, 1) == expected
+        local.post(f"sessions/{guest}/finish", reason={"type": "success"})
+        collect(local)
+        assert ephemeral(local) == []
