@@ -41,7 +41,7 @@ STEPS = {
     "recover": "runtime.recover.",
 }
 """Every step of the service, and how the failpoints in it are called."""
-SETTINGS = ("replay_seconds=0.2", "collect_interval_seconds=0.5", "collect_grace_seconds=0")
+SETTINGS = ("replay_seconds=0.2", "collect_interval_seconds=0.5")
 SHARDS = 2
 COUNTS = (1, 3, 8) if os.environ.get("EVERSTEP_SOAK") else (1,)
 MOST_ROUNDS = 4
