@@ -23,7 +23,6 @@ from everstep.cli.training_loop import Meter
 from everstep.engine.pico import write_pico
 from everstep.vault import Vault
 
-
 SECONDS = 900
 """More than it takes on any machine, however busy that is with other things."""
 
