@@ -1,4 +1,4 @@
-"""Fixtures: a real service process, shared by the tests that need one."""
+"""Fixtures: a real service process and a real S3 server, shared by the tests that need one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.buckets.bucket import Bucket, Server
 
 READY = "everstep: ready at "
 
@@ -96,3 +98,22 @@ def children() -> set[int]:
                 if state not in "ZX":
                     found.add(int(child))
     return found
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """One S3 server for all tests; the environment of every process has it as the endpoint."""
+    server = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3_server: Server) -> Iterator[Bucket]:
+    """A bucket of the test's own."""
+    bucket = Bucket(s3_server)
+    yield bucket
+    bucket.fault()

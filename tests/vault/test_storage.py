@@ -1,4 +1,4 @@
-"""What every storage of the vault promises. Another one is added as one line of `STORAGES`."""
+"""What every storage of the vault promises: in a directory, in a bucket."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ import pytest
 from everstep.vault.errors import UnsafeName
 from everstep.vault.local import LocalStorage
 from everstep.vault.storage import Buffer, Storage
+from tests.buckets.bucket import Bucket
 from tests.vault.disk import Dead, Disk
 
-STORAGES: dict[str, Callable[[Path], Storage]] = {"local": lambda root: LocalStorage(root / "s")}
 
-
-@pytest.fixture(params=STORAGES)
+@pytest.fixture(params=["directory", "bucket"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return STORAGES[request.param](tmp_path)
+    if request.param == "directory":
+        return LocalStorage(tmp_path / "s")
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket.storage()
+
+
+def everything(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, bytes]:
+    """All that lies in the storage, or beside it."""
+    files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if "bucket" in request.fixturenames or "bucket" in request.node.name:
+        files.update(request.getfixturevalue("bucket").objects())
+    return files
 
 
 def write(storage: Storage, key: str, *chunks: Buffer, replace: bool = True) -> str:
@@ -129,6 +139,27 @@ def test_of_writers_at_the_same_time_one_wins(storage: Storage) -> None:
     assert storage.read("d/k") == b"%d" % won[0] * 1000
 
 
+@pytest.mark.parametrize("key", ["a/b", "blobs/ab/" + "ab" * 32, "quarantine/content/k"])
+def test_what_was_moved_lies_under_its_new_key_only(storage: Storage, key: str) -> None:
+    assert not storage.move(key, "z/moved")
+    write(storage, key, b"content")
+    write(storage, "z/moved", b"what was there")
+    assert storage.move(key, "z/moved")
+    assert (storage.size(key), storage.read("z/moved")) == (None, b"content")
+    assert list(storage.keys("z/")) == ["z/moved"]
+
+
+def test_what_was_deleted_can_be_written_again(storage: Storage) -> None:
+    for content in (b"one", b"two", b"three"):
+        write(storage, "d/k", content, replace=False)
+        assert b"".join(map(bytes, storage.chunks("d/k"))) == content
+        assert storage.delete("d/k")
+        assert not storage.delete("d/k")
+        assert storage.size("d/k") is None
+    storage.sync("d/")
+    assert list(storage.keys("d/")) == []
+
+
 def test_keys_are_listed_under_a_prefix_and_no_other(storage: Storage) -> None:
     for key in ("a/2", "a/b/1", "ab/3", "c"):
         write(storage, key, b"")
@@ -137,21 +168,28 @@ def test_keys_are_listed_under_a_prefix_and_no_other(storage: Storage) -> None:
     assert list(storage.keys("a/")) == ["a/b/1"]
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
 def test_a_write_that_is_broken_off_leaves_nothing(
-    storage: Storage, tmp_path: Path, fault: type[BaseException]
+    storage: Storage,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    fault: type[BaseException],
+    large: bool,
 ) -> None:
     write(storage, "k", b"old")
-    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    before = everything(request, tmp_path)
 
     def chunks() -> Iterator[bytes]:
         yield b"half"
+        if large:
+            yield bytes(20 << 20)
         raise fault
 
     with pytest.raises(fault):
         storage.write(chunks(), lambda: "k", replace=True)
     assert storage.read("k") == b"old"
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert everything(request, tmp_path) == before
 
 
 BAD_KEYS = [
@@ -172,8 +210,11 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=ascii)
-def test_no_key_leads_elsewhere(storage: Storage, tmp_path: Path, key: str) -> None:
+def test_no_key_leads_elsewhere(
+    storage: Storage, request: pytest.FixtureRequest, tmp_path: Path, key: str
+) -> None:
     (tmp_path / "x").write_bytes(b"outside")
+    before = everything(request, tmp_path)
     for work in (
         lambda: write(storage, key, b"evil"),
         lambda: write(storage, key, b"evil", replace=False),
@@ -186,9 +227,7 @@ def test_no_key_leads_elsewhere(storage: Storage, tmp_path: Path, key: str) -> N
     ):
         with pytest.raises(UnsafeName):
             work()
-    assert (tmp_path / "x").read_bytes() == b"outside"
-    assert {path.name for path in tmp_path.iterdir()} == {"x", "s"}
-    assert not any(path.is_file() for path in (tmp_path / "s").rglob("*"))
+    assert everything(request, tmp_path) == before
 
 
 # A directory

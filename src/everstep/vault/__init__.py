@@ -7,11 +7,14 @@ from everstep.vault.errors import (
     CheckpointQuarantined,
     DiskFull,
     FormatTooNew,
+    StoreFailed,
     UnsafeName,
     VaultBusy,
+    VaultElsewhere,
     VaultError,
 )
 from everstep.vault.keys import CheckpointId
+from everstep.vault.location import open_vault
 from everstep.vault.manifest import FileRef, Manifest
 from everstep.vault.quarantine import Note
 from everstep.vault.vault import Vault
@@ -27,8 +30,11 @@ __all__ = [
     "FormatTooNew",
     "Manifest",
     "Note",
+    "StoreFailed",
     "UnsafeName",
     "Vault",
     "VaultBusy",
+    "VaultElsewhere",
     "VaultError",
+    "open_vault",
 ]

@@ -13,6 +13,7 @@ from everstep.vault.errors import (
     CheckpointNotFound,
     CheckpointQuarantined,
     FormatTooNew,
+    StoreFailed,
     VaultError,
 )
 from everstep.vault.keys import MANIFESTS, MARKS, CheckpointId, blob_key, checkpoint_of, digest_of
@@ -125,6 +126,9 @@ def blob_damage(
         storage: where it lies.
         key: the file.
         on_read: told of every so many bytes that were read.
+
+    Raises:
+        StoreFailed: the object store did not answer, which says nothing of the file.
     """
     hasher = blake3(max_threads=blake3.AUTO)
     try:
@@ -138,7 +142,9 @@ def blob_damage(
 
 
 def unreadable(error: OSError) -> str:
-    """What is wrong with a file that can't be read."""
+    """What is wrong with a file that can't be read; an object store's failure is raised again."""
+    if isinstance(error, StoreFailed):
+        raise error
     missing = isinstance(error, FileNotFoundError)
     return "it is missing" if missing else f"it can't be read: {error}"
 

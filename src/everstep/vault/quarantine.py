@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from everstep.vault.errors import CheckpointQuarantined
+from everstep.vault.errors import CheckpointQuarantined, StoreFailed
 from everstep.vault.keys import CheckpointId, checkpoint_of, digest_of
 from everstep.vault.storage import Storage
 
@@ -121,6 +121,8 @@ class Quarantine:
             return []
         try:
             content = b"".join(bytes(chunk) for chunk in self._storage.chunks(key))
+        except StoreFailed:
+            raise
         except OSError:
             return []
         return sorted({found.decode() for found in _DIGEST.findall(content)})

@@ -39,7 +39,7 @@ _PARALLEL_FROM = 1 << 20
 
 
 class Vault:
-    """Checkpoints in a directory; safe to use from several threads.
+    """Checkpoints in a directory, or another storage; safe to use from several threads.
 
         <root>/blobs/ab/<blake3>                        files, once each
         <root>/manifests/<kind>/<run>/<name>.json       checkpoints
@@ -48,16 +48,24 @@ class Vault:
         <root>/tmp/                                     what is being written
 
     Args:
-        root: the directory.
+        root: the directory; of another storage, where processes lock each other out.
         writer: whether this process writes: it removes what a crash left in ``tmp``.
         reserve_bytes: what a save has to leave free on the disk.
+        storage: where files lie instead (`location.open_vault`).
 
     Attributes:
         quarantine: the damaged files that were moved away.
     """
 
-    def __init__(self, root: Path, *, writer: bool = True, reserve_bytes: int = 0) -> None:
-        storage = LocalStorage(root)
+    def __init__(
+        self,
+        root: Path,
+        *,
+        writer: bool = True,
+        reserve_bytes: int = 0,
+        storage: Storage | None = None,
+    ) -> None:
+        storage = LocalStorage(root) if storage is None else storage
         self._storage: Storage = storage
         self._locks = Locks(root)
         self._room = Room(storage, root, reserve_bytes)

@@ -1,0 +1,121 @@
+"""A bucket by its URL: opening it with obstore, and trying whether it can hold a vault."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from everstep.vault.errors import StoreFailed, VaultError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+SCHEMES = ("s3", "gs", "az")
+RETRY_SECONDS = 120.0
+_MOST_RETRIES = 1000
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+_PROBE = "probe/"
+
+
+def library() -> Any:
+    """obstore; raises `VaultError` where it isn't installed."""
+    try:
+        import obstore
+    except ImportError as error:
+        raise VaultError(
+            'A vault in a bucket needs obstore: pip install "everstep[objects]"'
+        ) from error
+    return obstore
+
+
+def checked_url(url: str) -> str:
+    """A bucket's URL without a slash at its end; raises `VaultError` for any other text."""
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise VaultError(
+            "A vault's URL holds no credentials and no options; both are taken from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."
+        )
+    inside = parts.path.strip("/")
+    unsound = inside and not {"", ".", ".."}.isdisjoint(inside.split("/"))
+    if parts.scheme not in SCHEMES or not parts.netloc or unsound:
+        raise VaultError(
+            f"{url!r} is no bucket; it is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
+            "az://CONTAINER/PREFIX."
+        )
+    return f"{parts.scheme}://{parts.netloc}/{inside}".rstrip("/")
+
+
+def open_bucket(url: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
+    """Open a bucket, with what the environment says of endpoint, region and credentials.
+
+    Args:
+        url: see `checked_url`.
+        retry_seconds: for how long a request is sent again while it is not answered.
+
+    Raises:
+        VaultError: obstore is not installed, or the environment lacks something.
+    """
+    library()
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    options: dict[str, Any] = {"timeout": "1h", "read_timeout": "60s"}
+    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+        options["allow_http"] = True
+    retry: Any = {
+        "max_retries": _MOST_RETRIES,
+        "retry_timeout": timedelta(seconds=retry_seconds),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=5),
+            "base": 2.0,
+        },
+    }
+    # Single deletions: not every store that speaks S3 has the call for many.
+    more: dict[str, Any] = {"disable_bulk_delete": True} if url.startswith("s3:") else {}
+    try:
+        return from_url(url, client_options=options, retry_config=retry, **more)
+    except (BaseError, ValueError) as error:
+        raise StoreFailed.of(url, "open", error) from None
+
+
+def probe(store: ObjectStore, url: str) -> None:
+    """Try what the commit protocol needs of a store: raises `StoreFailed` when it isn't there.
+
+    A key is created twice: the second time has to be refused, and to find the first one's bytes
+    and metadata.
+    """
+    obstore = library()
+    from obstore.exceptions import AlreadyExistsError, BaseError
+
+    path, mark = _PROBE + uuid.uuid4().hex, {"everstepnonce": "first"}
+    try:
+        obstore.put(store, path, b"first", mode="create", use_multipart=False, attributes=mark)
+        try:
+            obstore.put(store, path, b"second", mode="create", use_multipart=False)
+            refused = False
+        except AlreadyExistsError:
+            refused = True
+        found = obstore.get(store, path)
+        whole = bytes(found.bytes()) == b"first"
+        marked = found.attributes.get("everstepnonce") == "first"
+        listed = [each["path"] for each in obstore.list(store, _PROBE.rstrip("/")).collect()]
+        obstore.delete(store, path)
+    except FileNotFoundError:
+        raise StoreFailed(f"{url}: there is no such bucket, or what was put is not there") from None
+    except BaseError as error:
+        raise StoreFailed.of(url, "the check at the start", error) from None
+    if not (refused and whole):
+        raise StoreFailed(
+            f"{url}: the store does not honour conditional puts (If-None-Match: *): it let one key "
+            "be created twice. A vault there could lose checkpoints; use another store."
+        )
+    if not marked or path not in listed:
+        raise StoreFailed(
+            f"{url}: the store does not list or describe what was just put; use one that is "
+            "strongly consistent and keeps metadata."
+        )
