@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import uuid
@@ -13,8 +12,8 @@ import obstore
 
 from everstep.vault.bucket import open_bucket
 from everstep.vault.objects import ObjectStorage
-from tests.buckets.server import BUCKET
 
+BUCKET = "vaults"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "the-tests-key-id",
     "AWS_SECRET_ACCESS_KEY": "the-tests-secret",
@@ -76,7 +75,7 @@ class Bucket:
 
     def only(self, key: str) -> str:
         """The path of the one object of a key."""
-        (path,) = [path for path in self.objects(key)]
+        (path,) = self.objects(key)
         return path
 
     def _get(self, path: str) -> memoryview:

@@ -28,9 +28,10 @@ from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from tests.buckets.bucket import BUCKET
+
 Environ = dict[str, Any]
 Start = Callable[..., Any]
-BUCKET = "vaults"
 _CONTROL = "/-/"
 
 
@@ -104,7 +105,7 @@ def reset(connection: socket.socket) -> None:
 
 
 class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002
+    def log(self, type: str, message: str, *args: Any) -> None:
         """Say nothing."""
 
 

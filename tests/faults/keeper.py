@@ -35,6 +35,7 @@ class Keeper:
         environment: more environment of the n-th start, counted from 0.
         models: ``NAME=PATH`` of what is served.
         log: what it logs to; None: a file beside the home.
+        arguments: more of them.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Keeper:
         environment: Callable[[int], Mapping[str, str]] = lambda start: {},
         models: tuple[str, ...] = (),
         log: Path | None = None,
+        arguments: tuple[str, ...] = (),
     ) -> None:
         self.home = home
         self.log = log or home.parent / f"{home.name}.log"
@@ -51,6 +53,7 @@ class Keeper:
         self.url = f"http://127.0.0.1:{free_port()}"
         self._arguments = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home)]
         self._arguments += ["--port", self.url.rsplit(":", 1)[1], "--until-stdin-closes"]
+        self._arguments += ["--port", self.url.rsplit(":", 1)[1], *arguments]
         for setting in settings:
             self._arguments += ["--set", setting]
         for model in models:

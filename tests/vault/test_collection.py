@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from everstep.vault import Vault
+from everstep.vault.local import LocalStorage
 from tests.vault.checkpoints import RUN, draft, load, save
 
 FILES = {"a": b"content"}
@@ -37,64 +37,60 @@ def collect_while(vault: Vault, call: str, act: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("call", ["keys", "sync"])
 @pytest.mark.parametrize("stored_before", [True, False])
-def test_a_save_during_a_collection_is_kept(tmp_path: Path, call: str, stored_before: bool) -> None:
-    vault = Vault(tmp_path)
+def test_a_save_during_a_collection_is_kept(
+    anywhere: Vault, call: str, stored_before: bool
+) -> None:
     if stored_before:
-        vault.put([FILES["a"]])
-    collect_while(vault, call, lambda: save(vault, "x", FILES))
-    assert load(vault, vault.manifest("training", RUN, "x")) == FILES
+        anywhere.put([FILES["a"]])
+    collect_while(anywhere, call, lambda: save(anywhere, "x", FILES))
+    assert load(anywhere, anywhere.manifest("training", RUN, "x")) == FILES
 
 
-def test_a_fork_during_a_collection_is_kept(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
-    first = save(vault, "x", FILES)
-    vault.delete("training", RUN, "x")
-    collect_while(vault, "sync", lambda: vault.commit(draft("y", first.files)))
-    assert load(vault, vault.manifest("training", RUN, "y")) == FILES
+def test_a_fork_during_a_collection_is_kept(anywhere: Vault) -> None:
+    first = save(anywhere, "x", FILES)
+    anywhere.delete("training", RUN, "x")
+    collect_while(anywhere, "sync", lambda: anywhere.commit(draft("y", first.files)))
+    assert load(anywhere, anywhere.manifest("training", RUN, "y")) == FILES
 
 
-def test_a_save_that_is_still_going_on_is_kept(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
-    with vault.pinned():
-        refs = {"a": vault.put([FILES["a"]])}
-        assert vault.collect(0) == []
-        vault.commit(draft("x", refs))
-    assert vault.collect(0) == []
-    assert load(vault, vault.manifest("training", RUN, "x")) == FILES
+def test_a_save_that_is_still_going_on_is_kept(anywhere: Vault) -> None:
+    with anywhere.pinned():
+        refs = {"a": anywhere.put([FILES["a"]])}
+        assert anywhere.collect(0) == []
+        anywhere.commit(draft("x", refs))
+    assert anywhere.collect(0) == []
+    assert load(anywhere, anywhere.manifest("training", RUN, "x")) == FILES
 
 
-def test_pins_end_with_what_pinned(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
-    with pytest.raises(RuntimeError), vault.pinned():
-        vault.put([b"x"])
+def test_pins_end_with_what_pinned(anywhere: Vault) -> None:
+    with pytest.raises(RuntimeError), anywhere.pinned():
+        anywhere.put([b"x"])
         raise RuntimeError
-    assert [ref.size for ref in vault.collect(0)] == [1]
+    assert [ref.size for ref in anywhere.collect(0)] == [1]
 
 
-def test_young_files_stay(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
-    vault.put([b"x"])
-    assert vault.collect() == []
-    assert len(vault.collect(0)) == 1
+def test_young_files_stay(anywhere: Vault) -> None:
+    anywhere.put([b"x"])
+    assert anywhere.collect() == []
+    assert len(anywhere.collect(0)) == 1
 
 
-def test_savers_deleters_and_collectors_at_the_same_time(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
+def test_savers_deleters_and_collectors_at_the_same_time(anywhere: Vault) -> None:
     faults: list[BaseException] = []
     saved = threading.Event()
 
     def saver(number: int) -> Iterator[None]:
-        for step in range(30):
+        for step in range(30 if isinstance(anywhere.storage, LocalStorage) else 6):
             files = {"own": b"%d" % number, "shared": b"shared", "step": b"%d" % (step % 3)}
-            manifest = save(vault, f"n{number}", files, step=step, overwrite=True)
-            assert load(vault, manifest) == files
+            manifest = save(anywhere, f"n{number}", files, step=step, overwrite=True)
+            assert load(anywhere, manifest) == files
             if step % 3 == 0:
-                vault.delete("training", RUN, f"n{number}")
+                anywhere.delete("training", RUN, f"n{number}")
             yield
 
     def collector() -> Iterator[None]:
         while not saved.is_set():
-            vault.collect(0)
+            anywhere.collect(0)
             yield
 
     def run(work: Iterator[None]) -> None:
@@ -114,5 +110,5 @@ def test_savers_deleters_and_collectors_at_the_same_time(tmp_path: Path) -> None
     for thread in collectors:
         thread.join()
     assert faults == []
-    for manifest in vault.manifests():
-        load(vault, manifest)
+    for manifest in anywhere.manifests():
+        load(anywhere, manifest)

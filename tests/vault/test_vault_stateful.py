@@ -6,11 +6,19 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from everstep.vault import (
     CheckpointDamaged,
@@ -19,6 +27,8 @@ from everstep.vault import (
     FileRef,
     Vault,
 )
+from everstep.vault.keys import blob_key, digest_of, manifest_key
+from tests.buckets.bucket import Bucket
 from tests.vault.checkpoints import draft, halves, load, save
 from tests.vault.disk import Dead, Death, Disk
 
@@ -45,12 +55,30 @@ class VaultMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="everstep-vault-"))
-        self.disk = Disk(self.base)
+        self.disk: Any = self.new_disk()
         self.disk.__enter__()
         self.listed: dict[Key, State] = {}
         self.unsure: dict[Key, list[State]] = {}
         self.step = 0
-        self.vault = Vault(self.disk.home / "vault")
+        self.vault = self.open()
+
+    def new_disk(self) -> Any:
+        return Disk(self.base)
+
+    def open(self) -> Vault:
+        """What a new process has."""
+        return Vault(self.disk.home / "vault")
+
+    def files(self, prefix: str) -> list[str]:
+        """Keys of the files that lie there, whatever the vault says."""
+        root = self.disk.home / "vault"
+        found = (root / prefix).rglob("*")
+        return [path.relative_to(root).as_posix() for path in found if path.is_file()]
+
+    def flipped(self, key: str, place: float, bit: int) -> Any:
+        """Have a bit of a file be another one, for a while."""
+        path = self.disk.home / "vault" / key
+        return flipped(path.read_bytes, path.write_bytes, place, bit)
 
     def teardown(self) -> None:
         self.disk.__exit__()
@@ -66,7 +94,7 @@ class VaultMachine(RuleBasedStateMachine):
             work()
         except Dead:
             self.disk.restart(fall[1])
-            self.vault = Vault(self.disk.home / "vault")
+            self.vault = self.open()
             return False
         except OSError:
             return False
@@ -182,7 +210,7 @@ class VaultMachine(RuleBasedStateMachine):
             self.after_a_fall(fall[1])
 
     def blobs(self) -> set[str]:
-        return {path.name for path in (self.disk.home / "vault").glob("blobs/*/*")}
+        return {digest_of(key) for key in self.files("blobs")}
 
     def reachable(self) -> set[str]:
         return {ref.blake3 for m in self.vault.manifests() for ref in m.files.values()}
@@ -191,12 +219,12 @@ class VaultMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.vault = Vault(self.disk.home / "vault")
+        self.vault = self.open()
 
     @rule()
     def power_cut(self) -> None:
         self.disk.restart("power cut")
-        self.vault = Vault(self.disk.home / "vault")
+        self.vault = self.open()
         self.after_a_fall("power cut")
 
     @precondition(lambda self: any(self.listed.values()))
@@ -214,8 +242,7 @@ class VaultMachine(RuleBasedStateMachine):
     @rule(index=numbers, place=st.floats(0, 0.999), bit=st.integers(0, 7))
     def corrupt_a_manifest(self, index: int, place: float, bit: int) -> None:
         (kind, run, name), _ = self.pick(index)
-        path = self.disk.home / "vault" / "manifests" / kind / run / f"{name}.json"
-        with flipped(path, place, bit):
+        with self.flipped(manifest_key(kind, run, name), place, bit):
             for ask in (
                 lambda: self.vault.manifest(kind, run, name),
                 lambda: list(self.vault.manifests()),
@@ -231,11 +258,10 @@ class VaultMachine(RuleBasedStateMachine):
         manifest = self.vault.manifest(*key)
         assert state is not None
         file = sorted(manifest.files)[index % len(manifest.files)]
-        digest = manifest.files[file].blake3
-        path = self.disk.home / "vault" / "blobs" / digest[:2] / digest
-        if not path.stat().st_size:
+        ref = manifest.files[file]
+        if not ref.size:
             return
-        with flipped(path, place, bit):
+        with self.flipped(blob_key(ref.blake3), place, bit):
             with pytest.raises(CheckpointDamaged, match=file):
                 self.vault.read(manifest, file)
             with pytest.raises(CheckpointDamaged):
@@ -261,24 +287,80 @@ class VaultMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_half_written_lies_around(self) -> None:
         if hasattr(self, "vault"):
-            assert list((self.disk.home / "vault" / "tmp").iterdir()) == []
+            assert self.files("tmp") == []
+
+
+class BucketMachine(VaultMachine):
+    """The same with a vault in a bucket, whose store goes away where a disk would fall."""
+
+    bucket: Bucket
+
+    def new_disk(self) -> Any:
+        return Remote(self.bucket, self.base)
+
+    def open(self) -> Vault:
+        return Vault(self.base, storage=self.bucket.storage(retry_seconds=0.05))
+
+    def files(self, prefix: str) -> list[str]:
+        return [path.rpartition("/")[0] for path in self.bucket.objects(prefix)]
+
+    def flipped(self, key: str, place: float, bit: int) -> Any:
+        path = self.bucket.only(key)
+        return flipped(
+            lambda: self.bucket.objects(key)[path],
+            lambda content: self.bucket.put(path, content),
+            place,
+            bit,
+        )
+
+
+class Remote:
+    """What a disk is, for a bucket: it fails by not answering, and is as durable as it is there."""
+
+    def __init__(self, bucket: Bucket, base: Path) -> None:
+        self._bucket = bucket
+        (base / "tmp").mkdir()
+        for path in bucket.objects():
+            bucket.remove(path)
+
+    def __enter__(self) -> None:
+        self.stand()
+
+    def __exit__(self, *_: object) -> None:
+        self.stand()
+
+    def fall(self, after: int, death: Death) -> None:
+        fault = "lost reply" if death == "power cut" else "reset"
+        self._bucket.fault(fault, first=after + 1, count=1 << 30)
+
+    def stand(self) -> None:
+        self._bucket.fault()
+
+    def restart(self, death: Death) -> None:
+        self.stand()
 
 
 class flipped:
     """A file with one bit flipped, for a while."""
 
-    def __init__(self, path: Path, place: float, bit: int) -> None:
-        self.path = path
-        self.content = path.read_bytes()
+    def __init__(
+        self,
+        read: Callable[[], bytes],
+        write: Callable[[bytes], object],
+        place: float,
+        bit: int,
+    ) -> None:
+        self.write = write
+        self.content = read()
         damaged = bytearray(self.content)
         damaged[int(place * len(damaged))] ^= 1 << bit
         self.damaged = bytes(damaged)
 
     def __enter__(self) -> None:
-        self.path.write_bytes(self.damaged)
+        self.write(self.damaged)
 
     def __exit__(self, *_: object) -> None:
-        self.path.write_bytes(self.content)
+        self.write(self.content)
 
 
 TestVault = VaultMachine.TestCase
@@ -289,3 +371,13 @@ TestVault.settings = settings(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+@pytest.mark.slow
+def test_the_same_in_a_bucket(bucket: Bucket) -> None:
+    class Machine(BucketMachine):
+        pass
+
+    Machine.bucket = bucket
+    few = settings(TestVault.settings, max_examples=8, stateful_step_count=12)
+    run_state_machine_as_test(Machine, settings=few)

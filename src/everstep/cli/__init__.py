@@ -11,7 +11,7 @@ from everstep.cli.checkpoint import app as checkpoint_app
 from everstep.cli.doctor import doctor
 from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
-from everstep.cli.options import DEFAULT_HOME, Home, Json, existing_home
+from everstep.cli.options import DEFAULT_HOME, Home, Json, VaultUrl, existing_home
 from everstep.cli.run import app as run_app
 from everstep.cli.sample import sample
 from everstep.cli.session import app as session_app
@@ -52,12 +52,13 @@ def serve(
             help="A setting, as in replay_seconds=10 (docs/guides/operations.md); may be repeated.",
         ),
     ] = None,
+    vault: VaultUrl = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run the service in the foreground. A second start on the same home goes on with it."""
     from everstep.cli.serve import serve as command
 
-    command(home, host, port, model or [], setting or [], until_stdin_closes)
+    command(home, host, port, model or [], setting or [], vault, until_stdin_closes)
 
 
 @app.command()

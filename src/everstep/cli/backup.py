@@ -34,12 +34,20 @@ from everstep.cli.errors import Refused
 from everstep.ledger import Checkpoint
 from everstep.ledger.copying import Copy, check_database, copy_database
 from everstep.runtime.upkeep import SAVES
-from everstep.vault import CheckpointDamaged, CheckpointId, FileRef, Manifest, Vault
+from everstep.vault import (
+    CheckpointDamaged,
+    CheckpointId,
+    FileRef,
+    Manifest,
+    Vault,
+    open_vault,
+)
 from everstep.vault.backup import DATABASE, BackupDirectory, BackupNote, file_ref
 from everstep.vault.keys import MANIFESTS, blob_key
 from everstep.vault.local import sync_directory, write_synced
 from everstep.vault.room import readable
 from everstep.vault.sightings import Sightings
+from everstep.vault.storage import Storage
 from everstep.vault.verify import verify
 
 _ATTEMPTS = 5
@@ -63,13 +71,13 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
     """
     if directory == home or directory.is_relative_to(home):
         raise Refused(f"{directory} lies in the home that is to be kept; choose another directory.")
-    vault = Vault(home / "vault", writer=False)
+    vault = open_vault(home, writer=False)
     with contextlib.closing(BackupDirectory(directory)) as place, vault.held():
         stage = place.stage()
         now = datetime.now(UTC)
         chosen, left_out = _choose(vault, home / DATABASE, stage / DATABASE)
         with output.progress_bar("backing up", quiet=as_json) as progress:
-            damaged = _take(place, home / "vault", chosen, link, progress)
+            damaged = _take(place, vault.storage, chosen, link, progress)
         for each in [each for each in chosen if not damaged.keys().isdisjoint(_digests(each))]:
             reasons = (f"{blob_key(d)}: {damaged[d]}" for d in _digests(each) if d in damaged)
             left_out[tables.called(each.id)] = "; ".join(reasons)
@@ -137,7 +145,7 @@ def _belonging(seen: Sightings, ledger: Copy) -> tuple[list[Manifest], list[Chec
 
 def _take(
     place: BackupDirectory,
-    source: Path,
+    source: Storage,
     manifests: list[Manifest],
     link: bool,
     progress: Callable[[int, int], None],

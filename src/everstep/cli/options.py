@@ -15,12 +15,24 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+VaultUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--vault",
+        metavar="URL",
+        help="The bucket with the home's vault: s3://BUCKET/PREFIX, gs://…, az://…; remembered.",
+    ),
+]
 DEFAULT_HOME = Path("~/.everstep")
 
 
-def existing_home(home: Path) -> Path:
-    """The home's full path; raises `Refused` when it has no vault."""
+def existing_home(home: Path, vault: str | None = None) -> Path:
+    """The home's full path; raises `Refused` when it has no vault, or another one than that."""
     home = home.expanduser().resolve()
     if not (home / "vault").is_dir():
         raise Refused(f"There is no everstep home at {home}: it has no vault. Choose --home.")
+    if vault is not None:
+        from everstep.vault.location import check
+
+        check(home, vault)
     return home

@@ -39,7 +39,7 @@ from everstep.cli.training_text import (
     first_prompt,
     read_examples,
 )
-from everstep.vault import Manifest, Vault, VaultError
+from everstep.vault import Manifest, VaultError, open_vault
 from everstep.wire.paths import parse_path
 
 _CONTINUED_STEPS = 8
@@ -91,7 +91,7 @@ class Setup:
     def manifest(self, path: str) -> Manifest:
         """The manifest of a checkpoint, from the vault."""
         at = parse_path(path)
-        return Vault(self.home / "vault", writer=False).manifest(at.kind, at.run_id, at.name)
+        return open_vault(self.home, writer=False).manifest(at.kind, at.run_id, at.name)
 
 
 def quickstart(data: Path | None, model: str, steps: int, home: Path) -> None:
@@ -238,7 +238,7 @@ def _sample_and_export(
         shown = Text.assemble((prompt, "bold"), printable(text))
         setup.console.print(Panel(shown, title=f"a sample, {title}", title_align="left"))
     directory = setup.home / "quickstart" / "adapter"
-    Vault(setup.home / "vault", writer=False).export(setup.manifest(path), directory)
+    open_vault(setup.home, writer=False).export(setup.manifest(path), directory)
     return directory
 
 

@@ -20,12 +20,14 @@ def serve(
     port: int,
     models: list[str],
     settings: list[str],
+    vault: str | None,
     until_stdin_closes: bool,
 ) -> None:
     """Run the service in the foreground; see the command's help."""
     from everstep.ledger import LedgerError
     from everstep.runtime import OperationFailed, Settings
     from everstep.server import PortTaken, run
+    from everstep.vault import VaultError
 
     _configure_logs()
     try:
@@ -42,9 +44,10 @@ def serve(
             parse_models(models),
             lambda address: _tell(home, address, owner),
             settings=chosen,
+            vault_url=vault,
             until_stdin_closes=until_stdin_closes,
         )
-    except (PortTaken, LedgerError, OperationFailed, OSError) as error:
+    except (PortTaken, LedgerError, OperationFailed, VaultError, OSError) as error:
         print(f"everstep: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     running.retire(home)

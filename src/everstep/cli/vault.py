@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from everstep.cli.errors import told
-from everstep.cli.options import DEFAULT_HOME, DryRun, Home, Json, Yes, existing_home
+from everstep.cli.options import (
+    DEFAULT_HOME,
+    DryRun,
+    Home,
+    Json,
+    VaultUrl,
+    Yes,
+    existing_home,
+)
 
 app = typer.Typer(
     name="vault",
@@ -21,6 +29,7 @@ app = typer.Typer(
 @app.command()
 def verify(
     home: Home = DEFAULT_HOME,
+    vault: VaultUrl = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also files that no checkpoint names.")
     ] = False,
@@ -37,22 +46,23 @@ def verify(
     with told():
         from everstep.cli import vault_work
 
-        ok = vault_work.verify(existing_home(home), everything, quarantine, as_json)
+        ok = vault_work.verify(existing_home(home, vault), everything, quarantine, as_json)
     raise typer.Exit(0 if ok else 1)
 
 
 @app.command()
-def quarantined(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+def quarantined(home: Home = DEFAULT_HOME, vault: VaultUrl = None, as_json: Json = False) -> None:
     """List what was found damaged and moved out of the way."""
     with told():
         from everstep.cli import vault_work
 
-        vault_work.quarantined(existing_home(home), as_json)
+        vault_work.quarantined(existing_home(home, vault), as_json)
 
 
 @app.command()
 def gc(
     home: Home = DEFAULT_HOME,
+    vault: VaultUrl = None,
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="What is younger than that stays.")
     ] = 3600.0,
@@ -66,7 +76,7 @@ def gc(
     with told():
         from everstep.cli import vault_work
 
-        vault_work.collect(existing_home(home), grace, dry_run, as_json)
+        vault_work.collect(existing_home(home, vault), grace, dry_run, as_json)
 
 
 @app.command()
@@ -84,6 +94,7 @@ def prune(
         float | None, typer.Option(min=1, metavar="SECONDS", help="Keep what is younger as well.")
     ] = None,
     home: Home = DEFAULT_HOME,
+    vault: VaultUrl = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
@@ -103,11 +114,11 @@ def prune(
             policy = Policy(keep_last, keep_best, metric, mode, age)
         except ValueError as error:
             raise Refused(str(error)) from error
-        vault_prune.prune(existing_home(home), run, policy, dry_run, yes, as_json)
+        vault_prune.prune(existing_home(home, vault), run, policy, dry_run, yes, as_json)
 
 
 @app.command()
-def rebuild(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+def rebuild(home: Home = DEFAULT_HOME, vault: VaultUrl = None, as_json: Json = False) -> None:
     """Make the index of checkpoints anew from their manifests, when the database is lost.
 
     Exits with 1 when a checkpoint is damaged; that one is left out.
@@ -115,5 +126,5 @@ def rebuild(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     with told():
         from everstep.cli import vault_rebuild
 
-        ok = vault_rebuild.rebuild(existing_home(home), as_json)
+        ok = vault_rebuild.rebuild(home, vault, as_json)
     raise typer.Exit(0 if ok else 1)

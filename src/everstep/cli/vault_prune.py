@@ -15,7 +15,7 @@ from everstep.ledger import LedgerLocked
 from everstep.runtime import Settings, pruning
 from everstep.runtime.checkpoints import Checkpoints, path_of
 from everstep.runtime.pruning import Pruning
-from everstep.vault import Manifest, Vault
+from everstep.vault import Manifest, open_vault
 from everstep.vault.retention import Policy, metric_of
 from everstep.vault.room import readable
 from everstep.wire.publication import DeleteCheckpointsResponse
@@ -52,7 +52,7 @@ async def _prune(
 ) -> list[Manifest]:
     """Delete them oneself; returns which."""
     async with opened(home, read_only=dry_run) as ledger:
-        vault = Vault(home / "vault", writer=False)
+        vault = open_vault(home, writer=False)
         found = await pruning.plan(ledger, vault, run_id, policy)
         _show(found, policy, dry_run, as_json)
         if not dry_run and _agreed(found, yes):
@@ -65,7 +65,7 @@ async def _plan_beside(
 ) -> list[Manifest]:
     """Have the service delete them; returns which."""
     async with opened(home, read_only=True) as ledger:
-        found = await pruning.plan(ledger, Vault(home / "vault", writer=False), run_id, policy)
+        found = await pruning.plan(ledger, open_vault(home, writer=False), run_id, policy)
     _show(found, policy, False, as_json)
     if _agreed(found, yes):
         paths = [str(path_of(each.id)) for each in found.doomed]

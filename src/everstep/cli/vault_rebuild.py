@@ -17,12 +17,14 @@ from pathlib import Path
 from everstep.cli import output
 from everstep.cli import vault_tables as tables
 from everstep.cli.errors import Refused
+from everstep.cli.options import existing_home
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime import Settings
 from everstep.runtime.checkpoints import Checkpoints, path_of
 from everstep.runtime.payloads import optimizer_of
-from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault
+from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault, open_vault
 from everstep.vault.keys import KINDS
+from everstep.vault.location import settle, url_of
 from everstep.vault.verify import Report, verify
 
 _INFIX = ":train:"
@@ -45,20 +47,27 @@ class Rebuilt:
     unknown_runs: list[str] = field(default_factory=list)
 
 
-def rebuild(home: Path, as_json: bool) -> bool:
+def rebuild(home: Path, vault_url: str | None, as_json: bool) -> bool:
     """Make the index anew; print what came of it.
 
     Args:
         home: the home; no service may have it.
+        vault_url: the bucket that its vault lies in. A home that isn't there is made, and takes
+            over what lies there of a home that was lost.
         as_json: print JSON.
 
     Returns:
         Whether nothing is damaged. What is, is not in the index.
     """
+    if vault_url is None or (home.expanduser() / "vault").is_dir():
+        home = existing_home(home, vault_url if url_of(home.expanduser()) else None)
+    else:
+        home = home.expanduser().resolve()
+        home.mkdir(parents=True, exist_ok=True)
     wal = home / "ledger.sqlite-wal"
     if wal.exists() and not (home / "ledger.sqlite").exists():
         raise Refused(f"{wal} lies there without its database; move it away, then rebuild.")
-    done = asyncio.run(_rebuild(home, as_json))
+    done = asyncio.run(_rebuild(home, vault_url, as_json))
     if as_json:
         content = tables.report_json(done.report, [])
         content |= {"runs": done.runs, "recreated": done.checkpoints}
@@ -73,10 +82,11 @@ def rebuild(home: Path, as_json: bool) -> bool:
     return done.report.ok
 
 
-async def _rebuild(home: Path, quiet: bool) -> Rebuilt:
+async def _rebuild(home: Path, vault_url: str | None, quiet: bool) -> Rebuilt:
     ledger = await Ledger.open(home / "ledger.sqlite", anew=True)
     try:
-        vault = Vault(home / "vault", writer=False)
+        settle(home, vault_url, adopt=vault_url is not None)
+        vault = open_vault(home, writer=False)
         with output.progress_bar("verifying", quiet=quiet) as progress:
             done = Rebuilt(verify(vault, progress=progress))
         damaged = {each for damage in done.report.damaged for each in damage.checkpoints}

@@ -15,7 +15,7 @@ from everstep.runtime import Settings
 from everstep.runtime.care import told_of
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.upkeep import Upkeep, without
-from everstep.vault import Note, Vault, VaultBusy
+from everstep.vault import Note, VaultBusy, open_vault
 from everstep.vault.inspection import put_away
 from everstep.vault.room import readable
 from everstep.vault.verify import Report
@@ -56,7 +56,7 @@ def verify(home: Path, everything: bool, quarantine: bool, as_json: bool) -> boo
     Returns:
         Whether nothing is damaged.
     """
-    vault = Vault(home / "vault", writer=False)
+    vault = open_vault(home, writer=False)
 
     def look() -> Report:
         with output.progress_bar("verifying", quiet=as_json) as progress:
@@ -95,7 +95,7 @@ def _print_report(report: Report, notes: list[Note]) -> None:
 
 def quarantined(home: Path, as_json: bool) -> None:
     """Print what is in a home's quarantine."""
-    notes = list(Vault(home / "vault", writer=False).quarantine.standing())
+    notes = list(open_vault(home, writer=False).quarantine.standing())
     if as_json:
         output.print_json([tables.note_json(note) for note in notes])
     elif notes:
@@ -146,7 +146,7 @@ def print_collected(done: CollectResponse, as_json: bool) -> None:
 
 async def _collect(home: Path, grace: float, dry_run: bool) -> CollectResponse:
     async with opened(home, read_only=dry_run) as ledger:
-        vault = Vault(home / "vault", writer=not dry_run)
+        vault = open_vault(home, writer=not dry_run)
         upkeep = Upkeep(ledger, vault, Checkpoints(ledger, vault, Settings()), grace)
         found = await upkeep.leftovers()
         if dry_run:

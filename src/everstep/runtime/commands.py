@@ -48,7 +48,7 @@ from everstep.runtime.progress import SAMPLING
 from everstep.runtime.samplers import Samplers
 from everstep.runtime.saving import read_checkpoint, write_checkpoint
 from everstep.runtime.turns import Turns
-from everstep.vault import Vault, VaultError
+from everstep.vault import StoreFailed, Vault, VaultError
 from everstep.wire.proto import decode_training_pass, encode_forward_backward_output
 from everstep.wire.streams import DrawnTokens
 
@@ -151,12 +151,20 @@ class Commands:
         by_user = isinstance(error, InputError)
         if not by_user:
             _log.error("operation failed", error=repr(error), exc_info=error)
-        text = str(error) if by_user or isinstance(error, VaultError) else repr(error)
+        told = by_user or isinstance(error, VaultError | StoreFailed)
+        text = str(error) if told else repr(error)
         if _out_of_memory(error):
             text = f"There was not enough memory for this operation; make it smaller. {text}"
         category = "user" if by_user else "server"
+        unreachable = isinstance(error, StoreFailed)
         self._channel.send(
-            {"id": call_id, "event": "failed", "message": text, "category": category}
+            {
+                "id": call_id,
+                "event": "failed",
+                "message": text,
+                "category": category,
+                "unreachable": unreachable,
+            }
         )
 
     # Commands of a run, each a generator that yields between its steps.

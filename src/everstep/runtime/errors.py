@@ -7,6 +7,7 @@ RuntimeFault
 ├── RunUnavailable    the run can't be brought back as the service was started; it waits
 ├── RunCorrupted      the run can't be brought back, or not to the same bits
 └── OperationFailed   an operation ended in a failure: a text and a category
+    └── VaultUnreachable  the vault's store did not answer: it may succeed later
 """
 
 from __future__ import annotations
@@ -72,3 +73,10 @@ class OperationFailed(RuntimeFault):
         super().__init__(message)
         self.message = message
         self.category = category
+
+
+class VaultUnreachable(OperationFailed):
+    """The store that the vault lies in did not answer: that says nothing of what lies there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCategory.SERVER)

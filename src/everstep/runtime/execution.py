@@ -188,7 +188,11 @@ class Execution:
 
     async def _prune(self) -> None:
         """Drop what recovery needs no more: older snapshots, and requests before them."""
-        oldest = await self._snapshots.prune(self.run_id)
+        try:
+            oldest = await self._snapshots.prune(self.run_id)
+        except OSError as error:
+            _log.error("older snapshots stay", run=self.run_id, reason=str(error))
+            return  # until the next one
         if oldest is not None and oldest > self._pruned:
             await self._ledger.prune(
                 self.run_id, after=self._pruned, upto=oldest, kinds=names.PASSES
@@ -236,7 +240,7 @@ class Execution:
             self._commands.forget()  # what is in memory; the run comes back as it was before
             raise OperationFailed(
                 "What was loaded could not be made durable; the run is as it was. Free space on "
-                "the service's disk, then load again.",
+                "the service's disk, or have its bucket answer, then load again.",
                 ErrorCategory.SERVER,
             )
 

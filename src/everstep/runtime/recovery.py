@@ -15,7 +15,12 @@ import structlog
 from everstep.failpoints import Failpoint
 from everstep.ledger import Ledger, Operation, Run
 from everstep.runtime import names
-from everstep.runtime.errors import OperationFailed, RunCorrupted, RunUnavailable
+from everstep.runtime.errors import (
+    OperationFailed,
+    RunCorrupted,
+    RunUnavailable,
+    VaultUnreachable,
+)
 from everstep.runtime.replay import difference
 from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.snapshots import Snapshots
@@ -57,6 +62,7 @@ class Recovery:
 
         Raises:
             RunUnavailable: the service can't have it now, but may later.
+            VaultUnreachable, StoreFailed: the vault's store does not answer.
             RunCorrupted: no state is left that it could be brought back from.
         """
         await self._commands.attach()
@@ -70,6 +76,8 @@ class Recovery:
             source = {"kind": manifest.kind, "run": run.run_id, "name": manifest.name}
             try:
                 await self._commands.restore(run, source, optimizer=True)
+            except VaultUnreachable:
+                raise
             except OperationFailed as failure:
                 _log.error("a state can't be used", run=run.run_id, reason=failure.message)
                 damaged.append(failure.message)
@@ -93,6 +101,8 @@ class Recovery:
             return 0.0
         try:
             replayed, seconds = await self._again(operation)
+        except VaultUnreachable:
+            raise
         except OperationFailed as failure:
             raise RunCorrupted(self._text(operation, failure.message)) from failure
         if replayed is not None:
@@ -141,6 +151,8 @@ class Recovery:
                 await self._commands.restore_path(
                     run, payload["path"], optimizer=payload["optimizer"]
                 )
+            except VaultUnreachable:
+                raise
             except OperationFailed as failure:
                 if failure.category == ErrorCategory.SERVER and not damaged:
                     raise

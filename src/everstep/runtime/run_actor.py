@@ -16,11 +16,18 @@ import structlog
 
 from everstep.ledger import Failure, Ledger, LedgerDamaged, NewOperation, Operation
 from everstep.runtime import names
-from everstep.runtime.errors import OperationFailed, RunCorrupted, RunUnavailable, WorkerLost
+from everstep.runtime.errors import (
+    OperationFailed,
+    RunCorrupted,
+    RunUnavailable,
+    VaultUnreachable,
+    WorkerLost,
+)
 from everstep.runtime.execution import Execution
 from everstep.runtime.recovery import Recovery
 from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.settings import Settings
+from everstep.vault import StoreFailed
 from everstep.wire.errors import ErrorCategory
 
 _log = structlog.get_logger("everstep.run")
@@ -150,6 +157,10 @@ class RunActor:
                 self.waits_for = f"the run waits: {reason}"
                 _log.error("the run waits", run=self.run_id, because=str(reason))
                 return
+            except (VaultUnreachable, StoreFailed) as fault:
+                self.waits_for = f"the run waits for its vault: {fault}"
+                _log.error("the run waits for its vault", run=self.run_id, because=str(fault))
+                self._commands.forget()
             except (RunCorrupted, LedgerDamaged) as fault:
                 await self._corrupt(str(fault))
                 return

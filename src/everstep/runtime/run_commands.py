@@ -10,7 +10,7 @@ from everstep.engine.info import ModelInfo
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime.channel import Message
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.errors import OperationFailed, RuntimeFault, RunUnavailable
+from everstep.runtime.errors import OperationFailed, RuntimeFault, RunUnavailable, VaultUnreachable
 from everstep.runtime.residency import Residency
 from everstep.runtime.worker_process import Call, WorkerProcess
 from everstep.wire.errors import ErrorCategory
@@ -137,7 +137,8 @@ class RunCommands:
         try:
             yield
         except OperationFailed as failure:
-            if failure.category == ErrorCategory.SERVER:
+            unreachable = isinstance(failure, VaultUnreachable)
+            if failure.category == ErrorCategory.SERVER and not unreachable:
                 await self._checkpoints.follow_quarantine()
             raise
 

@@ -45,7 +45,8 @@ from everstep.runtime.tokenizers import tokenizer_files
 from everstep.runtime.traces import Traces
 from everstep.runtime.views import Views
 from everstep.runtime.worker_process import WorkerProcess
-from everstep.vault import Vault
+from everstep.vault import Vault, open_vault
+from everstep.vault.location import settle
 from everstep.wire import types
 
 _log = structlog.get_logger("everstep.runtime")
@@ -144,7 +145,13 @@ class Runtime:
         self.downloads = Downloads(parts.ledger, parts.vault, parts.checkpoints, self.access, links)
 
     @classmethod
-    async def open(cls, home: Path, models: Mapping[str, str], settings: Settings) -> Runtime:
+    async def open(
+        cls,
+        home: Path,
+        models: Mapping[str, str],
+        settings: Settings,
+        vault_url: str | None = None,
+    ) -> Runtime:
         """Open a home directory, start the worker, and go on with what was unfinished.
 
         Returns at once: models are loaded and runs brought back while the service answers.
@@ -153,14 +160,19 @@ class Runtime:
             home: everything the service keeps; created when it isn't there.
             models: what is served: name → directory, hub id or ``everstep/pico``.
             settings: limits and intervals.
+            vault_url: the bucket that its vault lies in; None: where it lay so far.
 
         Raises:
             LedgerLocked: another service has the home.
+            VaultError: it can't have that vault.
+            StoreFailed: the bucket does not answer, or can't hold a vault.
         """
         await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
         ledger = await Ledger.open(home / "ledger.sqlite")
         try:
-            vault = Vault(home / "vault", writer=False)
+            await asyncio.to_thread(settle, home, vault_url)
+            retry = settings.vault_retry_seconds
+            vault = await asyncio.to_thread(open_vault, home, writer=False, retry_seconds=retry)
             worker = WorkerProcess(home, models, settings)
             checkpoints = Checkpoints(ledger, vault, settings)
             runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))

@@ -102,7 +102,7 @@ class Scrubber:
     async def _look(self, key: str, done: Pass) -> str | None:
         """Read a file at the chosen rate; returns what is wrong with it."""
         if checkpoint_of(key) is not None:
-            size = self._vault.storage.size(key) or 0
+            size = await asyncio.to_thread(self._vault.storage.size, key) or 0
             await self._pace(size, done)
             return await asyncio.to_thread(damage, self._vault, key)
         hasher = blake3()

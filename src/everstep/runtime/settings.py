@@ -35,6 +35,8 @@ class Settings:
         idle_seconds: a run that nobody used for so long is evicted.
         disk_reserve_bytes: what a save has to leave free on the disk; one that can't is refused.
         import_bytes: the largest upload of an import.
+        vault_retry_seconds: for how long a bucket that does not answer is asked again before a save
+            or a load fails.
         scrub_bytes_per_second: how fast the scrubber re-reads the vault.
         scrub_interval_seconds: how often it does.
         collect_interval_seconds: how often what nobody needs any more is removed.
@@ -61,6 +63,7 @@ class Settings:
     idle_seconds: float = 600.0
     disk_reserve_bytes: int = 256 << 20
     import_bytes: int = 16 << 30
+    vault_retry_seconds: float = 120.0
     scrub_bytes_per_second: float = 16e6
     scrub_interval_seconds: float = 24 * 3600.0
     collect_interval_seconds: float = 3600.0

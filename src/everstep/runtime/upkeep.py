@@ -92,9 +92,9 @@ class Upkeep:
         waiting = await self._ledger.operations(checkpoint.run_id, status="pending")
         if checkpoint in {_awaited(each) for each in waiting if each.kind in SAVES}:
             return False
-        return self._is_old(checkpoint) and not await self._ledger.is_indexed(
-            str(path_of(checkpoint))
-        )
+        return await asyncio.to_thread(
+            self._is_old, checkpoint
+        ) and not await self._ledger.is_indexed(str(path_of(checkpoint)))
 
     def _before(self) -> datetime:
         return datetime.now(UTC) - timedelta(seconds=self._grace)

@@ -28,7 +28,7 @@ from everstep.runtime.commands import Commands
 from everstep.runtime.progress import ProgressPage
 from everstep.runtime.tokenizers import write_tokenizer
 from everstep.runtime.turns import Turns
-from everstep.vault import Vault
+from everstep.vault import VaultError, open_vault
 
 
 def main(argv: list[str]) -> None:
@@ -50,10 +50,14 @@ def main(argv: list[str]) -> None:
     _sole_worker(home)  # held for the life of this process
     try:
         models = _load_models(home, arguments)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        vault = open_vault(
+            home,
+            reserve_bytes=arguments["disk_reserve_bytes"],
+            retry_seconds=arguments["vault_retry_seconds"],
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, VaultError) as error:
         channel.send({"event": "unusable", "message": str(error)})
         return
-    vault = Vault(home / "vault", reserve_bytes=arguments["disk_reserve_bytes"])
     turns = Turns(page)
     commands = Commands(models, vault, channel, turns, arguments["prefix_bytes"])
     infos = [model.info.to_dict() for model in models.values()]

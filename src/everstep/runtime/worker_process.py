@@ -23,7 +23,7 @@ import structlog
 
 from everstep.engine.info import ModelInfo
 from everstep.runtime.channel import Message, pack, read_message
-from everstep.runtime.errors import OperationFailed, RuntimeFault, WorkerLost
+from everstep.runtime.errors import OperationFailed, RuntimeFault, VaultUnreachable, WorkerLost
 from everstep.runtime.memory import oom_kills
 from everstep.runtime.progress import IDLE, SAMPLING, ProgressPage
 from everstep.runtime.settings import Settings
@@ -68,8 +68,13 @@ class Call:
         """Take one reply of the worker."""
         event = message.header["event"]
         if event == "failed":
-            category = ErrorCategory(message.header["category"])
-            self.fail(OperationFailed(message.header["message"], category))
+            text, category = message.header["message"], message.header["category"]
+            unreachable = message.header.get("unreachable", False)
+            self.fail(
+                VaultUnreachable(text)
+                if unreachable
+                else OperationFailed(text, ErrorCategory(category))
+            )
             return
         if event == "drawn":
             if self.on_drawn is not None:
@@ -100,6 +105,7 @@ class WorkerProcess:
             "dtype": settings.dtype,
             "disk_reserve_bytes": settings.disk_reserve_bytes,
             "prefix_bytes": settings.prefix_bytes,
+            "vault_retry_seconds": settings.vault_retry_seconds,
         }
         self._hang_seconds = settings.hang_seconds
         self._calls: dict[int, Call] = {}

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from everstep.ledger import LedgerDamaged, NotWritten
 from everstep.runtime import Rejected, Runtime
 from everstep.runtime.access import TOKEN_PREFIX
+from everstep.vault import StoreFailed
 from everstep.wire.body import decompress, head, too_large
 from everstep.wire.errors import BodyTooLarge, WireError
 from everstep.wire.paths import CheckpointKind
@@ -140,6 +141,11 @@ def add_error_handlers(app: FastAPI) -> None:
     async def damaged(request: Request, error: LedgerDamaged) -> JSONResponse:
         _log.error("damaged", reason=str(error))
         return _error(request, 500, str(error))
+
+    @app.exception_handler(StoreFailed)
+    async def unreachable(request: Request, error: StoreFailed) -> JSONResponse:
+        _log.error("the vault's store failed", reason=str(error))
+        return _error(request, 503, f"The service can't reach its vault; try again. {error}")
 
     @app.exception_handler(NotWritten)
     async def not_written(request: Request, error: NotWritten) -> JSONResponse:

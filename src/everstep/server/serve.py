@@ -32,6 +32,7 @@ def run(
     ready: Callable[[str], None],
     *,
     settings: Settings | None = None,
+    vault_url: str | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
@@ -43,6 +44,7 @@ def run(
         models: what is served: name → directory, hub id or ``everstep/pico``.
         ready: called with the address once requests will succeed.
         settings: limits and intervals.
+        vault_url: the bucket that the home's vault lies in; None: where it lay so far.
         until_stdin_closes: stop as well when standard input ends, as it does when the process
             that started this one dies.
 
@@ -50,13 +52,15 @@ def run(
         PortTaken: another process listens there.
         LedgerLocked: another service has the home.
         OperationFailed: a model can't be loaded.
+        VaultError: the home can't have that vault.
+        StoreFailed: the bucket does not answer, or can't hold a vault.
     """
     listener = _listen(host, port)
     address = f"http://{host}:{listener.getsockname()[1]}"
     failure: list[BaseException] = []
 
     async def open_runtime() -> Runtime:
-        return await Runtime.open(home, models, settings or Settings())
+        return await Runtime.open(home, models, settings or Settings(), vault_url)
 
     def fail(error: BaseException) -> None:
         failure.append(error)

@@ -36,6 +36,7 @@ from everstep.vault.keys import (
 from everstep.vault.local import LocalStorage, sync_directory, write_synced
 from everstep.vault.locks import Locks
 from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.storage import Storage
 
 DATABASE = "ledger.sqlite"
 _ID = "%Y%m%dT%H%M%S.%fZ"
@@ -166,12 +167,12 @@ class BackupDirectory:
         return stage
 
     def take(
-        self, source: Path, ref: FileRef, *, link: bool, on_read: Callable[[int], None]
+        self, source: Storage, ref: FileRef, *, link: bool, on_read: Callable[[int], None]
     ) -> str | None:
         """Have a file here, read back from here; returns what is wrong with it, if anything.
 
         Args:
-            source: the root of the vault that has it.
+            source: the storage of the vault that has it.
             ref: the file.
             link: give it a second name instead of a copy, where that can be done.
             on_read: told of every so many bytes that were verified.
@@ -189,18 +190,17 @@ class BackupDirectory:
             self.storage.delete(key)
         return reason
 
-    def _bring(self, source: Path, key: str, link: bool) -> None:
-        if link:
+    def _bring(self, source: Storage, key: str, link: bool) -> None:
+        if link and isinstance(source, LocalStorage):
             try:
-                self.storage.link(source / key, key)
+                self.storage.link(source.path(key), key)
             except FileNotFoundError:
                 raise
             except OSError:
                 pass  # another file system, or one without links: a copy then
             else:
                 return
-        there = LocalStorage(source)
-        self.storage.write(there.chunks(key), lambda: key, replace=True)
+        self.storage.write(source.chunks(key), lambda: key, replace=True)
 
     def finish(self, stage: Path, note: BackupNote, manifests: list[Manifest]) -> None:
         """Make a staged backup appear: whole, durable, at once."""

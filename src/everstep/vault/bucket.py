@@ -24,6 +24,7 @@ def library() -> Any:
     """obstore; raises `VaultError` where it isn't installed."""
     try:
         import obstore
+        import obstore.store
     except ImportError as error:
         raise VaultError(
             'A vault in a bucket needs obstore: pip install "everstep[objects]"'
@@ -59,9 +60,8 @@ def open_bucket(url: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStor
     Raises:
         VaultError: obstore is not installed, or the environment lacks something.
     """
-    library()
+    obstore = library()
     from obstore.exceptions import BaseError
-    from obstore.store import from_url
 
     options: dict[str, Any] = {"timeout": "1h", "read_timeout": "60s"}
     if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
@@ -78,9 +78,12 @@ def open_bucket(url: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStor
     # Single deletions: not every store that speaks S3 has the call for many.
     more: dict[str, Any] = {"disable_bulk_delete": True} if url.startswith("s3:") else {}
     try:
-        return from_url(url, client_options=options, retry_config=retry, **more)
+        opened: ObjectStore = obstore.store.from_url(
+            url, client_options=options, retry_config=retry, **more
+        )
     except (BaseError, ValueError) as error:
         raise StoreFailed.of(url, "open", error) from None
+    return opened
 
 
 def probe(store: ObjectStore, url: str) -> None:

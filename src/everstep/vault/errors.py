@@ -7,10 +7,13 @@ VaultError
 │   ├── CheckpointQuarantined    that was found before, and the file was moved away
 │   └── FormatTooNew             a newer release wrote it
 ├── DiskFull                 there is no room; names the path, what is needed and what is free
-├── StoreFailed              the object store refused, or did not answer
 ├── VaultElsewhere           the home belongs to another vault, or the vault to another home
 ├── VaultBusy                what was asked for can't be done beside what is going on
 └── UnsafeName               a kind, run or name that may not become a file name
+
+OSError
+├── DiskFull
+└── StoreFailed              the object store refused, or did not answer: it says nothing of a file
 """
 
 from __future__ import annotations
@@ -68,8 +71,11 @@ class DiskFull(VaultError, OSError):
         self.free = free
 
 
-class StoreFailed(VaultError, OSError):
-    """The object store refused, or did not answer; whether it did what was asked may be unknown."""
+class StoreFailed(OSError):
+    """The object store refused, or did not answer; whether it did what was asked may be unknown.
+
+    As an error of a disk it is no `VaultError`: nothing is known of what lies there.
+    """
 
     @classmethod
     def of(cls, store: str, what: str, error: Exception) -> StoreFailed:

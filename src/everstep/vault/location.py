@@ -1,6 +1,6 @@
 """Where a home's vault lies: in a directory of the home, or in a bucket.
 
-    <home>/vault/             the directory; also of a bucket's vault, for the locks between processes
+    <home>/vault/             the directory; with a bucket, what processes lock each other out by
     <home>/vault.json         the bucket's URL and the vault's id; absent: the directory it is
     <bucket>/home.json/…      the id of the vault that lies there
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from everstep.vault.bucket import RETRY_SECONDS, checked_url, open_bucket, probe
 from everstep.vault.errors import CheckpointDamaged, VaultElsewhere, VaultError
+from everstep.vault.keys import BLOBS, MANIFESTS
 from everstep.vault.local import sync_directory, write_synced
 from everstep.vault.objects import ObjectStorage
 from everstep.vault.vault import Vault
@@ -49,14 +50,17 @@ def open_vault(
 
     Raises:
         VaultError: the home's ``vault.json`` can't be read, or obstore is not installed.
+        VaultElsewhere: another home has taken what lies there over.
+        StoreFailed: the bucket does not answer.
     """
     root = home / "vault"
     place = _place(home)
     if place is None:
         return Vault(root, writer=writer, reserve_bytes=reserve_bytes)
     (root / "tmp").mkdir(parents=True, exist_ok=True)  # for the locks
-    store = open_bucket(place.url, retry_seconds=retry_seconds)
-    return Vault(root, writer=writer, storage=ObjectStorage(store, place.url))
+    storage = ObjectStorage(open_bucket(place.url, retry_seconds=retry_seconds), place.url)
+    _check_free(storage, place, home)
+    return Vault(root, writer=writer, storage=storage)
 
 
 def url_of(home: Path) -> str | None:
@@ -67,19 +71,11 @@ def url_of(home: Path) -> str | None:
 
 def check(home: Path, url: str | None) -> None:
     """Raise `VaultElsewhere` unless a home's vault lies where that says, or nothing is said."""
-    if url is None:
-        return
-    wanted, place = checked_url(url), _place(home)
-    if place is not None and place.url != wanted:
+    there = url_of(home) or str(home / "vault")
+    if url is not None and checked_url(url) != there:
         raise VaultElsewhere(
-            f"The vault of {home} is {place.url}, not {wanted}. Leave --vault out, or choose "
+            f"The vault of {home} is {there}, not {checked_url(url)}. Leave --vault out, or choose "
             "another --home."
-        )
-    held = [name for name in ("blobs", "manifests") if (home / "vault" / name).exists()]
-    if place is None and held:
-        raise VaultElsewhere(
-            f"The vault of {home} is its directory {home / 'vault'}, not {wanted}. Leave --vault "
-            "out, or choose another --home."
         )
 
 
@@ -95,12 +91,13 @@ def settle(home: Path, url: str | None, *, adopt: bool = False) -> None:
         VaultElsewhere: the home has another vault, or what lies there is another home's.
         StoreFailed: the store does not answer, or does not keep what the vault needs.
     """
-    check(home, url)
     place = _place(home)
-    if place is None and url is None:
-        return
+    if place is not None or _has_files(home):
+        check(home, url)
+    elif url is not None:
+        place = _Place(checked_url(url), uuid.uuid4().hex)
     if place is None:
-        place = _Place(checked_url(str(url)), uuid.uuid4().hex)
+        return
     store = open_bucket(place.url, retry_seconds=_IMPATIENT_SECONDS)
     probe(store, place.url)
     storage = ObjectStorage(store, place.url)
@@ -109,11 +106,12 @@ def settle(home: Path, url: str | None, *, adopt: bool = False) -> None:
     if _place(home) is None:
         _remember(home, place)
     claim = json.dumps({"vault": place.id}).encode()
-    if _claimed(storage) != place.id:
+    if adopt or _claimed(storage) is None:
         try:
             storage.write([claim], lambda: _CLAIM, replace=adopt)
         except FileExistsError:
             _check_free(storage, place, home)
+    (home / "vault" / "tmp").mkdir(parents=True, exist_ok=True)  # for the locks
 
 
 def _check_free(storage: ObjectStorage, place: _Place, home: Path) -> None:
@@ -124,6 +122,11 @@ def _check_free(storage: ObjectStorage, place: _Place, home: Path) -> None:
             "that home is lost, take its vault over: everstep vault rebuild --vault "
             f"{place.url} --home {home}"
         )
+
+
+def _has_files(home: Path) -> bool:
+    """Whether checkpoints lie in a home's directory."""
+    return any((home / "vault" / name).exists() for name in (BLOBS, MANIFESTS))
 
 
 def _claimed(storage: ObjectStorage) -> str | None:
@@ -150,11 +153,8 @@ def _place(home: Path) -> _Place | None:
 
 
 def _remember(home: Path, place: _Place) -> None:
-    temporary = home / f".{FILE}.{uuid.uuid4().hex}"
-    try:
-        write_synced(temporary, [json.dumps(vars(place), indent=1).encode()])
-        temporary.replace(home / FILE)
-        sync_directory(home)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    temporary = home / f".{FILE}"
+    temporary.unlink(missing_ok=True)  # of a start that was killed
+    write_synced(temporary, [json.dumps(vars(place), indent=1).encode()])
+    temporary.replace(home / FILE)
+    sync_directory(home)

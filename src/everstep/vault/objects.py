@@ -1,4 +1,4 @@
-"""A vault's files in a bucket of an object store, through obstore: S3 and what speaks it, GCS, Azure.
+"""A vault's files in a bucket, through obstore: S3 and what speaks it, Google Cloud, Azure.
 
     <key>/<number>              a version of a key; the newest counts
     <key>/<number>-<nonce>      of a blob, and of what is in quarantine: a copy of its bytes
@@ -47,7 +47,7 @@ from everstep.vault.storage import (
 )
 
 if TYPE_CHECKING:
-    from obstore import GetResult, ObjectMeta
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ObjectStore
 
 _CONTENT = (BLOBS, "quarantine/content/")
@@ -116,10 +116,12 @@ class ObjectStorage:
         with self._told(key):
             return memoryview(self._get(key).bytes())
 
-    def chunks(self, key: str, *, cold: bool = False) -> Iterator[memoryview]:
+    def chunks(self, key: str, *, start: int = 0, cold: bool = False) -> Iterator[memoryview]:
         """The newest version as it arrives; always from the store."""
         with self._told(key):
-            for chunk in self._get(key).stream(min_chunk_size=_PART):
+            if start and start >= self._there(key).size:
+                return  # a range that begins there is an error to the store
+            for chunk in self._get(key, start).stream(min_chunk_size=_PART):
                 yield memoryview(chunk)
 
     def size(self, key: str) -> int | None:
@@ -240,7 +242,7 @@ class ObjectStorage:
             found = self._obstore.get(self._store, path, options={"head": True})
         except FileNotFoundError:
             return False  # removed since
-        return found.attributes.get(_NONCE) == nonce
+        return bool(found.attributes.get(_NONCE) == nonce)
 
     def _put(self, path: str, content: bytes, **options: object) -> None:
         self._obstore.put(self._store, path, content, use_multipart=False, **options)
@@ -285,16 +287,19 @@ class ObjectStorage:
 
     # Reading and removing
 
-    def _get(self, key: str) -> GetResult:
+    def _get(self, key: str, start: int = 0) -> GetResult:
+        options: GetOptions = {"range": {"offset": start}} if start else {}
         tried = None
         while True:
             newest = self._there(key)
             try:
-                return self._obstore.get(self._store, newest.path)
+                found: GetResult = self._obstore.get(self._store, newest.path, options=options)
             except FileNotFoundError:
                 if newest.path == tried:
                     raise  # listed, and not there
                 tried = newest.path
+            else:
+                return found
 
     def _there(self, key: str) -> _Version:
         newest = _newest(self._versions(key))

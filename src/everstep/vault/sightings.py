@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from everstep.vault.errors import CheckpointDamaged, CheckpointNotFound
+from everstep.vault.errors import CheckpointDamaged, VaultError
 from everstep.vault.keys import CheckpointId, checkpoint_of
 from everstep.vault.manifest import Manifest
 
@@ -34,7 +34,7 @@ class Sightings:
             except CheckpointDamaged as error:
                 self.damaged[checkpoint] = str(error)
                 continue
-            except CheckpointNotFound:
+            except VaultError:
                 continue  # deleted since it was listed
             seen = self._seen.setdefault(checkpoint, [])
             if manifest not in [each for _, each in seen]:

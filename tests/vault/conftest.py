@@ -1,0 +1,20 @@
+"""A vault in each of the places where one can lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from everstep.vault import Vault
+from tests.buckets.bucket import Bucket
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Vault:
+    """A vault in a directory, and one in a bucket."""
+    if request.param == "directory":
+        return Vault(tmp_path)
+    bucket: Bucket = request.getfixturevalue("bucket")
+    (tmp_path / "tmp").mkdir()
+    return Vault(tmp_path, storage=bucket.storage())
