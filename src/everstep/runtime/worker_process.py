@@ -227,6 +227,7 @@ class WorkerProcess:
                 self._become_ready(message)
                 became_ready = True
             elif message.header["event"] == "unusable":
+                _log.error("the worker can't serve", reason=message.header["message"])
                 self._give_up(message.header["message"])
             else:
                 self._reply(message)
