@@ -51,6 +51,10 @@ class Bucket:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.renew()
+
+    def renew(self) -> None:
+        """Become an empty one."""
         self.url = f"s3://{BUCKET}/{uuid.uuid4().hex}/vault"
         self._store = open_bucket(self.url)
 

@@ -320,8 +320,7 @@ class Remote:
     def __init__(self, bucket: Bucket, base: Path) -> None:
         self._bucket = bucket
         (base / "tmp").mkdir()
-        for path in bucket.objects():
-            bucket.remove(path)
+        bucket.renew()
 
     def __enter__(self) -> None:
         self.stand()
