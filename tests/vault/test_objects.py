@@ -209,7 +209,7 @@ def test_a_writer_that_is_killed_leaves_whole_or_absent(
         [sys.executable, "-c", WRITER, bucket.url, str(tmp_path)],
         env={**os.environ, VARIABLE: f"vault.write.{point}=kill@{count}"},
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert killed.returncode == -9
     check(tmp_path, bucket, "old", [OLD, NEW])
