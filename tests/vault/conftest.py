@@ -11,10 +11,9 @@ from tests.buckets.bucket import Bucket
 
 
 @pytest.fixture(params=["directory", "bucket"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Vault:
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Vault:
     """A vault in a directory, and one in a bucket."""
     if request.param == "directory":
         return Vault(tmp_path)
-    bucket: Bucket = request.getfixturevalue("bucket")
     (tmp_path / "tmp").mkdir()
     return Vault(tmp_path, storage=bucket.storage())

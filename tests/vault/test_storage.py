@@ -18,19 +18,16 @@ from tests.vault.disk import Dead, Disk
 
 
 @pytest.fixture(params=["directory", "bucket"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Storage:
     if request.param == "directory":
         return LocalStorage(tmp_path / "s")
-    bucket: Bucket = request.getfixturevalue("bucket")
     return bucket.storage()
 
 
-def everything(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, bytes]:
+def everything(bucket: Bucket, tmp_path: Path) -> dict[str, bytes]:
     """All that lies in the storage, or beside it."""
     files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    if "bucket" in request.fixturenames or "bucket" in request.node.name:
-        files.update(request.getfixturevalue("bucket").objects())
-    return files
+    return files | bucket.objects()
 
 
 def write(storage: Storage, key: str, *chunks: Buffer, replace: bool = True) -> str:
@@ -172,13 +169,13 @@ def test_keys_are_listed_under_a_prefix_and_no_other(storage: Storage) -> None:
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
 def test_a_write_that_is_broken_off_leaves_nothing(
     storage: Storage,
-    request: pytest.FixtureRequest,
+    bucket: Bucket,
     tmp_path: Path,
     fault: type[BaseException],
     large: bool,
 ) -> None:
     write(storage, "k", b"old")
-    before = everything(request, tmp_path)
+    before = everything(bucket, tmp_path)
 
     def chunks() -> Iterator[bytes]:
         yield b"half"
@@ -189,7 +186,7 @@ def test_a_write_that_is_broken_off_leaves_nothing(
     with pytest.raises(fault):
         storage.write(chunks(), lambda: "k", replace=True)
     assert storage.read("k") == b"old"
-    assert everything(request, tmp_path) == before
+    assert everything(bucket, tmp_path) == before
 
 
 BAD_KEYS = [
@@ -210,11 +207,9 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=ascii)
-def test_no_key_leads_elsewhere(
-    storage: Storage, request: pytest.FixtureRequest, tmp_path: Path, key: str
-) -> None:
+def test_no_key_leads_elsewhere(storage: Storage, bucket: Bucket, tmp_path: Path, key: str) -> None:
     (tmp_path / "x").write_bytes(b"outside")
-    before = everything(request, tmp_path)
+    before = everything(bucket, tmp_path)
     for work in (
         lambda: write(storage, key, b"evil"),
         lambda: write(storage, key, b"evil", replace=False),
@@ -227,7 +222,7 @@ def test_no_key_leads_elsewhere(
     ):
         with pytest.raises(UnsafeName):
             work()
-    assert everything(request, tmp_path) == before
+    assert everything(bucket, tmp_path) == before
 
 
 # A directory

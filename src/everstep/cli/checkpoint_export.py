@@ -29,7 +29,7 @@ from everstep.interchange.peft_config import ADAPTER, ADAPTER_CONFIG, PeftAdapte
 from everstep.interchange.serving import vllm_limits, vllm_options
 from everstep.runtime import Settings
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.vault import Manifest, Vault
+from everstep.vault import Manifest, Vault, open_vault
 from everstep.vault.export import whole_directory
 from everstep.vault.room import readable
 
@@ -128,7 +128,7 @@ def _from_service(target: Target, path: str, files: Path) -> Lineage:
 
 def _from_home(target: Target, path: str, files: Path) -> Lineage:
     home = existing_home(target.home)
-    vault = Vault(home / "vault", writer=False)
+    vault = open_vault(home, writer=False)
     manifest = asyncio.run(_manifest(home, vault, path))
     vault.export(manifest, files, only=_FILES)
     return Lineage(

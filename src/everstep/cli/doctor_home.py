@@ -76,10 +76,10 @@ def _ledger(home: Path) -> Finding:
 
 
 def _vault(home: Path) -> Finding:
-    from everstep.vault import Vault, VaultError
+    from everstep.vault import VaultError, open_vault
 
     try:
-        vault = Vault(home / "vault", writer=False)
+        vault = open_vault(home, writer=False)
         notes = len(list(vault.quarantine.standing()))
         manifests = sum(1 for _ in vault.all_recorded())
     except (VaultError, OSError) as error:
