@@ -13,7 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import everstep
-from everstep.cli import doctor_home, doctor_service
+from everstep.cli import doctor_home, doctor_service, tensor_diff
+from everstep.cli.errors import Refused
+from everstep.cli.target import Service as Target
 from everstep.wire.inspection import CheckpointDetailsResponse
 from tests.cli.remote import KEY, refused, said, told, typed
 from tests.client.keeping_service import KeepingService
@@ -65,8 +67,6 @@ def test_downloaded_whole_and_as_they_were_saved(saved: Saved, tmp_path: Path) -
 
 
 def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) -> None:
-    from everstep.cli.target import Service as Target
-
     honest = Target.details
 
     def lying(self: Target, path: str) -> CheckpointDetailsResponse | None:
@@ -78,6 +78,23 @@ def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) 
     with mock.patch.object(Target, "details", lying):
         code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
     assert code == 1 and "hash" in text
+
+
+def test_where_the_service_tells_no_hashes_every_tensor_is_fetched_and_read(
+    saved: Saved,
+) -> None:
+    with mock.patch.object(Target, "everstep", None):
+        report = told(saved.url, "checkpoint", "verify", saved.a)
+        assert report["ok"]
+        assert "adapter_model.safetensors" in [e["name"] for e in report["results"][0]["files"]]
+        damaged = Refused("not a whole safetensors file")
+        with mock.patch.object(tensor_diff, "read", side_effect=damaged):
+            done = typed(saved.url, "checkpoint", "verify", saved.a)
+        assert done.exit_code == 1 and "not a whole" in done.stdout
+        made = told(saved.url, "checkpoint", "save-as", saved.b, "again")["tinker_path"]
+    assert told(saved.url, "checkpoint", "diff", saved.b, made)["same"]
+    listed = told(saved.url, "checkpoint", "info", made)
+    assert listed["user_metadata"] == {"loss": "0.5"} and listed["details"]["step"] == 2
 
 
 def test_what_differs_is_told_tensor_by_tensor(saved: Saved, tmp_path: Path) -> None:

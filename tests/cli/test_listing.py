@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +172,19 @@ def test_without_an_address_the_service_of_the_home_is_meant(
     code, text = refused("", "run", "list", "--home", tmp_path / "none")
     assert code == 4 and "everstep serve" in text
     assert not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_ends_a_command_at_once_and_quietly() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # it takes requests, and is silent
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "everstep.cli", "run", "list", "--base-url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = listener.accept()
+            connection.recv(1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+            connection.close()
+    assert (process.returncode, "Traceback" in said) == (130, False), said
 
 
 def test_another_service_of_the_protocol_is_listed_and_lacks_details() -> None:

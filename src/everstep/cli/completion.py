@@ -35,7 +35,7 @@ def _ask(route: str, **parameters: int) -> dict[str, Any]:
     from everstep.cli.options import DEFAULT_HOME
 
     home = Path(os.environ.get("EVERSTEP_HOME", DEFAULT_HOME)).expanduser()
-    url = os.environ.get("TINKER_BASE_URL") or running.address(home)
+    url = os.environ.get("TINKER_BASE_URL") or running.address(home, wait=False)
     if url is None:
         return {}
     headers = {"X-API-Key": os.environ.get("TINKER_API_KEY", "")}

@@ -39,10 +39,16 @@ def retire(home: Path) -> None:
     (home / _FILE).unlink(missing_ok=True)
 
 
-def address(home: Path) -> str | None:
+def address(home: Path, *, wait: bool = True) -> str | None:
     """Where the service of a home answers; None when none listens there.
 
-    One whose owner has gone is about to end, and is waited for: it then has parked its runs.
+    Args:
+        home: the home.
+        wait: for the end of one whose owner has gone, so that another can be started: it parks its
+            runs first.
+
+    Raises:
+        Refused: it does not end.
     """
     try:
         noted = json.loads((home / _FILE).read_text())
@@ -50,7 +56,8 @@ def address(home: Path) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     if owner is not None and not _lives(int(owner)):
-        _wait_for_end(home)
+        if wait:
+            _wait_for_end(home)
         return None
     try:
         with socket.create_connection((url.host, url.port or 80), _PROBE_SECONDS):
