@@ -11,7 +11,6 @@ from everstep.cli.checkpoint import app as checkpoint_app
 from everstep.cli.doctor import doctor
 from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
-from everstep.cli.mirror import mirror
 from everstep.cli.options import DEFAULT_HOME, Home, Json, VaultUrl, existing_home
 from everstep.cli.run import app as run_app
 from everstep.cli.sample import sample
@@ -27,7 +26,7 @@ app = typer.Typer(
 )
 for group in (run_app, checkpoint_app, session_app, vault_app, ledger_app):
     app.add_typer(group)
-for command in (train, sample, mirror, doctor):
+for command in (train, sample, doctor):
     app.command()(command)
 
 

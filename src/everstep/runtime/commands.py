@@ -12,6 +12,7 @@ save       capture now, write in the background                            captu
 sample     sequences and logprobs                                          done + output
 watch      tell of a sample as it is drawn, from a position on             drawn, again and again
 cancel     stop a sample                                                   none
+encode     a text or a conversation                                        done + tokens
 drop       forget a run                                                    done
 import     an adapter from outside becomes a checkpoint                    done
 collect    remove unreferenced files of the vault                          done
@@ -45,6 +46,7 @@ from everstep.failpoints import Failpoint
 from everstep.runtime.channel import BlockingChannel, Message
 from everstep.runtime.importing import write_import
 from everstep.runtime.progress import SAMPLING
+from everstep.runtime.prompts import prompt_tokens
 from everstep.runtime.samplers import Samplers
 from everstep.runtime.saving import read_checkpoint, write_checkpoint
 from everstep.runtime.turns import Turns
@@ -112,6 +114,8 @@ class Commands:
             self._samplers.cancel(message.header["id"])
         elif command == "save":
             self._turns.add(message.header["run"], message.header["id"], self._save(message))
+        elif command == "encode":
+            self._encode(message)
         elif command == "collect":
             self._writer.submit(self._collect, message)
         elif command == "import":
@@ -265,6 +269,15 @@ class Commands:
             return write_import(self._vault, model, message.header, environment())
 
         self._write(message.header["id"], write)
+
+    def _encode(self, message: Message) -> None:
+        name = message.header["model"]
+        try:
+            tokens = prompt_tokens(name, self._models[name].tokenizer, message.body)
+        except Exception as error:  # noqa: BLE001  one prompt's failure is reported, not ours
+            self._fail(message.header["id"], error)
+        else:
+            self._finish(message.header["id"], {"tokens": tokens})
 
     # Samples: one batch a model, one decode step a turn.
 

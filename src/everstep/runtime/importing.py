@@ -46,10 +46,9 @@ def write_import(
     optimizer = (directory / files.OPTIMIZER).exists()
     state = _state(model, directory, header, optimizer=optimizer)
     lora = state.layout.config.to_dict()
-    wanted = header["lora"] or lora
-    if {**wanted, "seed": lora["seed"]} != lora:  # an archive without a manifest knows no seed
+    if header["lora"] not in (None, lora):
         raise ConfigMismatch(
-            f"The adapter is {lora}, and the collection's others are {wanted}. Import it "
+            f"The adapter is {lora}, and the collection's others are {header['lora']}. Import it "
             "into a collection of its own."
         )
     written = write_checkpoint(

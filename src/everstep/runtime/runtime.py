@@ -41,6 +41,7 @@ from everstep.runtime.session_views import SessionViews
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
 from everstep.runtime.snapshots import Snapshots
+from everstep.runtime.text_completions import TextCompletions
 from everstep.runtime.tokenizers import tokenizer_files
 from everstep.runtime.traces import Traces
 from everstep.runtime.views import Views
@@ -81,6 +82,7 @@ class Runtime:
         copies: copies of checkpoints in other projects.
         downloads: addresses of checkpoints' files, and the files.
         imports: checkpoints that were made elsewhere.
+        text_completions: what completes a text, by a model's name.
         session_views: what the service tells of sessions.
         traces: time lines of sessions.
         care: collecting and pruning on request.
@@ -126,6 +128,9 @@ class Runtime:
             self._acceptance,
             lambda: parts.worker.models,
             self.access,
+        )
+        self.text_completions = TextCompletions(
+            parts.home, parts.ledger, parts.worker, self.sessions
         )
         self.session_views = SessionViews(parts.ledger)
         self.copies = Copies(parts.ledger, parts.vault, parts.checkpoints, self.access)

@@ -83,7 +83,7 @@ class Sessions:
         sampler_id = names.sampler_id(session_id, request.sampling_session_seq_id)
         known = await self._ledger.sampler(sampler_id)
         if known is None:
-            base_model, path = await self._subject(request, token)
+            base_model, path = await self.subject(request, token)
             read = event("read", path, purpose="sampling") if path is not None else None
             now = datetime.now(UTC)
             known = await self._ledger.create_sampler(
@@ -91,10 +91,14 @@ class Sessions:
             )
         return types.CreateSamplingSessionResponse(sampling_session_id=known.sampler_id)
 
-    async def _subject(
+    async def subject(
         self, request: types.CreateSamplingSessionRequest, token: str | None
     ) -> tuple[str, str | None]:
-        """What is sampled from: the base model's name and the checkpoint's path, if any."""
+        """What is sampled from: the base model's name and the checkpoint's path, if any.
+
+        Raises:
+            Rejected: 404 for an unknown path, 400 for an unknown model or none.
+        """
         try:
             if request.model_path is None:
                 return self._acceptance.model(request.base_model).name, None

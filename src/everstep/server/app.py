@@ -22,6 +22,7 @@ from everstep.server import (
     routes_training,
 )
 from everstep.server.common import add_error_handlers, runtime_of
+from everstep.server.openai import router as openai_router
 from everstep.server.openapi import DESCRIPTION, describe, errors
 from everstep.wire import types
 
@@ -95,5 +96,6 @@ def create_app(
         routes_tokenizers.router,
     ):
         app.include_router(router, prefix="/api/v1")
+    app.include_router(openai_router)
     describe(app)
     return app

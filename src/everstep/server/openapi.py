@@ -99,12 +99,16 @@ def message(text: str) -> dict[str, Any]:
     return {"schema": schema}
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The statuses with which a route refuses, as its ``responses``; 503 is always one."""
-    return {
-        status: {"model": types.ErrorResponse, "description": _ERRORS[status]}
-        for status in (*statuses, 503)
-    }
+def errors(
+    *statuses: int, model: type[BaseModel] = types.ErrorResponse
+) -> dict[int | str, dict[str, Any]]:
+    """The statuses with which a route refuses, as its ``responses``; 503 is always one.
+
+    Args:
+        statuses: the others.
+        model: the form of an error.
+    """
+    return {status: {"model": model, "description": _ERRORS[status]} for status in (*statuses, 503)}
 
 
 def stream_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
