@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -88,46 +88,73 @@ def losses(directory: Path) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-def test_killed_at_random_moments_it_ends_as_its_uninterrupted_twin(
-    service: Service, data: Path, tmp_path: Path
-) -> None:
-    def training(name: str) -> Training:
-        return Training(service.url, service.home, data, name, tmp_path / name)
+Start = Callable[..., Training]
 
-    twin = training("cli-twin").result()
-    assert twin["step"] == twin["steps"] == STEPS and twin["resumed_from"] is None
+
+@pytest.fixture
+def start(service: Service, data: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts ``everstep train`` with a name, on the shared service or on a home of its own."""
+    started: list[Training] = []
+
+    def one(name: str, home: Path | None = None) -> Training:
+        url = service.url if home is None else ""
+        started.append(Training(url, home or service.home, data, name, tmp_path / name))
+        return started[-1]
+
+    yield one
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+@pytest.fixture(scope="module")
+def twin(service: Service, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that nothing happened to."""
+    directory = tmp_path_factory.mktemp("twin")
+    told = Training(service.url, service.home, data, "cli-twin", directory).result()
+    assert told["step"] == told["steps"] == STEPS and told["resumed_from"] is None
+    assert [line["step"] for line in losses(directory)] == [*range(1, STEPS + 1)]
+    return hashes(service.home, told["tinker_path"]), losses(directory)
+
+
+@pytest.mark.timeout(1200)
+def test_killed_at_random_moments_it_ends_as_its_uninterrupted_twin(
+    service: Service, start: Start, twin: Any, tmp_path: Path
+) -> None:
     random = Random(5)
-    lives = 0
-    while lives < 4:
-        lives += 1
-        if training("cli-killed").signal_after(random.randint(1, 3), signal.SIGKILL) == 0:
+    for _ in range(3):
+        if start("cli-killed").signal_after(random.randint(1, 3), signal.SIGKILL) == 0:
             break
-    end = training("cli-killed").result()
+    end = start("cli-killed").result()
     assert end["resumed_from"] is not None
-    assert hashes(service.home, end["tinker_path"]) == hashes(service.home, twin["tinker_path"])
-    assert losses(tmp_path / "cli-killed") == losses(tmp_path / "cli-twin")
-    assert [line["step"] for line in losses(tmp_path / "cli-twin")] == [*range(1, STEPS + 1)]
+    assert (hashes(service.home, end["tinker_path"]), losses(tmp_path / "cli-killed")) == twin
     assert (tmp_path / "cli-killed" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    stopped = training("cli-stopped").signal_after(3, signal.SIGINT)
-    assert stopped == 130
-    end = training("cli-stopped").result()
-    assert ".s3.e1.p0." in end["resumed_from"] or ".s4.e1.p4." in end["resumed_from"]
-    assert hashes(service.home, end["tinker_path"]) == hashes(service.home, twin["tinker_path"])
-    assert losses(tmp_path / "cli-stopped") == losses(tmp_path / "cli-twin")
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_finishes_its_step_saves_and_goes_on_exactly(
+    service: Service, start: Start, twin: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    name = f"cli-{number.name}"
+    stopped = start(name)
+    assert stopped.signal_after(3, number) == 128 + number
+    made = len(losses(tmp_path / name))
+    end = start(name).result()
+    assert f".s{made}." in end["resumed_from"], "nothing was made twice"
+    assert (hashes(service.home, end["tinker_path"]), losses(tmp_path / name)) == twin
 
 
+@pytest.mark.timeout(1200)
 def test_killed_with_the_service_that_it_started_it_goes_on_at_once(
-    data: Path, tmp_path: Path
+    start: Start, twin: Any, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    twin = Training("", home, data, "twin", tmp_path / "twin").result()
-    code = Training("", home, data, "killed", tmp_path / "killed").signal_after(3, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    end = Training("", home, data, "killed", tmp_path / "killed").result()
+    assert start("killed", home).signal_after(3, signal.SIGKILL) == -signal.SIGKILL
+    end = start("killed", home).result()
     assert ".s2." in end["resumed_from"]
-    assert hashes(home, end["tinker_path"]) == hashes(home, twin["tinker_path"])
-    assert losses(tmp_path / "killed") == losses(tmp_path / "twin")
+    assert (hashes(home, end["tinker_path"]), losses(tmp_path / "killed")) == twin
 
 
 @pytest.fixture(scope="module")

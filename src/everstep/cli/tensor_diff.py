@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from everstep.cli.errors import Refused
+from everstep.interchange.errors import Unreadable
+from everstep.interchange.numbers import SIZES, Array, to_float32
+from everstep.interchange.tensors import TensorFile
 
-Array = np.ndarray[Any, Any]
 Status = Literal["same", "changed", "reshaped", "only in A", "only in B"]
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,7 @@ class Tensor:
 
     def numbers(self) -> Array:
         """Flat, in double precision."""
-        if self.dtype == "BF16":
-            high = np.frombuffer(self.data, "<u2").astype(np.uint32) << 16
-            return high.view(np.float32).astype(np.float64)
-        return np.frombuffer(self.data, _DTYPES[self.dtype]).astype(np.float64)
+        return to_float32(self.data, self.dtype).astype(np.float64)
 
 
 def compare(a: Path, b: Path) -> list[TensorDifference]:
@@ -138,17 +135,15 @@ def _compared(name: str, a: Tensor | None, b: Tensor | None) -> TensorDifference
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file; raises as `compare`."""
-    from safetensors import SafetensorError, deserialize
-
     try:
-        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise Refused(f"{path} is not a whole safetensors file: {error}") from error
-    tensors = {
-        name: Tensor(str(each["dtype"]), tuple(each["shape"]), bytes(each["data"]))
-        for name, each in found
-    }
+        file = TensorFile(path)
+        tensors = {
+            name: Tensor(spec.dtype, spec.shape, b"".join(file.pieces(name)))
+            for name, spec in file.specs.items()
+        }
+    except Unreadable as error:
+        raise Refused(f"{path}: {error}") from error
     for name, tensor in tensors.items():
-        if tensor.dtype not in (*_DTYPES, "BF16"):
+        if tensor.dtype not in SIZES:
             raise Refused(f"{path}: {name} is of {tensor.dtype}, which can't be compared.")
     return tensors
