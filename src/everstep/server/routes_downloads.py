@@ -61,7 +61,7 @@ async def archive(request: Request, run_id: str, kind: str, name: str) -> Respon
     downloads, token = runtime_of(request).downloads, weights_token_of(request)
     address = await downloads.archive_address(run_id, f"{kind}/{name}", token)
     url = _url(request, address, {"run_id": run_id, "kind": kind, "name": name})
-    if "application/json" in request.headers.get("accept", ""):
+    if _wants_json(request):
         answer = types.CheckpointArchiveUrlResponse(url=url, expires=address.expires)
         return JSONResponse(answer.model_dump(mode="json"))
     until = format_datetime(address.expires, usegmt=True)
@@ -100,6 +100,16 @@ async def download_archive(
     downloads = runtime_of(request).downloads
     found = await downloads.open(run_id, f"{kind}/{name}", None, signed)
     return _answer(request, found, f"{name}.tar")
+
+
+def _wants_json(request: Request) -> bool:
+    """Whether a client reads the address as JSON.
+
+    SDKs before 0.19 say that they accept JSON, as in every request, and gzip as well; they can
+    read a redirect only.
+    """
+    accepted = " ".join(request.headers.getlist("accept"))
+    return "application/json" in accepted and "application/gzip" not in accepted
 
 
 def _url(request: Request, address: Address, at: dict[str, str]) -> str:
