@@ -16,6 +16,7 @@ from everstep.ledger import Ledger, LedgerDamaged, NewOperation, Operation, Sequ
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.access import Access
+from everstep.runtime.actors import Actors
 from everstep.runtime.administration import Administration
 from everstep.runtime.care import Care
 from everstep.runtime.checkpoint_details import CheckpointDetails
@@ -24,23 +25,18 @@ from everstep.runtime.completions import Completions
 from everstep.runtime.copies import Copies
 from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.downloads import Downloads
-from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture
-from everstep.runtime.execution import Execution
+from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.followers import SampleEvent
+from everstep.runtime.futures import Futures, future_of
 from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
 from everstep.runtime.imports import Imports
 from everstep.runtime.lifetimes import Lifetimes
 from everstep.runtime.links import Links
-from everstep.runtime.recovery import Recovery
-from everstep.runtime.residency import Residency
-from everstep.runtime.run_actor import RunActor
-from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.sampling import Sampling
 from everstep.runtime.session_views import SessionViews
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
-from everstep.runtime.snapshots import Snapshots
 from everstep.runtime.text_completions import TextCompletions
 from everstep.runtime.tokenizers import tokenizer_files
 from everstep.runtime.traces import Traces
@@ -102,8 +98,6 @@ class Runtime:
             parts.settings,
             self.access,
         )
-        self._snapshots = Snapshots(parts.vault)
-        self._residency = Residency(parts.settings, self._evict)
         self._housekeeping = Housekeeping(
             parts.ledger,
             parts.vault,
@@ -117,8 +111,15 @@ class Runtime:
         )
         self.completions = Completions(parts.ledger, parts.settings)
         self._custom_losses = CustomLosses(parts.ledger, self._announce)
-        self._actors: dict[str, RunActor] = {}
-        self._futures: dict[str, asyncio.Future[Operation]] = {}
+        self._actors = Actors(
+            parts.ledger,
+            parts.vault,
+            parts.worker,
+            parts.checkpoints,
+            parts.settings,
+            self._announce,
+        )
+        self._futures = Futures(parts.ledger)
         self._stopping = False
         self.checkpoints = parts.checkpoints
         self.sessions = Sessions(parts.ledger, parts.checkpoints, self._acceptance, self.access)
@@ -237,19 +238,9 @@ class Runtime:
         """Finish what executes, snapshot the runs, end the worker; bounded by the settings."""
         self._stopping = True
         await self._housekeeping.close()
-        await self._residency.close()
         await self.sampling.close()
         await self.traces.close()
-        actors = list(self._actors.values())
-        stops = [asyncio.create_task(actor.close()) for actor in actors]
-        if stops:
-            _, late = await asyncio.wait(stops, timeout=self._parts.settings.shutdown_seconds)
-            for task in late:
-                task.cancel()
-            if late:
-                _log.warning("some runs were not parked; their next start replays", runs=len(late))
-        for actor in actors:
-            actor.abandon()
+        await self._actors.close()
         await self._parts.worker.close()
         await self._ledger.close()
 
@@ -304,7 +295,7 @@ class Runtime:
     async def waits_for(self, request_id: str) -> str | None:
         """Why an operation is not executed at the moment; None where it is, or is queued."""
         operation = await self._ledger.operation(request_id)
-        actor = self._actors.get(operation.scope) if operation is not None else None
+        actor = self._actors.find(operation.scope) if operation is not None else None
         if actor is not None and actor.waits_for is not None:
             return actor.waits_for
         return None if self._parts.worker.ready else "the service's worker loads its models"
@@ -322,18 +313,7 @@ class Runtime:
         Raises:
             UnknownFuture: there is no such operation.
         """
-        future = self._futures.get(request_id)
-        if future is None:
-            future = asyncio.get_running_loop().create_future()
-            future = self._futures.setdefault(request_id, future)
-            operation = await self._ledger.operation(request_id)
-            if operation is None:
-                self._futures.pop(request_id, None)
-                raise UnknownFuture(request_id)
-            if operation.status != "pending":
-                self._announce(operation)
-        done, _ = await asyncio.wait([future], timeout=seconds)
-        return future.result() if done else None
+        return await self._futures.wait(request_id, seconds)
 
     async def follow(self, request_id: str, position: int = 0) -> AsyncIterator[SampleEvent]:
         """Read a sample along as it is drawn.
@@ -367,7 +347,7 @@ class Runtime:
             elif waiting.kind == names.CREATE_CUSTOM_LOSS:
                 await self._custom_losses.go_on(waiting.scope)
             elif waiting.kind != names.UNLOAD_MODEL:
-                self._actor(waiting.scope)
+                self._actors.of(waiting.scope)
 
     async def _go_on_sampling(self, scope: str) -> None:
         try:
@@ -378,14 +358,6 @@ class Runtime:
             await self._ledger.corrupt(scope, str(damage))
         for operation in operations:
             self.sampling.start(operation)
-
-    async def _evict(self, run_id: str) -> bool:
-        """Let an idle run leave the worker's memory."""
-        actor = self._actors.get(run_id)
-        if actor is not None and (not actor.idle or not await actor.unload()):
-            return False
-        self._residency.left(run_id)
-        return True
 
     async def _append(self, entry: Entry, in_order: bool) -> types.UntypedAPIFuture:
         new = entry.operation
@@ -428,7 +400,7 @@ class Runtime:
 
     async def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
         """Raise `Rejected` (400) for a place that no client can have come to by counting."""
-        actor = self._actors.get(scope)  # it counts from the start again while it is brought back
+        actor = self._actors.find(scope)  # it counts from the start again while it is brought back
         after = seq_id - _FARTHEST_AHEAD - 1
         if after < 0 or (actor is not None and after < actor.position):
             return
@@ -451,51 +423,17 @@ class Runtime:
             return
         if operation.kind == names.UNLOAD_MODEL:
             return
-        self._actor(operation.scope).push(operation)
-
-    def _actor(self, run_id: str) -> RunActor:
-        actor = self._actors.get(run_id)
-        if actor is None:
-            actor = self._actors[run_id] = self._new_actor(run_id)
-        return actor
-
-    def _new_actor(self, run_id: str) -> RunActor:
-        parts = self._parts
-        commands = RunCommands(
-            run_id, parts.ledger, parts.worker, parts.checkpoints, self._residency
-        )
-        return RunActor(
-            commands,
-            parts.ledger,
-            Recovery(commands, parts.ledger, self._snapshots),
-            lambda lost: Execution(
-                commands,
-                parts.ledger,
-                self._snapshots,
-                parts.settings.replay_seconds,
-                self._announce,
-                lost,
-                parts.checkpoints.lock,
-            ),
-            parts.settings,
-            self._announce,
-            self._forget,
-        )
-
-    def _forget(self, run_id: str) -> None:
-        self._actors.pop(run_id, None)
+        self._actors.of(operation.scope).push(operation)
 
     def _announce(self, operation: Operation) -> None:
         """Wake whoever waits for an operation."""
         self.completions.note(operation)
-        future = self._futures.pop(operation.request_id, None)
-        if future is not None and not future.done():
-            future.set_result(operation)
+        self._futures.announce(operation)
 
     async def _unload(self, request: types.UnloadModelRequest) -> types.UntypedAPIFuture:
         """Let a run leave memory. It keeps everything, and comes back with its next request."""
         run = await self._acceptance.run(request.model_id)
-        actor = self._actors.get(run.run_id)
+        actor = self._actors.find(run.run_id)
         if actor is not None:
             await actor.unload()
         entry = self._acceptance.unload(
@@ -505,16 +443,3 @@ class Runtime:
         result = json.dumps({"model_id": run.run_id, "type": "unload_model"}).encode()
         operation = await self._ledger.succeed(operation.request_id, result, "json")
         return future_of(operation)
-
-
-def future_of(operation: Operation) -> types.UntypedAPIFuture:
-    """What a client gets for an accepted operation."""
-    sample_ids = None
-    if operation.kind == names.SAMPLE and operation.payload:
-        count = json.loads(operation.payload).get("num_samples", 1)
-        sample_ids = [f"{operation.request_id}:{index}" for index in range(count)]
-    of_no_run = operation.kind in (names.SAMPLE, names.CREATE_CUSTOM_LOSS)
-    model_id = None if of_no_run else operation.scope
-    return types.UntypedAPIFuture(
-        request_id=operation.request_id, model_id=model_id, sample_sequence_ids=sample_ids
-    )
