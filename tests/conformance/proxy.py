@@ -104,6 +104,20 @@ Forward = Callable[[Call], Awaitable[Answer]]
 Break = Callable[[Call, Forward], Awaitable[Answer]]
 
 
+class Recorder:
+    """Breaks nothing, and sees the requests that pass: where each went, and in which form."""
+
+    def __init__(self) -> None:
+        self.seen: list[Call] = []
+
+    async def __call__(self, call: Call, forward: Forward) -> Answer:
+        self.seen.append(call)
+        return await forward(call)
+
+    def of(self, path: str) -> list[Call]:
+        return [call for call in self.seen if call.path == path]
+
+
 class Proxy:
     """Runs in a thread until it is left.
 

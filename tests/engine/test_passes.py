@@ -250,6 +250,6 @@ def test_a_step_without_gradients_is_made_with_zeros(llama: Model) -> None:
     weights = state.arena.buffers["params"].clone()
     moments = state.arena.buffers["exp_avg"].clone()
     metrics = optim_step(state, AdamParams(learning_rate=0.0))
-    assert metrics == {"step": 3.0, "grad_norm": 0.0}
+    assert metrics == {"optimizer_step": 3.0, "grad_norm": 0.0}
     assert torch.equal(state.arena.buffers["params"], weights)
     assert torch.allclose(state.arena.buffers["exp_avg"], 0.9 * moments)

@@ -72,7 +72,7 @@ def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keepe
         path = (
             "UPDATE operations SET result = ?, result_digest = NULL WHERE scope = ? AND seq_id = 4"
         )
-        result = {"metrics": {"step": 2.0, "grad_norm": 123.0}, "type": "optim_step"}
+        result = {"metrics": {"optimizer_step": 2.0, "grad_norm": 123.0}, "type": "optim_step"}
         change_ledger(keeper, path, json.dumps(result).encode(), run.model_id)
     with pytest.raises(everstep.RequestFailedError, match="corrupted") as caught:
         train(everstep, run, 1)

@@ -162,7 +162,7 @@ def test_training_in_json(tinkex: Tinkex) -> None:
     assert result["metrics"]["loss:sum"] == pytest.approx(-sum(logprobs["data"]), rel=1e-5)
     forward = tinkex.do("forward", forward_input=batch())
     assert forward["loss_fn_outputs"] == result["loss_fn_outputs"]
-    assert tinkex.do("optim_step", adam_params=ADAM)["metrics"]["step"] == 1.0
+    assert tinkex.do("optim_step", adam_params=ADAM)["metrics"]["optimizer_step"] == 1.0
     assert tinkex.do("optim_step", adam_params={**ADAM, "weight_decay": None})
 
 
@@ -367,9 +367,30 @@ def test_lists_and_deletions(tinkex: Tinkex) -> None:
     assert (info["base_model"], info["is_lora"], info["lora_rank"]) == (MODEL, True, 4)
     # `{kind}/{name}` as two segments, the run's colons as they are.
     url = f"training_runs/{tinkex.model_id}/checkpoints/weights/gone"
+    assert tinkex.http.put(f"{url}/ttl", json={"ttl_seconds": 7200}).status_code == 204
+    assert tinkex.get(f"training_runs/{tinkex.model_id}/checkpoints")["checkpoints"][0][
+        "expires_at"
+    ]
+    archive = tinkex.http.get(f"{url}/archive", headers={"accept": "application/gzip"})
+    assert (archive.status_code, ":" in tinkex.model_id) == (302, True)
+    assert tinkex.http.get(archive.headers["location"]).status_code == 200
     assert tinkex.http.delete(url).status_code == 204
     assert tinkex.http.delete(url).status_code == 204, "a retry whose first answer was lost"
     assert tinkex.get(f"training_runs/{tinkex.model_id}/checkpoints")["checkpoints"] == []
+
+
+def test_external_checkpoints_are_not_listed_to_it(tinkex: Tinkex) -> None:
+    tinkex.step()
+    saved = tinkex.do("save_weights", path="a", type="save_weights")["path"]
+    external = tinkex.do("save_weights_external", path="a", type="save_weights_external")["path"]
+    run = f"training_runs/{tinkex.model_id}"
+    listed = [tinkex.get(path)["checkpoints"] for path in (f"{run}/checkpoints", "checkpoints")]
+    for checkpoints in listed:
+        assert {each["checkpoint_type"] for each in checkpoints} <= {"training", "sampler"}
+        assert saved in [each["tinker_path"] for each in checkpoints]
+    newer = {"user-agent": "AsyncTinker/Python 0.38.0", "x-stainless-package-version": "0.38.0"}
+    told = tinkex.http.get(f"{run}/checkpoints", headers=newer).json()["checkpoints"]
+    assert {each["tinker_path"] for each in told} == {saved, external}
 
 
 def test_unloading(tinkex: Tinkex, twin: Tinkex) -> None:

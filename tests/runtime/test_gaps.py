@@ -10,6 +10,7 @@ import pytest
 from everstep.engine import Model
 from everstep.runtime import runtime
 from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 
 STEP = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
 GAP = 0.2
@@ -99,3 +100,15 @@ def test_a_long_run_goes_on_after_a_restart(
         with service.steps.shut():  # the run is being brought back while operations come
             sent = [*service.step(run, 4), *service.step(run, 5)]
         assert [service.result(each) for each in sent] == service.train(twin, 4, 5)
+
+
+def test_operations_may_come_before_their_run_has_been_created(home: Path, pico: Model) -> None:
+    """Clients compute its id themselves, and wait for nothing."""
+    with Local(home, pico, poll_seconds=0.1) as service:
+        body = {"session_id": service.session(), "model_seq_id": 9, "base_model": MODEL}
+        with service.steps.shut():
+            made = service.post("create_model", **body, lora_config={"rank": 4, "seed": 1})
+            assert made["model_id"] == f"{service.session()}:train:9"
+            sent = service.step(made["model_id"], 0)
+            assert service.poll(made["request_id"]).status_code == 408, "not there yet"
+        assert [service.result(each) for each in sent] == service.train(service.new_run(), 0)

@@ -21,7 +21,7 @@ def test_a_poll_is_told_why_its_run_waits(home: Path, pico: Model) -> None:
             assert waiting.status_code == 408
             assert waiting.json()["queue_state"] == "paused_capacity"
             assert "brought back" in waiting.json()["queue_state_reason"]
-        assert service.result(future)["metrics"]["step"] == 3.0
+        assert service.result(future)["metrics"]["optimizer_step"] == 3.0
 
 
 def test_a_run_with_a_longer_backlog_than_a_page_goes_on_in_order(home: Path, pico: Model) -> None:
@@ -41,7 +41,7 @@ def test_operations_that_arrive_backwards_are_executed_in_order(home: Path, pico
         futures = [
             service.send(run, "optim_step", seq_id, adam_params={}) for seq_id in range(100, 0, -1)
         ]
-        steps = [service.result(future)["metrics"]["step"] for future in futures]
+        steps = [service.result(future)["metrics"]["optimizer_step"] for future in futures]
         assert steps == [float(number) for number in range(100, 0, -1)]
 
 
@@ -66,8 +66,8 @@ def test_runs_come_back_side_by_side_and_a_short_recovery_does_not_wait_for_a_lo
         with service.steps.shut():
             slow = service.send(long, "optim_step", adam_params={})
             quick = service.send(short, "optim_step", adam_params={})
-        assert service.result(quick)["metrics"]["step"] == 2.0
-        assert service.result(slow)["metrics"]["step"] == 31.0
+        assert service.result(quick)["metrics"]["optimizer_step"] == 2.0
+        assert service.result(slow)["metrics"]["optimizer_step"] == 31.0
         steps = [run for kind, run in service.finished if kind == "optim_step"]
     assert steps.index(short) < 10, "it is replayed while the other one is"
     assert steps[-1] == long

@@ -114,7 +114,7 @@ def test_a_refused_body_takes_its_place_so_that_nothing_waits_for_it(service: Se
     next_one = {"model_id": run.model_id, "seq_id": 2, "adam_params": {}}
     accepted = httpx.post(f"{url}/optim_step", json=next_one).json()["request_id"]
     done = httpx.post(f"{url}/retrieve_future", json={"request_id": accepted}, timeout=30)
-    assert done.json()["metrics"]["step"] == 1.0
+    assert done.json()["metrics"]["optimizer_step"] == 1.0
 
 
 def test_a_short_operation_does_not_wait_for_a_long_one_of_another_run(service: Service) -> None:

@@ -139,7 +139,7 @@ def test_a_poll_ends_with_408_and_the_next_one_with_the_result(home: Path, pico:
             "queue_state": "active",
         }
         service.send(run, "forward_backward", 1, forward_backward_input=batch())
-        assert service.result(second)["metrics"]["step"] == 1.0
+        assert service.result(second)["metrics"]["optimizer_step"] == 1.0
 
 
 def test_a_poll_is_answered_as_soon_as_the_result_is_there(home: Path, pico: Model) -> None:

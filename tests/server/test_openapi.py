@@ -19,7 +19,7 @@ from tests.runtime.local import MODEL, Local, batch
 from tests.server.json_schema import ANNOTATIONS, BOUNDS, LENGTHS, TYPES, problems, schemas_in
 
 PREFIX = "/api/v1"
-METHODS = ("get", "put", "post", "delete", "patch")
+METHODS = ("get", "head", "put", "post", "delete", "patch")
 BODIES = ("post", "put", "patch")
 WITHOUT_BODY = ("/publish", "/auth/token")
 UPLOADS = ("/checkpoints/import",)

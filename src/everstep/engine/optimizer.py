@@ -47,4 +47,4 @@ def optim_step(state: RunState, params: AdamParams) -> dict[str, float]:
     state.step += 1
     grads.zero_()
     state.has_gradients = False
-    return {"step": float(state.step), "grad_norm": float(norm)}
+    return {"optimizer_step": float(state.step), "grad_norm": float(norm)}

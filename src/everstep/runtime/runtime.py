@@ -223,11 +223,16 @@ class Runtime:
         return list(self._parts.worker.models.values())
 
     async def tokenizer_files(self, model_name: str) -> dict[str, bytes]:
-        """A served model's tokenizer, as files by name; raises `Rejected` (404) for another."""
+        """A served model's tokenizer, as files by name; raises `Rejected` (404) for another.
+
+        Args:
+            model_name: as it is served, or where its tokenizer comes from.
+        """
         await self.loaded()
-        if model_name not in self._parts.worker.models:
-            raise Rejected(404, f"Model {model_name} is not served here.")
-        return await asyncio.to_thread(tokenizer_files, self._parts.home, model_name)
+        for info in self._parts.worker.models.values():
+            if model_name in (info.name, info.tokenizer_id):
+                return await asyncio.to_thread(tokenizer_files, self._parts.home, info.name)
+        raise Rejected(404, f"Model {model_name} is not served here.")
 
     @property
     def worker_pid(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from everstep.engine.info import ModelInfo
 from everstep.ledger import Checkpoint, Ledger, Run
@@ -49,17 +50,24 @@ class Views:
             ]
         )
 
-    async def model_info(self, model_id: str) -> types.GetInfoResponse:
-        """A run's model; raises `Rejected`: 404 for an unknown run, 503 when it isn't served."""
+    async def model_info(self, model_id: str, near: bool = False) -> types.GetInfoResponse:
+        """A run's model; raises `Rejected`: 404 for an unknown run, 503 when it isn't served.
+
+        Args:
+            model_id: the run's id.
+            near: whether who asks is on this machine. Others are not told of a directory on it,
+                from which they could load no tokenizer, but the name under which it is offered.
+        """
         run = await self._acceptance.run(model_id)
         info = self._acceptance.base(run)
+        unreachable = not near and Path(info.tokenizer_id).is_absolute()
         return types.GetInfoResponse.model_validate(
             {
                 "model_id": run.run_id,
                 "model_data": {
                     "arch": info.architecture,
                     "model_name": info.name,
-                    "tokenizer_id": info.tokenizer_id,
+                    "tokenizer_id": info.name if unreachable else info.tokenizer_id,
                 },
                 "is_lora": True,
                 "lora_rank": run.lora["rank"],

@@ -16,6 +16,7 @@ from everstep.server import (
     routes_downloads,
     routes_everstep,
     routes_futures,
+    routes_hub,
     routes_sampling,
     routes_sessions,
     routes_tokenizers,
@@ -83,6 +84,7 @@ def create_app(
         return types.HealthResponse()
 
     app.include_router(health)
+    app.include_router(routes_hub.router)
     for router in (
         health,
         routes_sessions.router,

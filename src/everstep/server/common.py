@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 from collections.abc import Collection
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -51,6 +52,14 @@ def is_tinkex(request: Request) -> bool:
     can't read a failed future's usual form (docs/guides/tinkex.md).
     """
     return request.headers.get("user-agent", "").lower().startswith("asynctinkex")
+
+
+def is_near(request: Request) -> bool:
+    """Whether a client is on this machine, and reads the same files."""
+    try:
+        return request.client is not None and ip_address(request.client.host).is_loopback
+    except ValueError:  # a name, as in-process clients have it
+        return False
 
 
 def weights_token_of(request: Request, given: str | None = None) -> str | None:

@@ -6,7 +6,7 @@ import json
 
 from fastapi import APIRouter, Request
 
-from everstep.server.common import body_of, is_tinkex, runtime_of, weights_token_of
+from everstep.server.common import body_of, is_near, is_tinkex, runtime_of, weights_token_of
 from everstep.server.openapi import errors, takes
 from everstep.wire import types
 from everstep.wire.base import Model, parse
@@ -44,7 +44,7 @@ async def get_info(request: Request) -> types.GetInfoResponse:
     message = parse(types.GetInfoRequest, await body_of(request))
     runtime = runtime_of(request)
     await runtime.loaded()
-    return await runtime.views.model_info(message.model_id)
+    return await runtime.views.model_info(message.model_id, near=is_near(request))
 
 
 @router.post(
