@@ -21,10 +21,10 @@ else
 TORCH ?= torch==2.13.0
 endif
 
-# Official SDKs, old and new: each in a directory that only its own test imports.
+# Official SDKs, old and new, and the cookbook: each in a directory that only its own test imports.
 SDKS := $(VENV)/sdks
 SDK_VERSIONS := $(shell cat tests/interop/official_sdks.txt)
-OTHERS := $(SDK_VERSIONS:%=$(SDKS)/%)
+OTHERS := $(SDK_VERSIONS:%=$(SDKS)/%) $(SDKS)/cookbook
 
 # Threads that share cores with other processes must sleep while they wait, not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -55,7 +55,7 @@ soak: $(VENV)/.test ## Kill, cut and corrupt for SECONDS (default 600) a test; E
 slow: $(VENV)/.test $(OTHERS) ## The slow tests only: real server processes, the official client
 	@$(PYTEST) -m slow $(ARGS)
 
-sdks: $(OTHERS) ## Install the official SDKs of other ages, for their tests
+sdks: $(OTHERS) ## Install the official SDKs of other ages, and the cookbook, for their tests
 
 lint: $(VENV)/.test ## Formatting, ruff, mypy, and the import contracts between the rooms
 	@echo "==> ruff format --check"; $(BIN)/ruff format --check .
@@ -101,6 +101,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.torch
 	@touch $(VENV)/.server $@
 
 # Complete or not there. Without what it depends on: the tests' environment has it, and a test checks.
+$(SDKS)/cookbook: tests/interop/cookbook.txt | $(VENV)/.test
+	@echo "==> installing tinker-cookbook"
+	@rm -rf $@ $@.part && $(PIP) -qq --no-deps --target $@.part -r $< && mv $@.part $@ && touch $@
+
 $(SDKS)/%: | $(VENV)/.test
 	@echo "==> installing tinker $*"
 	@rm -rf $@.part && $(PIP) -qq --no-deps --target $@.part tinker==$* && mv $@.part $@

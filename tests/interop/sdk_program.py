@@ -9,9 +9,13 @@ differ, it is in how a result is waited for (`done`) and what a client is made b
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
+import io
 import json
 import sys
+import tarfile
+import urllib.request
 import warnings
 from typing import Any
 
@@ -100,6 +104,7 @@ def life(url: str) -> dict[str, Any]:
         ],
         "path": saved,
         "sampler_path": sampler,
+        "downloads": _downloads(session, run, sampler),
         "samples": _samples(session, run, sampler),
         "passes": _passes(run),
         "first": first,
@@ -112,6 +117,7 @@ def life(url: str) -> dict[str, Any]:
     told["loaded_warm"] = train(run, 2, shift=2)
     run.load_state(saved).result()
     told["loaded_cold"] = train(run, 2, shift=2)
+    told["tokens"] = _tokens(session, run)
     told["lists"] = _lists(session, run.model_id, saved)
     return told
 
@@ -129,6 +135,38 @@ def _samples(session: Session, run: Any, path: str) -> dict[str, Any]:
         draws.append([[each.tokens, each.logprobs] for each in drawn])
         scores.append(sampler.compute_logprobs(prompt).result())
     return {"draws": draws, "scores": scores}
+
+
+def _downloads(session: Session, run: Any, path: str) -> dict[str, Any]:
+    """The files that a release's own calls fetch, by their hashes."""
+    told: dict[str, Any] = {"archive": None, "external": None}
+    if hasattr(session.rest, "get_checkpoint_archive_url_from_tinker_path"):
+        answer = session.rest.get_checkpoint_archive_url_from_tinker_path(path).result()
+        with tarfile.open(fileobj=io.BytesIO(_fetched(answer.url)), mode="r") as tar:
+            files = {each.name: tar.extractfile(each).read() for each in tar.getmembers()}
+        told["archive"] = {name: _sha256(content) for name, content in files.items()}
+    if hasattr(run, "save_weights_external"):
+        external = run.save_weights_external("mid").result().path
+        urls = session.rest.get_external_weights_urls(external).result().urls
+        told["external"] = {name: _sha256(_fetched(url)) for name, url in urls.items()}
+        told["external_path"] = external
+    return told
+
+
+def _fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:
+        return answer.read()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tokens(session: Session, run: Any) -> list[list[int]]:
+    """A text, by each tokenizer that a release loads."""
+    sampler = done(session.service.create_sampling_client(base_model=MODEL))
+    clients = [each for each in (run, sampler) if hasattr(each, "get_tokenizer")]
+    return [each.get_tokenizer().encode("Every step") for each in clients]
 
 
 def _passes(run: Any) -> dict[str, Any]:
@@ -175,24 +213,20 @@ def _lists(session: Session, run_id: str, path: str) -> dict[str, Any]:
     return told
 
 
-def restore(url: str, paths: list[str]) -> dict[str, Any]:
-    """Go on from checkpoints, with and without their optimizer; a pass without a gradient."""
+def restore(url: str, paths: list[str], listed: str) -> dict[str, Any]:
+    """Go on from checkpoints, with and without their optimizer; list another's run."""
     session = Session(url)
     run = done(session.service.create_training_client_from_state(paths[0]))
     run.forward(data(tinker), "cross_entropy").result()
-    return {"continued": [[session.warm(path), session.cold(path)] for path in paths]}
-
-
-def listing(url: str, run_id: str) -> dict[str, Any]:
-    """The checkpoints that a release can read."""
-    session = Session(url)
     users = session.rest.list_user_checkpoints(limit=1000).result().checkpoints
-    return {"of_run": session.listed(run_id), "of_user": [each.tinker_path for each in users]}
+    return {
+        "continued": [[session.warm(path), session.cold(path)] for path in paths],
+        "checkpoints": session.listed(listed),
+        "user_checkpoints": [each.tinker_path for each in users],
+    }
 
-
-ACTS = {"life": life, "restore": restore, "listing": listing}
 
 if __name__ == "__main__":
     _, url, act, arguments = sys.argv
-    told = ACTS[act](url, **json.loads(arguments))
+    told = {"life": life, "restore": restore}[act](url, **json.loads(arguments))
     print(json.dumps({"version": tinker.__version__, "file": tinker.__file__, **told}))

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.conformance.proxy import Answer, Call, Forward, Proxy
+from tests.conformance.proxy import Proxy, Recorder
 from tests.conftest import Service
 from tests.interop import sdks
 from tests.scenario import MODEL
@@ -19,6 +19,10 @@ from tests.scenario import MODEL
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EVERY_SDK = pytest.mark.parametrize("sdk", sdks.VERSIONS)
 NEWEST = sdks.VERSIONS[-1]
+
+
+EXTERNAL = "0.28"
+"""The first release that knows external checkpoints."""
 
 
 def before(sdk: str) -> list[str]:
@@ -31,40 +35,31 @@ def knows(sdk: str, since: str) -> bool:
     return Version(sdk) >= Version(since)
 
 
-class Recorder:
-    """Sees the requests that pass a proxy: where each went, and in which form."""
-
-    def __init__(self) -> None:
-        self.seen: list[Call] = []
-
-    async def __call__(self, call: Call, forward: Forward) -> Answer:
-        self.seen.append(call)
-        return await forward(call)
-
-    def of(self, path: str) -> list[Call]:
-        return [call for call in self.seen if call.path == path]
-
-
 Life = Callable[[str], dict[str, Any]]
-Restored = Callable[[str], tuple[list[Any], Recorder]]
+Restored = Callable[[str], tuple[dict[str, Any], Recorder]]
 
 
 @pytest.fixture(scope="module")
-def life(service: Service) -> Life:
+def life(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Life:
     """What became of a release's run, which is lived once."""
-    return cache(lambda sdk: sdks.run(sdk, service.url, "life"))
+    home = tmp_path_factory.mktemp("hub")
+    return cache(lambda sdk: sdks.run(sdk, service.url, home / sdk, "life"))
 
 
 @pytest.fixture(scope="module")
-def restored(service: Service, life: Life) -> Restored:
+def restored(service: Service, life: Life, tmp_path_factory: pytest.TempPathFactory) -> Restored:
     """How a release went on from checkpoints of others, and the requests that it sent."""
 
+    home = tmp_path_factory.mktemp("hub")
+
     @cache
-    def restore(sdk: str) -> tuple[list[Any], Recorder]:
+    def restore(sdk: str) -> tuple[dict[str, Any], Recorder]:
         paths = [life(other)["path"] for other in before(sdk)]
+        listed = life(NEWEST)["model_id"]
         recorder = Recorder()
         with Proxy(service.url, recorder) as proxy:
-            return sdks.run(sdk, proxy.url, "restore", paths=paths)["continued"], recorder
+            told = sdks.run(sdk, proxy.url, home / sdk, "restore", paths=paths, listed=listed)
+        return told, recorder
 
     return restore
 
@@ -121,25 +116,47 @@ def test_lists_and_deletions(sdk: str, life: Life) -> None:
     assert lists["weights_info"] == [MODEL, True, 4]
     assert lists["run_listed"]
     assert lists["run"] == told["path"]
-    assert sorted(lists["checkpoints"]) == sorted([told["path"], told["sampler_path"]])
-    assert {told["path"], told["sampler_path"]} <= set(lists["user_checkpoints"])
+    external = {told["downloads"]["external_path"]} if knows(sdk, EXTERNAL) else set()
+    saved = {told["path"], told["sampler_path"], *external}
+    assert set(lists["checkpoints"]) == saved
+    assert saved <= set(lists["user_checkpoints"])
     assert lists["sessions"] >= 1
-    assert lists["left"] == [told["path"]]
+    assert set(lists["left"]) == saved - {told["sampler_path"]}
+
+
+@EVERY_SDK
+def test_downloads_are_what_was_saved(sdk: str, life: Life) -> None:
+    """As a tar where a release asks for one, else as external weights; some have both."""
+    downloads, newest = life(sdk)["downloads"], life(NEWEST)["downloads"]["external"]
+    assert set(newest) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert (downloads["archive"] is not None) == (not knows(sdk, "0.35"))
+    assert (downloads["external"] is not None) == knows(sdk, EXTERNAL)
+    if downloads["archive"] is not None:
+        assert "checkpoint_complete" in downloads["archive"]
+        assert newest.items() <= {**downloads["archive"]}.items()
+    if downloads["external"] is not None:
+        assert downloads["external"] == newest
+
+
+@EVERY_SDK
+def test_tokenizers_come_from_the_service(sdk: str, life: Life) -> None:
+    own = list(b"Every step")
+    assert life(sdk)["tokens"] == [own] * (2 if knows(sdk, "0.12") else 1)
 
 
 @EVERY_SDK
 def test_a_release_goes_on_from_checkpoints_of_others(
     sdk: str, life: Life, restored: Restored
 ) -> None:
-    continued, _ = restored(sdk)
-    for other, (warm, cold) in zip(before(sdk), continued, strict=True):
+    told, _ = restored(sdk)
+    for other, (warm, cold) in zip(before(sdk), told["continued"], strict=True):
         assert warm == life(other)["uninterrupted"], f"warm, from {other}"
         assert cold == life(other)["cold"], f"cold, from {other}"
 
 
 @EVERY_SDK
 def test_a_release_takes_the_best_path_that_it_knows(sdk: str, restored: Restored) -> None:
-    continued, requests = restored(sdk)
+    told, requests = restored(sdk)
     assert bool(requests.of("/client/config")) == knows(sdk, "0.18")
     # Passes are written in protobuf, one that computes no gradient too.
     protobuf = {call.training_pass is not None for call in requests.of("/forward_backward")}
@@ -150,5 +167,17 @@ def test_a_release_takes_the_best_path_that_it_knows(sdk: str, restored: Restore
     assert (True in accepted) == knows(sdk, "0.19")
     # A run is restored in one call, not in three.
     calls = [len(requests.of(f"/{path}")) for path in ("load_weights", "create_model")]
-    restores = 2 * len(continued) + 1
+    restores = 2 * len(told["continued"]) + 1
     assert calls == [restores, 0 if knows(sdk, "0.24.1") else restores]
+
+
+@EVERY_SDK
+def test_external_checkpoints_are_listed_to_those_that_know_them(
+    sdk: str, life: Life, restored: Restored
+) -> None:
+    """Another release's list would be unreadable as a whole."""
+    newest, (told, _) = life(NEWEST), restored(sdk)
+    external = newest["downloads"]["external_path"]
+    assert newest["path"] in told["checkpoints"]
+    assert (external in told["checkpoints"]) == knows(sdk, EXTERNAL)
+    assert (external in told["user_checkpoints"]) == knows(sdk, EXTERNAL)
