@@ -102,7 +102,7 @@ def test_a_burst_through_a_narrow_door_with_the_service_killed_meanwhile(
 @pytest.mark.parametrize("version", ["0.34.0", "0.38.0"])
 def test_releases_that_poll_and_cancel_do_so(version: str, service: Service) -> None:
     program = str(Path(__file__).parent / "polling_program.py")
-    environment = sdks.environment(version)
+    environment = sdks.environment(service.url, version)
     told = json.loads(
         subprocess.run(
             [sys.executable, program, service.url],
