@@ -221,3 +221,28 @@ def test_killed_in_the_middle_of_training_it_comes_back_and_no_number_changes(
     hashes = saved_files(home, killed_end)
     assert len(hashes) == 2 and hashes == saved_files(service.home, end)
     assert not answers(url)
+
+
+def test_where_nothing_is_configured_there_is_one_on_the_home(tmp_path: Path) -> None:
+    """As a newcomer's script begins: no address, no key, no service."""
+    program = """
+import everstep
+with everstep.ServiceClient() as service:
+    run = service.create_lora_training_client("everstep/pico", rank=4).result()
+    print(service.local_pid is not None, run.save_state("x").result().path)
+"""
+    unset = ("TINKER_BASE_URL", "TINKER_API_KEY")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    environment |= {"EVERSTEP_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 4,
+        check=True,
+    )
+    local, path = ran.stdout.split()
+    assert local == "True"
+    saved = parse_path(path)
+    assert Vault(tmp_path / "home" / "vault").manifest("training", saved.run_id, saved.name)
