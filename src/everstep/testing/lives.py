@@ -85,10 +85,11 @@ class Lives:
 
     def until(self, seconds: float, **arguments: Any) -> End:
         """Cut the power some time after the program's first report."""
+        before = self.history.acknowledged  # in the lives so far
         began: list[float] = []
 
         def due() -> bool:
-            if not began and (self.history.pending or self.history.acknowledged):
+            if not began and (self.history.pending or self.history.acknowledged > before):
                 began.append(time.monotonic())
             return bool(began) and time.monotonic() - began[0] >= seconds
 

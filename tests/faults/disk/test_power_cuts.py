@@ -117,7 +117,7 @@ def test_at_random_moments(kind: str, nursery: Nursery) -> None:
                 good(end)
                 pending += end.pending
             assert disk.cuts == CUTS["random"]
-    assert pending, "nothing was under way"
+    assert pending >= 10, "hardly anything was under way"
 
 
 @pytest.mark.parametrize("kind", KINDS)
