@@ -45,7 +45,7 @@ def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name:
         )
         optimizer.step()
         told = optim_step(state, params)
-        assert told == {"step": step, "grad_norm": pytest.approx(float(norm), rel=1e-5)}
+        assert told == {"optimizer_step": step, "grad_norm": pytest.approx(float(norm), rel=1e-5)}
         assert not state.has_gradients
         assert not state.arena.buffers["grads"].any()
     theirs = {n: p.detach() for n, p in parameters.items()}
