@@ -195,6 +195,7 @@ def test_a_worker_that_the_kernel_killed_for_lack_of_memory_is_told_apart(
     begun = train(everstep, run, 1)
     for pid in (keeper.pid, keeper.worker_pid):
         group.add(pid)
+    Path(f"/proc/{keeper.worker_pid}/oom_score_adj").write_text("1000")  # whom the kernel chooses
     group.limit(group.used + (8 << 20))
     service = connect(everstep, keeper.url)
     large = [service.create_lora_training_client(MODEL, rank=512, seed=n) for n in range(8)]

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ _MODULES = ("torch", "math", "operator", "_operator")
 _METRIC = re.compile(r"custom/[a-z0-9_./-]{1,64}:(sum|mean)")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 _MOST_INPUTS = 16
+_TRACING = threading.Lock()
+"""torch.fx changes torch itself while it traces; two threads at once leave it changed."""
 _LEAVES_TORCH = ("item", "numpy", "tolist")
 
 
@@ -112,7 +115,8 @@ def trace(fn: PerDatumLossFn, input_ranks: Mapping[str, int], session_id: str) -
     name = getattr(fn, "__name__", type(fn).__name__)
     inputs = _inputs(name, fn, input_ranks)
     try:
-        graph = torch.fx.symbolic_trace(fn)
+        with _TRACING:
+            graph = torch.fx.symbolic_trace(fn)
     except Exception as error:
         raise ValueError(
             f"loss {name!r} can't be traced: {error}. A loss may not branch on values of tensors."
