@@ -1,4 +1,4 @@
-"""TextCompletions by a model's name: samplers that exist for it alone, and prompts as tokens.
+"""Completions by a model's name: samplers that exist for it alone, and prompts as tokens.
 
 Each completion is an accepted, durable sample like any other; what names it beyond one request is
 a session of the service's own, in which every model has one sampler.
