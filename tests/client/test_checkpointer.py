@@ -18,7 +18,7 @@ from everstep.client import _retention, checkpointer
 from everstep.client._catalogue import Place, SavedCheckpoint
 from everstep.client.loop_events import LoopEvent
 from tests.client.conftest import Clock
-from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Lost, Refused, failed
+from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Held, Lost, Refused, failed
 from tests.client.keeping_service import KeepingService
 
 
@@ -181,6 +181,52 @@ def test_a_failed_deletion_is_raised_and_made_good(fake: KeepingService, client:
     assert steps(fake) == [3]
 
 
+def test_a_save_that_failed_is_due_again(fake: KeepingService, client: Any) -> None:
+    saves = Checkpointer(begin(client), CheckpointPolicy(every_steps=5))
+    fake.script("/retrieve_future", failed("disk full", "server"), where=fake.polls_of(1))
+    loop(saves, 4)
+    assert saves.step(LoopState(5))
+    with pytest.raises(everstep.CheckpointFailed, match="disk full"):
+        saves.flush().result(GIVE_UP_SECONDS)
+    assert saves.step(LoopState(6)), "not only five steps later"
+    loop(saves, 6, first=7)
+    assert steps(fake)[1:] == [6, 11]
+
+
+def test_saves_are_confirmed_in_their_order_whichever_is_answered_first(
+    fake: KeepingService, client: Any
+) -> None:
+    events: list[LoopEvent] = []
+    saves = Checkpointer(begin(client), CheckpointPolicy(keep_last=1), events.append)
+    held = Held()
+    fake.script("/retrieve_future", held, where=fake.polls_of(1))
+    first, second = saves.save(LoopState(1)), saves.save(LoopState(2))
+    held.wait_for_arrival()
+    fake.arrived("/retrieve_future", 3)  # of the run's creation, and of both saves
+    assert not first.done()
+    held.let_go()
+    saves.flush().result(GIVE_UP_SECONDS)
+    assert first.done() and second.done(), "flush waits for both"
+    assert [(event.kind, event.step) for event in events if event.kind != "deleted"] == [
+        ("saved", 1),
+        ("saved", 2),
+    ]
+    assert steps(fake) == [2]
+
+
+def test_a_deletion_is_told_also_when_the_next_one_fails(fake: KeepingService, client: Any) -> None:
+    saves = Checkpointer(begin(client), CheckpointPolicy())
+    paths = [saves.save(LoopState(step)).result(GIVE_UP_SECONDS).path for step in (1, 2)]
+    events: list[LoopEvent] = []
+    saves = Checkpointer(begin(client), CheckpointPolicy(keep_last=1), events.append)
+    refused = paths[1].removeprefix("tinker://").replace("/weights/", "/checkpoints/weights/")
+    fake.script(f"/training_runs/{refused}", Refused(403))
+    with pytest.raises(everstep.CheckpointFailed, match="403"):
+        saves.save(LoopState(3)).result(GIVE_UP_SECONDS)
+    assert [event.kind for event in events] == ["saved", "deleted", "save_failed"]
+    assert events[1].path == paths[0]
+
+
 def test_a_lost_reply_does_not_save_twice(fake: KeepingService, client: Any) -> None:
     saves = Checkpointer(begin(client), CheckpointPolicy(every_steps=1))
     fake.script("/save_weights", Lost())
@@ -260,6 +306,32 @@ def test_ttl_is_renewed_while_the_loop_goes_on_and_taken_away_at_its_end(
     assert "ttl_seconds" not in fake.to("/save_weights")[-1].body
 
 
+def test_what_a_loop_goes_on_from_is_renewed_before_its_first_save(
+    fake: KeepingService, client: Any, time: Clock
+) -> None:
+    policy = CheckpointPolicy(every_steps=100, keep_last=1, ttl=7200)
+    Checkpointer(begin(client), policy).save(LoopState(5)).result(GIVE_UP_SECONDS)
+    fake.ttls.clear()
+    saves = Checkpointer(begin(client), policy)  # the other process was long dead, perhaps
+    saves.flush().result(GIVE_UP_SECONDS)
+    assert [(name.split(".s")[1][0], ttl) for name, ttl in fake.ttls] == [("5", 7200)]
+    time.now += 7200 / 4 + 1
+    loop(saves, 1, first=6)
+    assert len(fake.ttls) == 2, "and again, while no save is due"
+
+
+def test_at_the_end_nothing_that_is_kept_expires_whichever_policy_saved_it(
+    fake: KeepingService, client: Any
+) -> None:
+    early = CheckpointPolicy(ttl=7200)
+    path = Checkpointer(begin(client), early).save(LoopState(1)).result(GIVE_UP_SECONDS).path
+    fake.checkpoints[path]["expires_at"] = "2026-01-01T02:00:00Z"
+    fake.ttls.clear()
+    saves = Checkpointer(begin(client), CheckpointPolicy())
+    saves.finish(LoopState(2)).result(GIVE_UP_SECONDS)
+    assert fake.ttls == [(path.rsplit("/", 1)[1], None)]
+
+
 def test_a_service_without_ttls_is_no_obstacle(
     fake: KeepingService, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,6 +347,20 @@ def test_the_end_is_not_saved_twice(fake: KeepingService, client: Any) -> None:
     loop(saves, 5)
     path = saves.finish(LoopState(5)).result(GIVE_UP_SECONDS).path
     assert list(fake.checkpoints) == [path]
+
+
+def test_the_end_is_saved_where_its_save_failed_or_was_of_another_state(
+    fake: KeepingService, client: Any
+) -> None:
+    saves = Checkpointer(begin(client), CheckpointPolicy())
+    user = {"seen": 1}
+    fake.script("/retrieve_future", failed("disk full", "server"), where=fake.polls_of(1))
+    with pytest.raises(everstep.CheckpointFailed, match="disk full"):
+        saves.save(LoopState(5, user=user)).result(GIVE_UP_SECONDS)
+    again = saves.finish(LoopState(5, user=user)).result(GIVE_UP_SECONDS)
+    assert again.state.user == {"seen": 1}
+    user["seen"] = 2
+    assert saves.finish(LoopState(5, user=user)).result(GIVE_UP_SECONDS).state.user == {"seen": 2}
 
 
 def test_in_a_coroutine(fake: KeepingService, client: Any) -> None:

@@ -81,6 +81,7 @@ class SavedCheckpoint:
         state: of the loop; without ``user`` where the service dropped it.
         metrics: at the save.
         time: of the save, on the service's clock.
+        expires_at: when it expires, as far as the service tells; None: never.
         complete: whether the service kept the whole loop state.
         damage: why the loop state can't be used; None: it can.
     """
@@ -90,6 +91,7 @@ class SavedCheckpoint:
     state: LoopState
     metrics: dict[str, float] = field(default_factory=dict)
     time: datetime | None = None
+    expires_at: datetime | None = None
     complete: bool = True
     damage: str | None = None
 
@@ -119,7 +121,14 @@ def read(checkpoint: types.Checkpoint, run_name: str) -> SavedCheckpoint | None:
     except LoopStateDamaged as error:
         damage = str(error)
     return SavedCheckpoint(
-        checkpoint.tinker_path, place, state, metrics, checkpoint.time, complete, damage
+        checkpoint.tinker_path,
+        place,
+        state,
+        metrics,
+        checkpoint.time,
+        checkpoint.expires_at,
+        complete,
+        damage,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from time import monotonic
 
 from everstep.client import _catalogue
@@ -61,6 +62,9 @@ class Retention:
         report: what the run was resumed from.
         token: of this process.
         policy: what to keep.
+
+    Attributes:
+        order: held by what is done after a save, so that one comes after the other.
     """
 
     def __init__(self, report: ResumeReport, token: str, policy: CheckpointPolicy) -> None:
@@ -69,9 +73,10 @@ class Retention:
         self._known = {each.path for each in report.known}
         self._skipped = {each.path for each in report.skipped}
         self._policy = policy
-        self._kept: list[SavedCheckpoint] = []
-        self._renewed_at = monotonic()
+        self._kept = policy.kept(self._ours(report.known))
+        self._renewed_at = float("-inf") if self._kept else monotonic()
         self._expires = policy.ttl_seconds is not None
+        self.order = asyncio.Lock()
 
     def check_alone(self, listed: Sequence[SavedCheckpoint]) -> None:
         """See whether another process saves under the same run name.
@@ -92,22 +97,19 @@ class Retention:
                 f"{newest[1]}). This one is to stop; its checkpoints are left as they are."
             )
 
-    async def delete_old(self, rest: RestClient, listed: Sequence[SavedCheckpoint]) -> list[str]:
+    async def delete_old(
+        self, rest: RestClient, listed: Sequence[SavedCheckpoint]
+    ) -> AsyncIterator[str]:
         """Delete what the policy doesn't keep, oldest first; the newest is known to be whole.
 
         Those of another process and those that could not be loaded are left alone.
 
-        Returns:
-            The paths that were deleted.
+        Yields:
+            The path of each that was deleted.
         """
-        ours = [
-            each
-            for each in listed
-            if each.path not in self._skipped and each.damage is None and self._is_ours(each)
-        ]
+        ours = self._ours(listed)
         self._kept = self._policy.kept(ours)
         stay = {each.path for each in self._kept}
-        deleted = []
         for each in ours:
             if each.path in stay:
                 continue
@@ -115,8 +117,7 @@ class Retention:
                 await rest.delete_checkpoint_from_tinker_path(each.path)
             except NotFoundError:
                 continue  # it has expired, or someone else deleted it
-            deleted.append(each.path)
-        return deleted
+            yield each.path
 
     def renewal_due(self) -> bool:
         """Whether it is time to say that the run goes on."""
@@ -131,17 +132,25 @@ class Retention:
 
     async def keep_for_good(self, rest: RestClient) -> None:
         """Have those that are kept expire no more."""
-        if self._expires:
-            await self._set_ttl(rest, None)
+        await self._set_ttl(rest, None)
 
     async def _set_ttl(self, rest: RestClient, ttl: int | None) -> None:
         for each in self._kept:
+            if not self._expires and each.expires_at is None:
+                continue
             try:
                 await rest.set_checkpoint_ttl_from_tinker_path(each.path, ttl)
             except APIStatusError as error:
                 if error.status_code not in _NOT_THERE:
                     raise
                 _log.warning("%s: its time to live can't be changed: %s", each.path, error)
+
+    def _ours(self, listed: Sequence[SavedCheckpoint]) -> list[SavedCheckpoint]:
+        return [
+            each
+            for each in listed
+            if each.path not in self._skipped and each.damage is None and self._is_ours(each)
+        ]
 
     def _is_new(self, checkpoint: SavedCheckpoint) -> bool:
         return checkpoint.path not in self._known

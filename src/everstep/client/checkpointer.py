@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -26,7 +26,7 @@ from everstep.client._futures import APIFuture
 from everstep.client.checkpoint_policy import CheckpointPolicy
 from everstep.client.loop_errors import CheckpointError, CheckpointFailed, LoopStateLost, Superseded
 from everstep.client.loop_events import Kind, LoopEvent, OnEvent, tell_event
-from everstep.client.loop_state import LoopState, Metrics, encode
+from everstep.client.loop_state import LoopState, Metrics, encode, fingerprint
 from everstep.client.rest_client import RestClient
 from everstep.client.resume import Resumed, ResumeReport
 from everstep.wire import types
@@ -95,13 +95,12 @@ class Checkpointer:
             self._token = _catalogue.new_token()
             self._serial = resumed.report.serial
             self._upkeep = _retention.Retention(resumed.report, self._token, self.policy)
-            self._order = asyncio.Lock()
             self._flight: APIFuture[Any] | None = None
-            self._latest: tuple[LoopState, SaveFuture] | None = None
+            self._latest: tuple[str, SaveFuture] | None = None
             self._errors: list[CheckpointError] = []
-            self._saved_step = resumed.state.step
-            self._saved_at = monotonic()
+            self._since = (resumed.state.step, monotonic())
             self.last: SavedCheckpoint | None = None
+        self._renew_if_due()  # what the loop goes on from may be about to expire
 
     # What a loop calls
 
@@ -109,7 +108,7 @@ class Checkpointer:
         """Save if the policy says so. Call it after each step of the loop; never waits.
 
         At most one of these saves is under way: one that is due meanwhile is made at the first
-        step after.
+        step after. One that failed is due again.
 
         Args:
             state: where the loop is now.
@@ -125,12 +124,11 @@ class Checkpointer:
         self._raise_earlier()
         if self._flight is not None and not self._flight.done():
             return False
-        if self.policy.due(state.step - self._saved_step, monotonic() - self._saved_at):
+        step, at = self._since
+        if self.policy.due(state.step - step, monotonic() - at):
             self._begin(state, metrics or {}, self.policy.ttl_seconds)
             return True
-        if self._upkeep.renewal_due():
-            work = self._guarded(self._renew(), "renewal of the checkpoints that are kept")
-            self._flight = APIFuture.of(work)
+        self._renew_if_due()
         return False
 
     def save(self, state: LoopState, metrics: Metrics | None = None) -> SaveFuture:
@@ -155,21 +153,19 @@ class Checkpointer:
     def finish(self, state: LoopState, metrics: Metrics | None = None) -> SaveFuture:
         """Save the end of the loop; neither it nor what else is kept expires any more.
 
-        Where the last save was of the same state, that one is kept.
+        Where the last save was of the same state and didn't fail, that one is kept.
 
         Raises:
             CheckpointError: an earlier save failed.
             ValueError: the state or a metric can't be kept.
         """
         self._raise_earlier()
-        if self._latest is not None and self._latest[0] == state:
-            last = self._latest[1]
-        else:
-            last = self._begin(state, metrics or {}, None)
+        last = self._saved_already(state) or self._begin(state, metrics or {}, None)
+        upkeep = self._upkeep
 
         async def work() -> SavedCheckpoint:
             saved = await APIFuture(last.future())  # a failure is told by who waits for this one
-            await self._guarded(self._keep_for_good(), saved.path)
+            await self._guarded(self._keep_for_good(upkeep), saved.path)
             return saved
 
         return self._under_way(APIFuture.of(work()))
@@ -222,11 +218,25 @@ class Checkpointer:
             name = Place(self._report.generation, self._serial, self._token).name(run_name, state)
             sent = self.client.save_state(name, ttl_seconds=ttl, user_metadata=metadata)
             self._serial += 1
-        self._saved_step, self._saved_at = state.step, monotonic()
-        work = self._guarded(self._complete(sent, state, ttl, self._upkeep), name)
+        before, now = self._since, (state.step, monotonic())
+        self._since = now
+
+        def failed() -> None:
+            if self._since == now:
+                self._since = before
+
+        work = self._guarded(self._complete(sent, state, ttl, self._upkeep), name, failed)
         future = self._under_way(APIFuture.of(work))
-        self._latest = (state, future)
+        self._latest = (fingerprint(state), future)
         return future
+
+    def _saved_already(self, state: LoopState) -> SaveFuture | None:
+        """The last save, if it was of this state and has not failed."""
+        if self._latest is None or self._latest[0] != fingerprint(state):
+            return None
+        done = self._latest[1].future()
+        failed = done.done() and (done.cancelled() or done.exception() is not None)
+        return None if failed else self._latest[1]
 
     def _under_way(self, work: APIFuture[SavedCheckpoint]) -> SaveFuture:
         future = SaveFuture(work.future())
@@ -241,8 +251,8 @@ class Checkpointer:
         ttl: int | None,
         upkeep: _retention.Retention,
     ) -> SavedCheckpoint:
-        answer = await sent
-        async with self._order:
+        async with upkeep.order:  # taken in the order of the calls, whichever is answered first
+            answer = await sent
             rest = self._rest()
             saved, listed = await _retention.confirm(rest, answer.path, self._report.run_name)
             if state.user and not saved.complete:
@@ -256,21 +266,31 @@ class Checkpointer:
                 return saved  # of the run that was lost; the loop goes on from another
             self.last = saved
             upkeep.check_alone(listed)
-            for path in await upkeep.delete_old(rest, listed):
+            async for path in upkeep.delete_old(rest, listed):
                 self._tell("deleted", path)
             if ttl is not None:
                 await upkeep.renew(rest)
             return saved
 
-    async def _renew(self) -> None:
-        async with self._order:
-            await self._upkeep.renew(self._rest())
+    def _renew_if_due(self) -> None:
+        if self._upkeep.renewal_due():
+            what = "renewal of the checkpoints that are kept"
+            self._flight = APIFuture.of(self._guarded(self._renew(self._upkeep), what))
 
-    async def _keep_for_good(self) -> None:
-        async with self._order:
-            await self._upkeep.keep_for_good(self._rest())
+    async def _renew(self, upkeep: _retention.Retention) -> None:
+        async with upkeep.order:
+            await upkeep.renew(self._rest())
 
-    def _guarded(self, work: Coroutine[Any, Any, T], what: str) -> Coroutine[Any, Any, T]:
+    async def _keep_for_good(self, upkeep: _retention.Retention) -> None:
+        async with upkeep.order:
+            await upkeep.keep_for_good(self._rest())
+
+    def _guarded(
+        self,
+        work: Coroutine[Any, Any, T],
+        what: str,
+        then: Callable[[], None] = lambda: None,
+    ) -> Coroutine[Any, Any, T]:
         """What keeps a failure for the next call; not for those after the run was rebound."""
         errors = self._errors
 
@@ -284,6 +304,7 @@ class Checkpointer:
                 failed.__cause__ = error
             with self._lock:
                 errors.append(failed)
+            then()
             self._tell("save_failed", detail=str(failed))
             raise failed
 

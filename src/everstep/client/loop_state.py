@@ -89,6 +89,11 @@ def encode(run_name: str, state: LoopState, metrics: Metrics) -> dict[str, str]:
     }
 
 
+def fingerprint(state: LoopState) -> str:
+    """Of what a loop state holds now; its dictionary may be changed later."""
+    return encode("", state, {})[LOOP]
+
+
 def decode(metadata: Mapping[str, str] | None) -> tuple[LoopState, dict[str, float]] | None:
     """Read what `encode` wrote; None when there is nothing of it.
 
