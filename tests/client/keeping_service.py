@@ -22,6 +22,7 @@ class KeepingService(FakeService):
         corrupted: runs that are told to be corrupted.
         gone: runs and sessions that are answered 410.
         no_ttl: whether the TTL endpoint is missing.
+        lists_no_runs: whether the endpoint of runs is missing.
         page: the longest page of a list.
     """
 
@@ -36,6 +37,7 @@ class KeepingService(FakeService):
         self.corrupted: set[str] = set()
         self.gone: set[str] = set()
         self.no_ttl = False
+        self.lists_no_runs = False
         self.page = 1000
         self._clock = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -100,7 +102,7 @@ class KeepingService(FakeService):
         return Reply(body={"checkpoints": newest_first[offset : offset + limit], "cursor": cursor})
 
     def _training_run(self, run: str) -> Reply:
-        if run in self.gone:
+        if run in self.gone or self.lists_no_runs:
             return Reply(404, {"detail": "no such run"})
         told = {
             "training_run_id": run,

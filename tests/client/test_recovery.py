@@ -15,7 +15,7 @@ from everstep.client.loop_events import LoopEvent
 from everstep.client.recovery_policy import Verdict, judge
 from everstep.wire.errors import ErrorCategory
 from tests.client.conftest import Clock
-from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Refused, failed
+from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Held, Refused, failed
 from tests.client.keeping_service import KeepingService
 
 
@@ -129,6 +129,106 @@ def test_samplers_made_from_the_run_follow(fake: KeepingService, client: Any) ->
         prompt = everstep.ModelInput.from_ints([1, 2])
         sampler.sample(prompt, 1, everstep.SamplingParams()).result(GIVE_UP_SECONDS)
     assert fake.to("/create_sampling_session")[-1].body["model_path"] == path
+
+
+def test_a_sampler_whose_checkpoint_is_no_more_never_samples_from_other_weights(
+    fake: KeepingService, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(client)
+    path = "tinker://session-0:train:0/sampler_weights/reference"
+    reference = loop.client.create_sampling_client(path).result(GIVE_UP_SECONDS)
+    fake.script("/create_sampling_session", Refused(404, {"detail": "no such checkpoint"}))
+    loop.happens = {3: lambda: fake.gone.update({"session-0", "session-0:train:0"})}
+    loop.recovery.run(loop)
+    assert reference.sampling_session_id.startswith("session-0:"), "as it was"
+    assert f"{path} can't be sampled from any more" in caplog.text
+    assert fake.to("/save_weights_for_sampler") == []
+
+
+def test_a_sampler_that_cant_be_made_at_the_moment_is_made_at_the_next_attempt(
+    fake: KeepingService, client: Any
+) -> None:
+    loop = Loop(client)
+    path = "tinker://session-0:train:0/sampler_weights/reference"
+    reference = loop.client.create_sampling_client(path).result(GIVE_UP_SECONDS)
+    broken = Refused(500, headers={"x-should-retry": "false"})
+    fake.script("/create_sampling_session", broken)
+    loop.happens = {3: lambda: fake.gone.update({"session-0", "session-0:train:0"})}
+    loop.recovery.run(loop)
+    assert reference.sampling_session_id.startswith("session-1:")
+    assert fake.to("/create_sampling_session")[-1].body["model_path"] == path
+    assert loop.kinds().count("attempt") == 2 and loop.kinds().count("lost") == 1
+
+
+def test_what_is_pending_while_the_client_is_rebound_ends_by_itself(
+    fake: KeepingService, client: Any
+) -> None:
+    """Futures of the lost run tell of that run; what is called then is of the new one."""
+    loop = Loop(client)
+    run = loop.client
+    loop.saves.save(LoopState(2)).result(GIVE_UP_SECONDS)
+    sampler = run.save_weights_and_get_sampling_client().result(GIVE_UP_SECONDS)
+    fake.hold_result(3)
+    step = run.optim_step(everstep.AdamParams())  # never executed
+    held = Held()
+    fake.script("/asample", held)
+    sample = sampler.sample(everstep.ModelInput.from_ints([1]), 1, everstep.SamplingParams())
+    held.wait_for_arrival()
+    fake.arrived("/optim_step")
+    fake.gone |= {"session-0", "session-0:train:0"}
+    loop.recovery.recover(everstep.RunLost("a test says so")).result(GIVE_UP_SECONDS)
+    assert not step.done() and run.model_id == "session-1:train:0"
+    after = run.optim_step(everstep.AdamParams()).result(GIVE_UP_SECONDS)
+    assert (after.metrics or {})["step:max"] < 3, "numbered anew"
+    fake.release_result(3)
+    held.let_go()
+    assert (step.result(GIVE_UP_SECONDS).metrics or {})["step:max"] == 3
+    sample.result(GIVE_UP_SECONDS)
+    sampled = fake.to("/asample")[-1].body["sampling_session_id"]
+    assert sampled.startswith("session-0:") and sampler.sampling_session_id.startswith("session-1:")
+    runs = [request.body["model_id"] for request in fake.to("/optim_step")]
+    assert runs == ["session-0:train:0", "session-1:train:0"]
+
+
+def test_a_session_that_was_lost_is_not_heard_of_any_more(
+    fake: KeepingService, client: Any
+) -> None:
+    loop = Loop(client)
+    lost = client.holder
+    fake.gone |= {"session-0", "session-0:train:0"}
+    loop.recovery.recover(everstep.RunLost("a test says so")).result(GIVE_UP_SECONDS)
+    assert client.holder is not lost
+    assert lost._background == set() and client.holder._background
+
+
+def test_a_service_that_lists_no_runs_has_not_lost_them(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+    fake.lists_no_runs = True
+
+    def fail() -> None:
+        raise everstep.BadRequestError("no", 400)
+
+    loop.happens = {3: fail}
+    with pytest.raises(everstep.BadRequestError):
+        loop.recovery.run(loop)
+    assert loop.events == []
+    loop.happens = {3: lambda: fake.gone.add("session-0:train:0")}
+    assert loop.recovery.run(loop) == "done"
+    assert loop.kinds() == ["lost", "attempt", "resumed", "recovered"]
+
+
+def test_a_loss_among_tasks_side_by_side_is_one(fake: KeepingService, client: Any) -> None:
+    loop = Loop(client)
+
+    async def body(state: LoopState) -> str:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(asyncio.to_thread(loop, state))
+        return task.result()
+
+    loop.happens = {3: lambda: fake.gone.add("session-0:train:0")}
+    assert asyncio.run(loop.recovery.run_async(body)) == "done"
+    assert loop.begun == [0, 2]
+    assert "410" in str(loop.events[0].detail), "the reason, not that there was a group"
 
 
 @pytest.mark.parametrize(
@@ -280,6 +380,9 @@ VERDICTS = [
     (everstep.PermissionDeniedError("x", 403), Verdict.PERMANENT),
     (everstep.UnprocessableEntityError("x", 422), Verdict.PERMANENT),
     (everstep.LocalServiceError("x"), Verdict.PERMANENT),
+    (ExceptionGroup("x", [everstep.RunLost("x"), everstep.NotFoundError("x", 404)]), Verdict.LOST),
+    (ExceptionGroup("x", [everstep.RunLost("x"), KeyError("x")]), Verdict.PERMANENT),
+    (ExceptionGroup("x", [everstep.NotFoundError("x", 404)]), Verdict.DOUBTFUL),
     (everstep.CheckpointsUnusable("x"), Verdict.PERMANENT),
     (KeyError("x"), Verdict.PERMANENT),
 ]

@@ -14,6 +14,7 @@ import everstep
 from everstep import Checkpointer, CheckpointPolicy, LoopState
 from everstep.client import loop_state
 from everstep.client.loop_events import LoopEvent
+from everstep.wire import types
 from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Refused
 from tests.client.keeping_service import KeepingService
 
@@ -100,6 +101,29 @@ def test_one_that_is_gone_since_it_was_listed_is_skipped(fake: KeepingService, c
     assert begin(client).report.path == paths[0]
 
 
+def test_a_service_that_was_started_again_meanwhile_is_asked_again(
+    fake: KeepingService, client: Any
+) -> None:
+    paths = saved(client, LoopState(1), LoopState(2))
+    fake.script("/retrieve_future", Refused(404))  # it knows nothing of the load that it accepted
+    report = begin(client).report
+    assert report.path == paths[1] and not report.skipped
+
+
+def test_a_session_that_is_gone_is_not_the_checkpoints_fault(
+    fake: KeepingService, client: Any
+) -> None:
+    paths = saved(client, LoopState(1), LoopState(2))
+    fake.script("/load_weights", *[Refused(400, {"detail": "the session is finished"})] * 2)
+    fake.script("/session_heartbeat", Refused(410))
+    with pytest.raises(everstep.RunLost, match="session session-0 is gone"):
+        begin(client)
+    fake.script("/load_weights", *[Refused(400)] * 2)  # and one that isn't
+    with pytest.raises(everstep.CheckpointsUnusable):
+        begin(client)
+    assert list(fake.checkpoints) == paths
+
+
 def test_where_none_loads_nothing_is_begun_anew(fake: KeepingService, client: Any) -> None:
     paths = saved(client, LoopState(1), LoopState(2))
     fake.unloadable = dict.fromkeys(paths, "user")
@@ -141,6 +165,15 @@ def test_another_geometry_is_refused_by_its_fields(fake: KeepingService, client:
     saved(client, LoopState(1))
     with pytest.raises(ValueError, match="rank is 4 there and 8 here"):
         begin(client, rank=8)
+
+
+def test_another_optimizer_is_refused_where_one_is_asked_for(
+    fake: KeepingService, client: Any
+) -> None:
+    saved(client, LoopState(1))
+    with pytest.raises(ValueError, match="optimizer is 'adamw' there and 'dimuon' here"):
+        begin(client, optimizer=types.DimuonOptimizerConfig())
+    assert begin(client, optimizer=types.AdamOptimizerConfig()).report.resumed
 
 
 def test_only_the_named_runs_own_checkpoints_are_found_through_all_pages(

@@ -18,8 +18,8 @@ class RequestEvent:
     Attributes:
         request_type: ``ForwardBackward``, ``OptimStep``, ``SaveWeights``, ``LoadWeights``, ….
         session_id: the session.
-        run_id: the run; None for a sample.
-        seq_id: its sequence id.
+        run_id: the run, also of the operation that creates it; None for a sample or a loss.
+        seq_id: its sequence id; of what is created, its number in the session.
         duration_s: seconds from the call to the result.
         outcome: ``succeeded`` or ``failed``.
         error: why it failed.
@@ -27,6 +27,7 @@ class RequestEvent:
         accepted_s: seconds until the service had accepted all of it; None: it never did.
         retries: how often a part of it was sent again.
         polls: how often its result was asked for.
+        sampler_id: the sampler; None for everything else.
     """
 
     request_type: str
@@ -40,6 +41,7 @@ class RequestEvent:
     accepted_s: float | None = None
     retries: int = 0
     polls: int = 0
+    sampler_id: str | None = None
 
 
 @dataclass

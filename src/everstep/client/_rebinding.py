@@ -6,7 +6,7 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from everstep.client._errors import TinkerError
+from everstep.client._errors import BadRequestError, NotFoundError
 from everstep.client._futures import APIFuture
 
 if TYPE_CHECKING:
@@ -44,20 +44,22 @@ class Samplers:
         future.future().add_done_callback(created)
 
     async def rebind(self, client: TrainingClient) -> None:
-        """Have each sample again: from its own checkpoint, else from the run's weights as they are.
+        """Have each sample again: from its own checkpoint, or from the run's weights as they are.
 
-        An unnamed save ends with its session; so does a checkpoint that was deleted.
+        The latter of an unnamed save, which ends with its session. One whose own checkpoint is no
+        more stays as it is, and fails: other weights in their place would go unnoticed.
+
+        Raises:
+            TinkerError: the service can't say.
         """
         for sampler, path in list(self._made.items()):
-            fresh = None
-            if path is not None:
-                try:
-                    fresh = await client.create_sampling_client(path)
-                except TinkerError as error:
-                    _log.warning("%s can't be sampled from any more: %s", path, error)
-            if fresh is None:
-                fresh = await client.save_weights_and_get_sampling_client()
-            become(sampler, fresh)
+            if path is None:
+                become(sampler, await client.save_weights_and_get_sampling_client())
+                continue
+            try:
+                become(sampler, await client.create_sampling_client(path))
+            except (NotFoundError, BadRequestError) as error:
+                _log.warning("%s can't be sampled from any more: %s", path, error)
 
 
 def become(client: TrainingClient | SamplingClient, other: TrainingClient | SamplingClient) -> None:

@@ -140,8 +140,9 @@ class Session:
         session.opened = session_id
         return session
 
-    def again(self) -> Session:
+    async def again(self) -> Session:
         """Another session like this one, for when the service no longer has this one."""
+        await self._stop()
         return Session(self.connection, self._request, self.hooks)
 
     @property
@@ -166,15 +167,19 @@ class Session:
 
     async def finish(self, reason: str, detail: str | None) -> None:
         """End the session, if it was opened."""
-        for task in list(self._background):
-            task.cancel()
+        await self._stop()
         if self._opening is None or _failed(self._opening):
             return  # never opened, or another process's
         session_id = await self.id()
-        if self.telemetry is not None:
-            await self.telemetry.stop()
         body: Mapping[str, Any] = {"reason": {"type": reason}, "detail": detail}
         await self.http.request("POST", f"/sessions/{session_id}/finish", json=body)
+
+    async def _stop(self) -> None:
+        """Do nothing more in the background, and tell what is left to tell."""
+        for task in list(self._background):
+            task.cancel()
+        if self.telemetry is not None:
+            await self.telemetry.stop()
 
     async def _open(self) -> str:
         await self.connection.configured()

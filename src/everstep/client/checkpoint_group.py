@@ -33,7 +33,7 @@ from everstep.client.loop_errors import GroupError
 from everstep.client.loop_events import LoopEvent, OnEvent, tell_event
 from everstep.client.loop_state import LoopState, encode
 from everstep.client.rest_client import RestClient
-from everstep.client.resume import Skipped
+from everstep.client.resume import Skipped, load
 from everstep.client.service_client import ServiceClient
 from everstep.client.training_client import TrainingClient
 from everstep.wire import types
@@ -226,9 +226,8 @@ class CheckpointGroup:
         return None
 
     async def _load(self, whole: GroupCheckpoint, indices: Sequence[int]) -> list[TrainingClient]:
-        create = self._service.create_training_client_from_state_with_optimizer
         try:
-            return [await create(whole.members[index].path) for index in indices]
+            return [await load(self._service, whole.members[index].path) for index in indices]
         except RequestFailedError as error:
             if len(indices) == self.size:
                 raise

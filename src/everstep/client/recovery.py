@@ -20,7 +20,7 @@ from everstep.client.checkpointer import Checkpointer
 from everstep.client.loop_errors import RecoveryFailed, RunLost
 from everstep.client.loop_events import Kind, LoopEvent, OnEvent, tell_event
 from everstep.client.loop_state import LoopState
-from everstep.client.recovery_policy import RecoveryPolicy, Verdict, judge
+from everstep.client.recovery_policy import RecoveryPolicy, Verdict, judge, told_of
 from everstep.client.resume import Resumed, restore
 from everstep.client.run_monitor import RunMonitor, why_lost, why_session_lost
 from everstep.client.service_client import ServiceClient
@@ -158,19 +158,19 @@ class Recovery:
         """Why the run is lost; raises the error itself when it isn't."""
         verdict = judge(error)
         if verdict is Verdict.LOST:
-            return str(error)
+            return told_of(error)
         if verdict is Verdict.DOUBTFUL:
             try:
                 found = await why_lost(self.client)
             except TinkerError as unclear:
                 found = str(unclear) if judge(unclear) is Verdict.LOST else None
             if found is not None:
-                return f"{found}: {error}"
+                return f"{found}: {told_of(error)}"
         raise error
 
     async def _restore(self) -> Resumed:
         if await why_session_lost(self._service.holder):
-            self._service.holder = self._service.holder.again()
+            self._service.holder = await self._service.holder.again()
         run_name = self._report.run_name
         known = await _catalogue.find(self._service.create_rest_client(), run_name)
         candidates = self.policy.candidates(known)

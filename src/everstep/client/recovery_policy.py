@@ -89,9 +89,22 @@ class RecoveryPolicy:
         return best + [each for each in newest_first if each.path not in rated]
 
 
+_GRAVEST_FIRST = (Verdict.PERMANENT, Verdict.LOST, Verdict.DOUBTFUL)
+
+
+def told_of(error: BaseException) -> str:
+    """What a failure says; of a group, what each of its members says."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(told_of(each) for each in error.exceptions)
+    return str(error)
+
+
 def judge(error: BaseException) -> Verdict:
     """Say what a failure means for its run."""
     match error:
+        case BaseExceptionGroup(exceptions=several):  # of tasks that ran side by side
+            verdicts = {judge(each) for each in several}
+            return next(each for each in _GRAVEST_FIRST if each in verdicts)
         case CheckpointFailed(__cause__=BaseException() as cause):
             return judge(cause)
         case RunLost() | APIConnectionError():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from everstep.client import _catalogue
 from everstep.client._catalogue import SavedCheckpoint
 from everstep.client._errors import (
+    APIStatusError,
     BadRequestError,
     ConflictError,
     NotFoundError,
@@ -16,9 +17,10 @@ from everstep.client._errors import (
     UnprocessableEntityError,
 )
 from everstep.client._futures import APIFuture
-from everstep.client.loop_errors import CheckpointsUnusable
+from everstep.client.loop_errors import CheckpointsUnusable, RunLost
 from everstep.client.loop_events import Kind, LoopEvent, OnEvent, tell_event
 from everstep.client.loop_state import RUN, LoopState
+from everstep.client.run_monitor import why_session_lost
 from everstep.client.service_client import ServiceClient
 from everstep.client.training_client import TrainingClient
 from everstep.wire import types
@@ -49,13 +51,15 @@ class RunSpec:
 
     def differences(self, info: types.WeightsInfoResponse) -> list[str]:
         """The fields in which a checkpoint is of another geometry, as far as it is told."""
-        told = {
+        told: dict[str, tuple[object, object]] = {
             "base_model": (self.base_model, info.base_model),
             "rank": (self.rank, info.lora_rank),
             "train_mlp": (self.train_mlp, info.train_mlp),
             "train_attn": (self.train_attn, info.train_attn),
             "train_unembed": (self.train_unembed, info.train_unembed),
         }
+        if self.optimizer is not None:
+            told["optimizer"] = (self.optimizer.type, info.optimizer_config.type)
         return [
             f"{name} is {theirs!r} there and {own!r} here"
             for name, (own, theirs) in told.items()
@@ -79,7 +83,7 @@ class ResumeReport:
         run_name: the run.
         spec: what it is created with.
         path: the checkpoint it goes on from; None: it is new.
-        skipped: newer checkpoints that don't load. They are never deleted.
+        skipped: newer checkpoints that don't load. A `Checkpointer` of this run leaves them alone.
         complete: whether the whole loop state was there; without: ``user`` is empty, because the
             service drops ``user_metadata``.
         generation: of the checkpoints that will be saved.
@@ -149,6 +153,7 @@ def resume_or_create(
         ValueError: the name breaks the rule, or the run has another base model, rank, ….
         CheckpointsUnusable: it has checkpoints, and none loads; nothing is begun anew, since that
             would bury them. Begin under another name if that is what you want.
+        RunLost: the service no longer has this client's session; no checkpoint is to blame.
 
     Example:
         >>> client, state, report = resume_or_create(service, "sft", "everstep/pico").result()
@@ -178,6 +183,7 @@ async def restore(
     Raises:
         ValueError: a candidate is of another geometry than the run.
         CheckpointsUnusable: none of the candidates loads.
+        RunLost: the session is gone.
     """
     metadata = {**(spec.user_metadata or {}), RUN: run_name}
     skipped: list[Skipped] = []
@@ -220,22 +226,40 @@ async def restore(
     return resumed(await _create(service, spec, metadata), None)
 
 
+async def load(
+    service: ServiceClient, path: str, metadata: Mapping[str, str] | None = None
+) -> TrainingClient:
+    """A client from a checkpoint; a failure that is the service's own is tried once more.
+
+    A service that was started again meanwhile may not know the request any more (404).
+
+    Raises:
+        RunLost: the session is gone.
+    """
+    create = service.create_training_client_from_state_with_optimizer
+    try:
+        return await create(path, user_metadata=metadata)
+    except RequestFailedError as error:
+        if error.category == ErrorCategory.USER:
+            raise
+    except APIStatusError as error:
+        if (lost := await why_session_lost(service.holder)) is not None:
+            raise RunLost(lost) from error
+        if not isinstance(error, NotFoundError):
+            raise
+    return await create(path, user_metadata=metadata)
+
+
 async def _load(
     service: ServiceClient, candidate: SavedCheckpoint, spec: RunSpec, metadata: dict[str, str]
 ) -> TrainingClient:
-    """A client from a checkpoint; a failure that is the service's own is tried once more."""
+    """A client from a checkpoint of the run's geometry."""
     info = await service.create_rest_client().get_weights_info_by_tinker_path(candidate.path)
     if differences := spec.differences(info):
         raise ValueError(
             f"{candidate.path} is of another run than asked for: {'; '.join(differences)}"
         )
-    create = service.create_training_client_from_state_with_optimizer
-    try:
-        return await create(candidate.path, user_metadata=metadata)
-    except RequestFailedError as error:
-        if error.category == ErrorCategory.USER:
-            raise
-        return await create(candidate.path, user_metadata=metadata)
+    return await load(service, candidate.path, metadata)
 
 
 async def _create(

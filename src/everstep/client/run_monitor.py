@@ -37,10 +37,24 @@ async def why_lost(client: TrainingClient) -> str | None:
     except APIStatusError as error:
         if error.status_code not in _GONE:
             raise
-        return f"run {client.model_id} is gone ({error.status_code})"
-    if run.corrupted:
-        return f"run {client.model_id} is corrupted"
+        if not await _is_known(client):
+            return f"run {client.model_id} is gone ({error.status_code})"
+    else:
+        if run.corrupted:
+            return f"run {client.model_id} is corrupted"
     return await why_session_lost(client.holder)
+
+
+async def _is_known(client: TrainingClient) -> bool:
+    """Whether the service tells of the run all the same: not all of them list runs."""
+    body = {"model_id": client.model_id, "type": "get_info"}
+    try:
+        await client.holder.http.request("POST", "/get_info", json=body)
+    except APIStatusError as error:
+        if error.status_code not in (400, *_GONE):
+            raise
+        return False
+    return True
 
 
 class RunMonitor:
