@@ -267,7 +267,7 @@ class FakeService:
         """Places of the operations in the order in which they were executed."""
         return [operation.seq_id or 0 for operation in self.applied]
 
-    def polls_of(self, seq_id: int, path: str | None = None) -> Where:
+    def polls_of(self, seq_id: int | None, path: str | None = None) -> Where:
         """Whether a request asks for the result of a place in a run (or in a sampler)."""
 
         def asks(request: Recorded) -> bool:

@@ -15,7 +15,7 @@ from everstep import CheckpointGroup, LoopState
 from everstep.client._group_names import generations, member_name, tag_of
 from everstep.client.loop_events import LoopEvent
 from everstep.wire import types
-from tests.client.fake_service import GIVE_UP_SECONDS, MODEL
+from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, Held, failed
 from tests.client.keeping_service import KeepingService
 
 
@@ -206,6 +206,42 @@ def test_old_groups_and_unfinished_ones_go_when_a_new_one_is_whole(
         save(group, clients, step)
     assert whole_steps(group) == [11, 12]
     assert "mine" in fake.names() and len(fake.names()) == 5
+
+
+def test_who_looks_late_finds_the_group_that_replaced_its_own(
+    fake: KeepingService, client: Any
+) -> None:
+    """A member that doesn't wait saves again, and what it saved before is deleted meanwhile."""
+    group = CheckpointGroup(client, "swarm", 2, "job-1", keep_last=1)
+    first, second = runs(client, 2)
+    held = Held()
+    fake.script("/checkpoints", held)  # the second member's first look
+    late = group.save(1, second, LoopState(1))
+    held.wait_for_arrival()
+    for step in (1, 2):
+        waiting = group.save(0, first, LoopState(step))
+        if step == 2:
+            group.save(1, second, LoopState(2)).result(GIVE_UP_SECONDS)
+        waiting.result(GIVE_UP_SECONDS)
+    assert whole_steps(group) == [2]
+    held.let_go()
+    assert late.result(GIVE_UP_SECONDS).step == 2
+
+
+def test_a_members_load_that_fails_by_the_services_fault_is_tried_again(
+    fake: KeepingService, client: Any
+) -> None:
+    group = CheckpointGroup(client, "swarm", 2)
+    clients = runs(client, 2)
+    for step in (1, 2):
+        newest = save(group, clients, step)
+    fake.script(
+        "/retrieve_future",
+        failed("the worker ended", "server"),
+        where=fake.polls_of(None, "/load_weights"),
+    )
+    restored = CheckpointGroup(client, "swarm", 2).restore().result(GIVE_UP_SECONDS)
+    assert restored is not None and restored.checkpoint == newest and not restored.skipped
 
 
 def test_one_that_is_completed_late_is_no_newer_for_that(fake: KeepingService, client: Any) -> None:

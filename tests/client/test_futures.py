@@ -256,15 +256,20 @@ def test_a_hook_is_told_of_every_operation(fake: FakeService, clock: Clock) -> N
     sampler.sample(
         everstep.ModelInput.from_ints([1]), 1, everstep.SamplingParams(max_tokens=3)
     ).result(T)
+    path = "tinker://session-0:train:0/weights/a"
+    hooked.client.create_training_client_from_state(path, weights_access_token="secret").result(T)
     told = [(e.request_type, e.run_id, e.seq_id, e.outcome, e.error) for e in hooked.events]
     run_id = "session-0:train:0"
     assert told == [
-        ("CreateModel", None, 0, "succeeded", None),
+        ("CreateModel", run_id, 0, "succeeded", None),
         ("OptimStep", run_id, 1, "succeeded", None),
         ("SaveWeights", run_id, 2, "succeeded", None),
         ("SaveWeightsForSampler", run_id, 3, "succeeded", None),
         ("Sample", None, 0, "succeeded", None),
+        ("LoadWeights", "session-0:train:1", 1, "succeeded", None),
     ]
+    assert [e.sampler_id for e in hooked.events] == [None] * 4 + ["session-0:sample:0", None]
+    assert not any(secret in repr(hooked.events) for secret in ("secret", "tml-test"))
     assert {event.session_id for event in hooked.events} == {"session-0"}
     assert all(0 <= event.duration_s < T for event in hooked.events)
     hooked.client.close().result(T)
@@ -272,10 +277,16 @@ def test_a_hook_is_told_of_every_operation(fake: FakeService, clock: Clock) -> N
 
 def test_a_hook_is_told_of_failures(fake: FakeService, clock: Clock) -> None:
     hooked = Hooked(fake)
+    fake.script("/create_model", Refused(400))
+    with pytest.raises(everstep.BadRequestError):
+        hooked.client.create_lora_training_client(MODEL).result(T)
+    (refused,) = hooked.events
+    assert (refused.run_id, refused.outcome) == ("session-0:train:0", "failed")
+    hooked.events.clear()
     run = hooked.client.create_lora_training_client(MODEL).result(T)
     fake.script("/retrieve_future", failed("too long"), where=fake.polls_of(1))
     fake.script("/save_weights", Refused(400, consumes=True))
-    fake.hold_result(3)
+    fake.hold_result(3, run.model_id)
     with pytest.raises(everstep.RequestFailedError):
         run.optim_step(ADAM).result(T)
     with pytest.raises(everstep.BadRequestError):
@@ -289,7 +300,7 @@ def test_a_hook_is_told_of_failures(fake: FakeService, clock: Clock) -> None:
     fake.arrived("/optim_step", 2)
     cancelled.future().cancel()
     submit(asyncio.sleep(0)).result(T)
-    fake.release_result(3)
+    fake.release_result(3, run.model_id)
     run.optim_step(ADAM).result(T)
     assert [(e.outcome, e.error) for e in hooked.events[3:]] == [
         ("failed", "CancelledError"),

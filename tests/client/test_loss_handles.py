@@ -108,6 +108,8 @@ def test_a_loss_that_runs_here_sends_its_gradient(
 def test_a_loss_that_the_service_runs_is_uploaded_once_and_named(
     fake: FakeService, client: everstep.ServiceClient, run: everstep.TrainingClient
 ) -> None:
+    events: list[everstep.RequestEvent] = []
+    client.holder.hooks = (events.append,)
     client.holder.config.custom_loss_server_side = True
     fake.script("/create_custom_loss", Answered(Reply(200, {"request_id": "loss"})))
     created = {"loss_id": "loss-1", "type": "create_custom_loss"}
@@ -119,6 +121,8 @@ def test_a_loss_that_the_service_runs_is_uploaded_once_and_named(
     handle = client.create_custom_loss(weighted, RANKS).result(GIVE_UP_SECONDS)
     uploaded = fake.to("/create_custom_loss")[0].body
     assert (uploaded["name"], uploaded["custom_loss_seq_id"]) == ("weighted", 0)
+    (event,) = events
+    assert (event.request_type, event.seq_id, event.polls) == ("CreateCustomLoss", 0, 1)
     run.forward_backward_custom([datum()], handle).result(GIVE_UP_SECONDS)
     (sent,) = fake.to("/forward_backward")
     assert sent.body["loss_fn"] == "custom"

@@ -96,6 +96,10 @@ class Generation:
         """Of its first member: one that is completed late is no newer for that."""
         return min(each.time for saved in self.found.values() for each in saved)
 
+    def has(self, path: str) -> bool:
+        """Whether a checkpoint is one of its members."""
+        return any(each.tinker_path == path for saved in self.found.values() for each in saved)
+
     def missing(self) -> list[int]:
         """The indices that nothing was saved for."""
         return [index for index in range(self.size) if not self.found.get(index)]

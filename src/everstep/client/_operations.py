@@ -20,6 +20,7 @@ from everstep.wire.responses import UntypedAPIFuture
 T = TypeVar("T")
 Answer = TypeVar("Answer", bound=Response)
 JSON = {"Content-Type": "application/json"}
+_CREATING = ("CreateModel", "LoadWeights")
 
 
 class Turns:
@@ -196,11 +197,12 @@ async def told(
     run_id: str | None,
     seq_id: int,
     work: Coroutine[Any, Any, T],
+    sampler_id: str | None = None,
 ) -> T:
     """Await an operation; tell the hooks what came of it, and telemetry of its failure."""
     try:
         if session.hooks or _tracing.on():
-            return await _told_to_hooks(session, request_type, run_id, seq_id, work)
+            return await _told_to_hooks(session, request_type, run_id, seq_id, work, sampler_id)
         return await work
     except Exception as error:
         if session.telemetry is not None:
@@ -214,6 +216,7 @@ async def _told_to_hooks(
     run_id: str | None,
     seq_id: int,
     work: Coroutine[Any, Any, T],
+    sampler_id: str | None,
 ) -> T:
     under_way = _hooks.Progress()
     _hooks.progress.set(under_way)
@@ -222,6 +225,8 @@ async def _told_to_hooks(
     with _tracing.span(request_type) as span:
         try:
             session_id = await _opened(session, work)
+            if run_id is None and request_type in _CREATING:
+                run_id = f"{session_id}:train:{seq_id}"  # the protocol's rule
             return await work
         except BaseException as raised:
             error = raised
@@ -239,6 +244,7 @@ async def _told_to_hooks(
                 accepted_s=under_way.accepted_s,
                 retries=under_way.retries,
                 polls=under_way.polls,
+                sampler_id=sampler_id,
             )
             _tracing.describe(span, event)
             tell(session.hooks, event)

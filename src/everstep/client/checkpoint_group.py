@@ -111,7 +111,8 @@ class CheckpointGroup:
         """Save one member; all members save at the same step.
 
         The save takes its place at once, and training may go on. Nothing is decided by one member:
-        when its process ends after this call, the others may still complete the group.
+        when its process ends after this call, the others may still complete the group. Who doesn't
+        wait for the result may find that ``keep_last`` has deleted the group for a newer one.
 
         Args:
             index: of the member, from 0.
@@ -119,7 +120,8 @@ class CheckpointGroup:
             state: of its loop; ``step`` is what the members agree on.
 
         Returns:
-            The group, once all its members are durable.
+            The group, once all its members are durable; the newer one that replaced it, if this
+            attempt's next is whole by then.
 
         Raises:
             GroupError: it did not become whole in time; the text says what is missing.
@@ -133,8 +135,8 @@ class CheckpointGroup:
         )
 
         async def work() -> GroupCheckpoint:
-            await sent
-            whole = await self._wait(state.step, tag)
+            saved = await sent
+            whole = await self._wait(state.step, tag, saved.path)
             if index == 0:
                 await self._delete_old(whole)
             return whole
@@ -237,8 +239,14 @@ class CheckpointGroup:
         for member in whole.members:
             await self._rest().get_weights_info_by_tinker_path(member.path)
 
-    async def _wait(self, step: int, tag: str) -> GroupCheckpoint:
-        """Look at the service's list until the group is whole."""
+    async def _wait(self, step: int, tag: str, own: str) -> GroupCheckpoint:
+        """Look at the service's list until the group is whole, or was and is replaced.
+
+        Args:
+            step: of the group.
+            tag: of this attempt.
+            own: the path of what was saved here.
+        """
         rest = self._rest()
         http = rest.holder.http
         begin, delay = http.now(), 0.1
@@ -250,6 +258,10 @@ class CheckpointGroup:
                 event = LoopEvent("group_whole", self.name, None, step, whole.id)
                 tell_event(self._on_event, event)
                 return whole
+            if not any(each.has(own) for each in ours):
+                later = [g.whole() for g in begun if (g.tag, g.size) == (tag, self.size)]
+                if newer := [each for each in later if each is not None and each.step > step]:
+                    return newer[-1]
             if ours and (doubled := ours[0].doubled()):
                 raise GroupError(
                     f"Group {self.name!r} at step {step} has two members of one index: "

@@ -282,7 +282,8 @@ class SamplingClient:
     async def _told(
         self, request: types.SampleRequest, work: Coroutine[Any, Any, types.SampleResponse]
     ) -> types.SampleResponse:
-        return await ops.told(self.holder, "Sample", None, request.seq_id or 0, work)
+        seq_id, sampler_id = request.seq_id or 0, request.sampling_session_id
+        return await ops.told(self.holder, "Sample", None, seq_id, work, sampler_id)
 
     async def _stream(
         self, request: types.SampleRequest, stream: SampleStream

@@ -251,19 +251,21 @@ class ServiceClient:
             handle = await asyncio.to_thread(trace, fn, input_ranks, session_id)
             if not self.holder.config.custom_loss_server_side:
                 return handle
+            number = self.holder.next_id("custom_loss")
             request = types.CreateCustomLossRequest(
                 session_id=session_id,
-                custom_loss_seq_id=self.holder.next_id("custom_loss"),
+                custom_loss_seq_id=number,
                 name=handle.name,
                 inputs=list(handle.inputs),
                 graph=encode(handle),
             )
             asked = Asked("CreateCustomLoss", monotonic())
             answer = types.CreateCustomLossResponse
-            _, created = await _operations.create(
+            created = _operations.create(
                 self.holder, "/create_custom_loss", request, asked, answer
             )
-            return replace(handle, loss_id=created.loss_id)
+            told = _operations.told(self.holder, asked.request_type, None, number, created)
+            return replace(handle, loss_id=(await told)[1].loss_id)
 
         return APIFuture.of(work())
 
