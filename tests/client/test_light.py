@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import everstep
+import everstep.client
 
 HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "sqlalchemy", "alembic", "safetensors")
 
@@ -32,6 +33,13 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     code = f"import sys; {code}; print(*(m for m in {HEAVY} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_comforts_are_the_clients_under_the_same_names() -> None:
+    comforts = {"Checkpointer", "CheckpointGroup", "CheckpointPolicy", "LoopState", "Recovery"}
+    assert comforts | {"RecoveryPolicy", "resume_or_create"} <= set(everstep.client.__all__)
+    for name in set(everstep.client.__all__) & set(everstep.__all__):
+        assert getattr(everstep.client, name) is getattr(everstep, name)
 
 
 @pytest.mark.parametrize("name", everstep.__all__)

@@ -295,6 +295,18 @@ def test_who_leaves_leaves_nothing_to_be_drawn(service: Service, client: openai.
     assert "cancelled" in ended.json()["error"]
 
 
+def test_who_leaves_with_a_key_may_come_back_for_the_answer(service: Service) -> None:
+    """A lost connection looks like a reader that leaves; the retry gets what was drawn."""
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 200, "seed": 3}
+    headers, url = {"Idempotency-Key": "back"}, f"{service.url}/v1/completions"
+    stream = body | {"stream": True}
+    with httpx.stream("POST", url, json=stream, headers=headers, timeout=60) as answer:
+        line = next(line for line in answer.iter_lines() if line)
+    again = httpx.post(url, json=body, headers=headers, timeout=60).json()
+    assert again["id"] == json.loads(line.removeprefix("data: "))["id"]
+    assert again["choices"] == httpx.post(url, json=body, timeout=60).json()["choices"]
+
+
 def test_an_answer_outlives_the_service(tmp_path: Path) -> None:
     """What was accepted is drawn after a SIGKILL; the retry with its key gets it."""
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 300, "seed": 1}

@@ -261,9 +261,7 @@ class ServiceClient:
             )
             asked = Asked("CreateCustomLoss", monotonic())
             answer = types.CreateCustomLossResponse
-            created = _operations.create(
-                self.holder, "/create_custom_loss", request, asked, answer
-            )
+            created = _operations.create(self.holder, "/create_custom_loss", request, asked, answer)
             told = _operations.told(self.holder, asked.request_type, None, number, created)
             return replace(handle, loss_id=(await told)[1].loss_id)
 

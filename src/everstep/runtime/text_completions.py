@@ -29,6 +29,7 @@ from everstep.wire.errors import ErrorCategory
 
 _SCHEME = "tinker://"
 _ATTEMPTS = 3
+_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,20 @@ class TextCompletions:
         )
 
     async def tokenizer(self, model: ModelInfo) -> Tokenizer:
-        """A model's tokenizer, for decoding."""
+        """A model's tokenizer, for decoding.
+
+        Raises:
+            OperationFailed: it is of a kind that can't be had as a file.
+        """
         if model.name not in self._tokenizers:
             files = await asyncio.to_thread(tokenizer_files, self._home, model.name)
-            self._tokenizers[model.name] = Tokenizer.from_buffer(files["tokenizer.json"])
+            if _FILE not in files:
+                raise OperationFailed(
+                    f"The tokenizer of {model.name} has no {_FILE}, by which texts are completed. "
+                    "Sample tokens over the Tinker protocol, or serve the model with a fast "
+                    "tokenizer."
+                )
+            self._tokenizers[model.name] = Tokenizer.from_buffer(files[_FILE])
         return self._tokenizers[model.name]
 
     async def _session_id(self) -> str:

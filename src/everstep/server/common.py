@@ -170,9 +170,15 @@ def _error(
     content = {"detail": detail}
     if is_tinkex(request):
         content["message"] = detail  # where it looks for the text
+    headers = retry_headers(status, retry_after)
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
+def retry_headers(status: int, retry_after: float | None) -> dict[str, str]:
+    """When a refused request may be sent again, as SDKs read it; nothing where that won't help."""
     headers = {}
     if retry_after is not None:
         headers["retry-after-ms"] = str(round(retry_after * 1000))
     if status == 503 or retry_after is not None:
         headers["Retry-After"] = str(math.ceil(retry_after or 1))
-    return JSONResponse(content, status_code=status, headers=headers)
+    return headers

@@ -51,6 +51,8 @@ class _Completion(Request):
         stop: texts that end a completion; they do not belong to it.
         stream: whether the text is sent as it is drawn, as server-sent events.
         stream_options: what such a stream holds.
+
+    The last ones are extensions of other servers, here so that they are refused by name.
     """
 
     model: str
@@ -65,6 +67,11 @@ class _Completion(Request):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[str, float] = Field(default_factory=dict)
+    min_p: float = 0.0
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    stop_token_ids: list[int] = Field(default_factory=list)
+    ignore_eos: bool = False
 
     @property
     def stops(self) -> list[str]:
@@ -160,14 +167,19 @@ class ChatCompletionRequest(_Completion):
     @property
     def limit(self) -> int | None:
         """Most new tokens."""
-        return self.max_completion_tokens or self.max_tokens
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
 
 
-_EMPTY: tuple[Any, ...] = (None, 0.0, [], {}, ["text"], ResponseFormat())
+_EMPTY: tuple[Any, ...] = (None, 0.0, "", [], {}, ["text"], ResponseFormat())
 _UNSUPPORTED = (
     "frequency_penalty",
     "presence_penalty",
     "logit_bias",
+    "min_p",
+    "min_tokens",
+    "stop_token_ids",
+    "ignore_eos",
     "suffix",
     "response_format",
     "modalities",
@@ -183,6 +195,8 @@ _UNSUPPORTED = (
 def _unsupported(request: _Completion) -> list[str]:
     """The fields of a request that ask for what can't be had."""
     found = [field for field in _UNSUPPORTED if getattr(request, field, None) not in _EMPTY]
+    if request.repetition_penalty != 1.0:
+        found.append("repetition_penalty")
     if getattr(request, "best_of", None) not in (None, request.n):
         found.append("best_of other than n")
     return found

@@ -1,6 +1,7 @@
 """Carrying out a plan: samples are accepted like any others, and awaited or followed.
 
-They are cancelled when nobody reads any more.
+They are cancelled when nobody reads any more, or one of them failed: except where the request has
+an idempotency key, by which the client may ask for them again.
 """
 
 from __future__ import annotations
@@ -32,16 +33,26 @@ class ClientGone(Exception):
     """Nobody waits for the answer."""
 
 
-async def accept(runtime: Runtime, plan: Plan, idempotency_key: str | None) -> list[str]:
+async def accept(runtime: Runtime, request: Request, plan: Plan) -> list[str]:
     """Have a plan's samples accepted; returns their request ids.
 
     Raises:
-        Rejected: a sample can't be taken.
+        Rejected: a sample can't be taken; none of them is drawn then.
+        OperationFailed: a sample is wrong; likewise.
     """
-    samples = [
-        plan.sample(index, place(idempotency_key, index)) for index in range(len(plan.prompts))
-    ]
-    return [(await runtime.submit(sample)).request_id for sample in samples]
+    key = _key(request)
+    accepted: list[str] = []
+    try:
+        for index in range(len(plan.prompts)):
+            sample = plan.sample(index, place(key, index))
+            accepted.append((await runtime.submit(sample)).request_id)
+        for request_id in accepted:
+            if (ended := await runtime.wait(request_id, 0)) is not None:
+                _response(ended)  # raises what is wrong with it, before a stream begins
+    except BaseException:
+        await _cancel(runtime, request, accepted)
+        raise
+    return accepted
 
 
 async def answer(
@@ -56,6 +67,7 @@ async def answer(
     waiting = asyncio.gather(*(_finished(runtime, each) for each in request_ids))
     leaving = asyncio.ensure_future(_left(request))
     either: list[asyncio.Future[Any]] = [waiting, leaving]
+    responses: list[SampleResponse] = []
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
@@ -63,19 +75,14 @@ async def answer(
         responses = waiting.result()
     finally:
         leaving.cancel()
-        if not waiting.done():
+        if not responses:
             waiting.cancel()
             await _cancel(runtime, request, request_ids)
     choices = []
     for index, response in enumerate(responses):
         for number, sequence in enumerate(response.sequences):
             choice = Choice(index * plan.request.n + number, plan, form)
-            if plan.echo:
-                choice.push_all(
-                    plan.prompts[index], response.prompt_logprobs, response.topk_prompt_logprobs
-                )
-                choice.begin()
-            choice.push_all(sequence.tokens, sequence.logprobs, sequence.topk_logprobs)
+            _fill(choice, plan, index, response, number)
             choices.append(choice.whole(sequence.stop_reason))
     return {**form.head(stream=False), "choices": choices, "usage": _usage(plan, responses)}
 
@@ -85,6 +92,8 @@ async def chunks(
 ) -> AsyncGenerator[bytes]:
     """The answer as server-sent events. Samples whose reader leaves are cancelled."""
     head = form.head(stream=True)
+    if plan.request.wants_usage:
+        head["usage"] = None  # in all but the last
     responses: list[SampleResponse] = []
     try:
         async with aclosing(_merged(runtime, plan, form, request_ids, responses)) as parts:
@@ -150,16 +159,18 @@ async def _parts(
     """The parts of one prompt's choices."""
     n = plan.request.n
     choices = [Choice(index * n + number, plan, form) for number in range(n)]
+    # The prompt stands in front, and its logprobs are known with the last token.
+    at_the_end = plan.echo and plan.top is not None
     for choice in choices:
         if (opening := choice.opening()) is not None:
             yield opening
-        if plan.echo:
+        if plan.echo and not at_the_end:
             choice.push_all(plan.prompts[index], None, None)
             choice.begin()
     ended = False
     async for event in await runtime.follow(request_id):
         if isinstance(event, DrawnTokens):
-            for drawn in event.tokens:
+            for drawn in () if at_the_end else event.tokens:
                 choice = choices[drawn.sequence]
                 choice.push(drawn.token, drawn.logprob, drawn.topk_logprobs or ())
                 if (part := choice.piece()) is not None:
@@ -168,13 +179,25 @@ async def _parts(
         response = _response(event)
         responses.append(response)
         ended = True
-        for choice, sequence in zip(choices, response.sequences, strict=True):
+        for number, (choice, sequence) in enumerate(zip(choices, response.sequences, strict=True)):
+            if at_the_end:
+                _fill(choice, plan, index, response, number)
             choice.end()
             if (part := choice.piece()) is not None:
                 yield part
             yield choice.last(sequence.stop_reason)
     if not ended:
         raise OperationFailed("The service is stopping; try again.", ErrorCategory.SERVER)
+
+
+def _fill(choice: Choice, plan: Plan, index: int, response: SampleResponse, number: int) -> None:
+    """Give a choice all of its tokens, and the prompt's where they are echoed."""
+    if plan.echo:
+        scores = response.prompt_logprobs, response.topk_prompt_logprobs
+        choice.push_all(plan.prompts[index], *scores)
+        choice.begin()
+    sequence = response.sequences[number]
+    choice.push_all(sequence.tokens, sequence.logprobs, sequence.topk_logprobs)
 
 
 async def _finished(runtime: Runtime, request_id: str) -> SampleResponse:
@@ -197,10 +220,15 @@ async def _left(request: Request) -> None:
 
 async def _cancel(runtime: Runtime, request: Request, request_ids: Sequence[str]) -> None:
     """Cancel what nobody reads; what only a stop of the service ends goes on after it."""
-    if stopping_of(request).is_set():
+    if stopping_of(request).is_set() or _key(request) is not None:
         return
     for request_id in request_ids:
         await runtime.sampling.cancel(request_id)
+
+
+def _key(request: Request) -> str | None:
+    """By what the client may send the request again, and get what was drawn for this one."""
+    return request.headers.get("idempotency-key")
 
 
 def _usage(plan: Plan, responses: Sequence[SampleResponse]) -> dict[str, int]:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
+from everstep.ledger import NotWritten
 from everstep.runtime import OperationFailed, Rejected
-from everstep.server.common import body_of, runtime_of
+from everstep.runtime.text_completions import TextCompletions
+from everstep.server.common import body_of, retry_headers, runtime_of
 from everstep.server.openai import models
 from everstep.server.openai.answers import ChatForm, Form, TextForm, error_body
 from everstep.server.openai.carrying_out import ClientGone, accept, answer, chunks, status_of
 from everstep.server.openai.plan import Plan, plan_chat, plan_text
 from everstep.server.openapi import errors, takes
+from everstep.vault import StoreFailed
 from everstep.wire.base import parse
 from everstep.wire.errors import BodyTooLarge, WireError
 from everstep.wire.openai import (
@@ -41,11 +43,15 @@ class _Route(APIRoute):
             try:
                 return await handler(request)
             except Rejected as error:
-                return _error(error.status, error.detail)
+                return _error(error.status, error.detail, error.retry_after)
             except OperationFailed as failure:
                 return _error(status_of(failure), failure.message)
             except WireError as error:
                 return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
+            except NotWritten:
+                return _error(503, "The service could not write to its disk.")
+            except StoreFailed as error:
+                return _error(503, f"The service can't reach its vault; try again. {error}")
 
         return told
 
@@ -69,32 +75,32 @@ async def get_model(request: Request, model: str) -> models.Model:
 @router.post(
     "/completions",
     openapi_extra=takes(CompletionRequest),
-    responses=_errors(400, 404, 413),
+    responses=_errors(400, 404, 413, 429),
     response_model=None,
 )
 async def complete(request: Request) -> Response:
     """Continue a text. With ``stream`` as server-sent events."""
     message = parse(CompletionRequest, await body_of(request))
-    plan = await plan_text(runtime_of(request).text_completions, message, _token(request))
+    plan = await plan_text(await _completions(request), message, _token(request))
     return await _answer(request, plan, TextForm)
 
 
 @router.post(
     "/chat/completions",
     openapi_extra=takes(ChatCompletionRequest),
-    responses=_errors(400, 404, 413),
+    responses=_errors(400, 404, 413, 429),
     response_model=None,
 )
 async def complete_chat(request: Request) -> Response:
     """Answer a conversation, by the model's chat template. With ``stream`` as events."""
     message = parse(ChatCompletionRequest, await body_of(request))
-    plan = await plan_chat(runtime_of(request).text_completions, message, _token(request))
+    plan = await plan_chat(await _completions(request), message, _token(request))
     return await _answer(request, plan, ChatForm)
 
 
 async def _answer(request: Request, plan: Plan, form_of: Callable[[str, str], Form]) -> Response:
     runtime = runtime_of(request)
-    request_ids = await accept(runtime, plan, request.headers.get("idempotency-key"))
+    request_ids = await accept(runtime, request, plan)
     form = form_of(request_ids[0], plan.request.model)
     if plan.request.stream:
         return StreamingResponse(
@@ -108,12 +114,19 @@ async def _answer(request: Request, plan: Plan, form_of: Callable[[str, str], Fo
         return Response(status_code=_CLIENT_CLOSED)
 
 
+async def _completions(request: Request) -> TextCompletions:
+    """What completes texts, once the models are loaded; raises `Rejected` (503) if they can't."""
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    return runtime.text_completions
+
+
 def _token(request: Request) -> str | None:
     """The key, which may be a weights access token."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key if scheme.lower() == "bearer" else None
 
 
-def _error(status: int, message: str) -> Response:
-    headers: dict[str, Any] = {"Retry-After": "1"} if status == 503 else {}
+def _error(status: int, message: str, retry_after: float | None = None) -> Response:
+    headers = retry_headers(status, retry_after)
     return JSONResponse(error_body(status, message), status_code=status, headers=headers)
