@@ -23,6 +23,7 @@ from everstep import failpoints
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
+from tests.faults import test_imports
 from tests.faults.cycle import IDENTITY, Looper, uninterrupted
 from tests.faults.keeper import Keeper
 
@@ -144,6 +145,7 @@ def test_no_failpoint_of_the_sources_is_left_out() -> None:
     }
     known = {name for name in failpoints.registered() if not name.startswith("tests.")}
     assert found == known
+    assert {name for name in known if name.startswith(BY_HAND)} == set(test_imports.POINTS)
 
 
 @pytest.mark.parametrize("text", ["a", "a=explode", "a=kill@x", "a=error:ENOTHING", "=kill@"])

@@ -11,6 +11,7 @@ from everstep.cli.checkpoint import app as checkpoint_app
 from everstep.cli.doctor import doctor
 from everstep.cli.errors import told
 from everstep.cli.ledger import app as ledger_app
+from everstep.cli.mirror import mirror
 from everstep.cli.options import DEFAULT_HOME, Home, Json, VaultUrl, existing_home
 from everstep.cli.run import app as run_app
 from everstep.cli.sample import sample
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 for group in (run_app, checkpoint_app, session_app, vault_app, ledger_app):
     app.add_typer(group)
-for command in (train, sample, doctor):
+for command in (train, sample, mirror, doctor):
     app.command()(command)
 
 

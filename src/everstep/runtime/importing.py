@@ -46,9 +46,10 @@ def write_import(
     optimizer = (directory / files.OPTIMIZER).exists()
     state = _state(model, directory, header, optimizer=optimizer)
     lora = state.layout.config.to_dict()
-    if header["lora"] not in (None, lora):
+    wanted = header["lora"] or lora
+    if {**wanted, "seed": lora["seed"]} != lora:  # an archive without a manifest knows no seed
         raise ConfigMismatch(
-            f"The adapter is {lora}, and the collection's others are {header['lora']}. Import it "
+            f"The adapter is {lora}, and the collection's others are {wanted}. Import it "
             "into a collection of its own."
         )
     written = write_checkpoint(

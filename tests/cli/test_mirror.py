@@ -1,0 +1,201 @@
+"""``everstep mirror``: a run of another service is here, whole and once; so is what comes later."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import everstep
+from everstep.cli import app
+from everstep.vault import Vault
+from everstep.wire.paths import parse_path
+from tests.conformance.proxy import Answer, Call, Forward, Proxy, answer
+from tests.conftest import Service
+from tests.scenario import MODEL, connect, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service that checkpoints are copied to."""
+    running = Service(tmp_path_factory.mktemp("here") / "home")
+    yield running
+    running.stop()
+
+
+@dataclass
+class There:
+    """A run of another service."""
+
+    url: str
+    home: Path
+    training: Any
+
+    @property
+    def run(self) -> str:
+        return str(self.training.model_id)
+
+
+@pytest.fixture
+def there(service: Service) -> There:
+    client = connect(everstep, service.url)
+    training = client.create_lora_training_client(MODEL, 4, 3).result()
+    train(everstep, training, 2)
+    training.save_state("one", user_metadata={"loss": "1"}).result()
+    training.save_weights_for_sampler("one").result()
+    return There(service.url, service.home, training)
+
+
+def typed(here: Service, url: str, run: str, *words: object) -> Result:
+    env = {"EVERSTEP_HOME": str(here.home), "TERM": "dumb", "EVERSTEP_MIRROR_API_KEY": "tml-there"}
+    command = ["mirror", "--from", url, "--run", run, "--json", *map(str, words)]
+    return CliRunner().invoke(app, command, env=env)
+
+
+def mirrored(here: Service, url: str, run: str, *words: object) -> dict[str, Any]:
+    done = typed(here, url, run, *words)
+    assert done.exit_code == 0, done.output + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def manifest(home: Path, path: str) -> Any:
+    parsed = parse_path(path)
+    return Vault(home / "vault", writer=False).manifest(
+        str(parsed.kind), parsed.run_id, parsed.name
+    )
+
+
+def listed(here: Service, run: str) -> list[str]:
+    rest = connect(everstep, here.url).create_rest_client()
+    return sorted(c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints)
+
+
+def test_a_run_is_copied_with_its_optimizer_and_goes_on_to_the_bit(
+    here: Service, there: There
+) -> None:
+    copied = mirrored(here, there.url, there.run)["copied"]
+    assert len(copied) == 2
+    runs = {parse_path(path).run_id for path in copied.values()}
+    assert len(runs) == 1 and listed(here, *runs) == sorted(copied.values())
+    for theirs, ours in copied.items():
+        assert manifest(here.home, ours).files == manifest(there.home, theirs).files
+        assert manifest(here.home, ours).parents == [theirs]
+    ours = copied[f"tinker://{there.run}/weights/one"]
+    assert manifest(here.home, ours).user_metadata == {"loss": "1"}
+
+    client = connect(everstep, here.url)
+    again = client.create_training_client_from_state_with_optimizer(ours).result()
+    assert train(everstep, again, 2, shift=9) == train(everstep, there.training, 2, shift=9)
+
+
+def test_a_second_time_only_what_is_new_is_copied(here: Service, there: There) -> None:
+    first = mirrored(here, there.url, there.run)
+    assert mirrored(here, there.url, there.run) == {
+        "copied": {},
+        "there": list(first["copied"].values()),
+        "failed": {},
+    }
+    train(everstep, there.training, 1)
+    there.training.save_state("two").result()
+    there.training.save_state("one", overwrite=True).result()
+    second = mirrored(here, there.url, there.run)["copied"]
+    assert {parse_path(path).checkpoint_id for path in second} == {"weights/one", "weights/two"}
+    [run] = {parse_path(path).run_id for path in second.values()}
+    assert len(listed(here, run)) == 3
+    one = second[f"tinker://{there.run}/weights/one"]
+    assert manifest(here.home, one).step == 3
+
+
+async def plain(call: Call, forward: Forward) -> Answer:
+    """A service that offers the protocol only, and of that no archives."""
+    if call.path.startswith("/everstep/") or "/archive" in call.path:
+        return answer(404, detail="Not Found")
+    return await forward(call)
+
+
+def test_a_service_that_offers_the_protocol_alone_gives_its_weights(
+    here: Service, there: There
+) -> None:
+    with Proxy(there.url, plain) as source:
+        done = typed(here, source.url, there.run)
+        told = json.loads(done.stdout)
+        theirs = f"tinker://{there.run}/weights/one"
+        ours = told["copied"][theirs]
+        # what such a service does not give at all is told, and the rest is copied all the same
+        assert set(told["failed"]) == {f"tinker://{there.run}/sampler_weights/one"}
+        assert done.exit_code == 1
+        assert typed(here, source.url, there.run).stdout.count(ours) == 1
+    name = "adapter_model.safetensors"
+    copy = manifest(here.home, ours)
+    assert copy.files[name] == manifest(there.home, theirs).files[name]
+    assert copy.optimizer is None
+    client = connect(everstep, here.url)
+    train(everstep, client.create_training_client_from_state(ours).result(), 1)
+    with pytest.raises(everstep.RequestFailedError, match="no optimizer state"):
+        client.create_training_client_from_state_with_optimizer(ours).result()
+
+
+def command(here: Service, there: There, *words: str) -> subprocess.Popen[str]:
+    whole = [sys.executable, "-m", "everstep.cli", "mirror", "--from", there.url]
+    whole += ["--run", there.run, "--json", "--home", str(here.home), *words]
+    env = {**os.environ, "TINKER_API_KEY": "tml-test"}
+    return subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def test_it_follows_until_it_is_stopped(here: Service, there: There) -> None:
+    following = command(here, there, "--follow", "--every", "0.2")
+    assert following.stdout is not None
+    assert len(json.loads(following.stdout.readline())["copied"]) == 2
+    there.training.save_state("later").result()
+    for line in following.stdout:
+        if copied := json.loads(line)["copied"]:
+            break
+    assert list(copied) == [f"tinker://{there.run}/weights/later"]
+    following.send_signal(signal.SIGINT)
+    assert following.wait(60) == 0
+    following.stdout.close()
+
+
+def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(
+    here: Service, there: There
+) -> None:
+    for index in range(3):
+        there.training.save_state(f"more-{index}").result()
+    for moment in ("mirror", "download", "import"):
+        doomed = command(here, there)
+        while doomed.poll() is None and not begun(here.home, moment):
+            time.sleep(0.01)  # there is nothing to be woken by
+        doomed.kill()
+        doomed.wait(60)
+        assert doomed.stdout is not None
+        doomed.stdout.close()
+    done = mirrored(here, there.url, there.run)
+    everything = [*done["copied"].values(), *done["there"]]
+    assert len(set(everything)) == len(everything) == 5 and not done["failed"]
+    [run] = {parse_path(path).run_id for path in everything}
+    assert listed(here, run) == sorted(everything)
+    assert list((here.home / "mirror").iterdir()) == []
+    vault = Vault(here.home / "vault", writer=False)
+    for path in everything:
+        for name in manifest(here.home, path).files:
+            vault.read(manifest(here.home, path), name)
+
+
+def begun(home: Path, moment: str) -> bool:
+    """Whether a download has begun, is there, or is being imported."""
+    if moment == "import":
+        return any((home / "imports").glob("*"))
+    hidden = [path.name.startswith(".") for path in (home / "mirror").glob("*")]
+    return any(hidden) if moment == "mirror" else not all(hidden)
