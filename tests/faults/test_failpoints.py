@@ -21,7 +21,7 @@ import everstep.runtime.commands
 import everstep.server
 from everstep import failpoints
 from everstep.vault import Vault
-from everstep.wire.paths import parse_path
+from everstep.wire.paths import CheckpointKind, parse_path
 from tests.conftest import Service
 from tests.faults import test_imports
 from tests.faults.cycle import IDENTITY, Looper, uninterrupted
@@ -84,6 +84,7 @@ def test_killed_at_every_failpoint_no_client_notices(
                     pytest.fail(f"{name}@{count} was not reached in {MOST_ROUNDS} rounds")
         for looper in loopers.values():
             check_all_listed_load(keeper.home, looper.listed())
+            check_lineage(keeper.home, looper)
             looper.close()
     for sdk, seed in SEEDS.items():
         assert seen[sdk] == uninterrupted(sdk, service.url, seed, len(seen[sdk]))
@@ -120,6 +121,22 @@ def check_all_listed_load(home: Path, paths: list[str], *, external: bool = True
     for path, files in sealed.items():
         opened = {n.removesuffix(".age"): pyrage.decrypt(d, [IDENTITY]) for n, d in files.items()}
         assert opened == found[path.replace("/sealed", "/plain")]
+
+
+def check_lineage(home: Path, looper: Looper) -> None:
+    """Whatever was killed in between, each names the parent that it has without that."""
+    vault = Vault(home / "vault", writer=False)
+    saved = f"tinker://{looper.run.model_id}/weights/s"
+    for path in looper.listed():
+        at = parse_path(path)
+        number = int("".join(filter(str.isdigit, at.name)) or 0)  # of the round
+        if path in looper.copies:
+            expected = [saved + str(number)]
+        elif at.kind == CheckpointKind.TRAINING:
+            expected = [saved + str(number - 1)] if number else []
+        else:
+            expected = [saved + str(number)]
+        assert vault.manifest(str(at.kind), at.run_id, at.name).parents == expected, path
 
 
 def test_the_registry_knows_the_failpoints_of_every_room() -> None:

@@ -20,7 +20,7 @@ import everstep
 from tests.conftest import Service
 from tests.faults.cycle import Looper, uninterrupted
 from tests.faults.keeper import Keeper
-from tests.faults.test_failpoints import check_all_listed_load
+from tests.faults.test_failpoints import check_all_listed_load, check_lineage
 
 SECONDS = float(os.environ.get("EVERSTEP_SOAK") or 15)
 SEED = int(os.environ.get("EVERSTEP_SEED") or 20)
@@ -57,6 +57,7 @@ def test_killed_at_random_no_client_notices(tmp_path: Path, service: Service) ->
             seen = [future.result() for future in running]
         for looper in loopers:
             check_all_listed_load(keeper.home, looper.listed())
+            check_lineage(keeper.home, looper)
             looper.close()
     print(kills, [len(rounds) for rounds in seen])
     assert min(kills.values()) > 0

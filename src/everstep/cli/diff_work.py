@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from everstep.cli.download_work import fetch
 from everstep.cli.errors import Code, NotFound, Refused
 from everstep.cli.target import Service, Target
 from everstep.cli.tensor_diff import TensorDifference, compare, total
+from everstep.client._errors import APIStatusError
 from everstep.wire.inspection import CheckpointDetailsResponse
 from everstep.wire.paths import SCHEME
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_FARTHEST = 100
+"""Checkpoints back to where the descent is followed."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,15 @@ class Side:
         name: as it was given.
         directory: where its files lie.
         facts: what is known of it, by what people call that.
-        parents: paths of the checkpoints that it descends from.
+        parents: paths of the checkpoints that it was made from.
+        ancestors: paths of all that it descends from, as far as they are there; the nearest first.
     """
 
     name: str
     directory: Path
     facts: dict[str, str]
-    parents: list[str]
+    parents: list[str] = field(default_factory=list)
+    ancestors: list[str] = field(default_factory=list)
 
 
 def diff(target: Target, a: str, b: str, limit: int) -> None:
@@ -76,7 +81,26 @@ def _side(service: Service | None, name: str, target: Target) -> Iterator[Side]:
         facts |= _configuration(directory) | _made(details)
         metadata = checkpoint.user_metadata or {}
         facts |= {f"· {k}": v for k, v in metadata.items() if not k.startswith("everstep_")}
-        yield Side(name, directory, facts, [] if details is None else details.parents)
+        if details is None:
+            yield Side(name, directory, facts)
+        else:
+            yield Side(name, directory, facts, details.parents, _ancestors(service, details))
+
+
+def _ancestors(service: Service, details: CheckpointDetailsResponse) -> list[str]:
+    """What a checkpoint descends from, from parent to parent."""
+    found: dict[str, None] = {}
+    waiting = list(details.parents)
+    while waiting and len(found) < _FARTHEST:
+        path = waiting.pop(0)
+        if path in found:
+            continue
+        found[path] = None
+        if path.startswith(SCHEME):
+            with contextlib.suppress(APIStatusError):  # it was deleted, or is another service's
+                above = service.details(path)
+                waiting += [] if above is None else above.parents
+    return list(found)
 
 
 def _local(name: str) -> Side:
@@ -85,7 +109,7 @@ def _local(name: str) -> Side:
         raise NotFound(f"There is no directory {name}; a checkpoint's path begins with {SCHEME}.")
     if not (directory / ADAPTER).exists():
         raise NotFound(f"{name} holds no {ADAPTER}.")
-    return Side(name, directory, _configuration(directory), [])
+    return Side(name, directory, _configuration(directory))
 
 
 def _configuration(directory: Path) -> dict[str, str]:
@@ -123,12 +147,12 @@ def _made(details: CheckpointDetailsResponse | None) -> dict[str, str]:
 
 def _related(a: Side, b: Side) -> str | None:
     """How one descends from the other, as far as that is told."""
-    if a.name in b.parents:
+    if a.name in b.ancestors:
         return "B descends from A"
-    if b.name in a.parents:
+    if b.name in a.ancestors:
         return "A descends from B"
-    common = [each for each in a.parents if each in b.parents]
-    return f"both descend from {common[-1]}" if common else None
+    common = [each for each in a.ancestors if each in b.ancestors]
+    return f"both descend from {common[0]}" if common else None
 
 
 def _json(

@@ -22,6 +22,7 @@ from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime import Settings
 from everstep.runtime.checkpoints import Checkpoints, path_of
 from everstep.runtime.payloads import optimizer_of
+from everstep.runtime.snapshots import KIND
 from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault, open_vault
 from everstep.vault.keys import KINDS
 from everstep.vault.location import settle, url_of
@@ -141,7 +142,10 @@ def _run(run_id: str, manifests: list[Manifest]) -> Run | None:
     A run none of whose states was made by an operation of its own holds copies or imports.
     """
     session_id, infix, _ = run_id.rpartition(_INFIX)
-    copied = all(each.request_id is None and (each.parents or each.imported) for each in manifests)
+    copied = all(
+        each.request_id is None and each.kind != KIND and (each.parents or each.imported)
+        for each in manifests
+    )
     states = [each for each in manifests if copied or each.optimizer is not None]
     if not infix or not states:
         return None

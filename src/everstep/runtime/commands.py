@@ -35,6 +35,7 @@ import torch
 from everstep.engine import (
     AdamParams,
     AdapterConfig,
+    Capture,
     Model,
     RunState,
     forward_backward,
@@ -45,6 +46,7 @@ from everstep.engine.errors import InputError
 from everstep.failpoints import Failpoint
 from everstep.runtime.channel import BlockingChannel, Message
 from everstep.runtime.importing import write_import
+from everstep.runtime.lineage import parent_of, standing
 from everstep.runtime.progress import SAMPLING
 from everstep.runtime.prompts import prompt_tokens
 from everstep.runtime.samplers import Samplers
@@ -93,6 +95,7 @@ class Commands:
             models, vault, self._finish, self._fail, self._drawn, prefix_bytes
         )
         self._sampling: set[str] = set()
+        self._unwritten: set[str] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
         self._steps: dict[str, Callable[[Message], _Steps]] = {
             "create": self._create,
@@ -184,21 +187,23 @@ class Commands:
         yield from ()
         model = self._models[message.header["model"]]
         state = model.new_run(AdapterConfig(**message.header["adapter"]))
-        self._read_into(state, message)
+        parents = self._read_into(state, message)
         self._runs[message.header["run"]] = (model, state)
-        return {"step": state.step, "bytes": state.nbytes}, b""
+        return {"step": state.step, "bytes": state.nbytes, "parents": parents}, b""
 
     def _load(self, message: Message) -> _Steps:
         yield from ()
         _, state = self._runs[message.header["run"]]
-        self._read_into(state, message)
-        return {"step": state.step}, b""
+        parents = self._read_into(state, message)
+        return {"step": state.step, "parents": parents}, b""
 
-    def _read_into(self, state: RunState, message: Message) -> None:
+    def _read_into(self, state: RunState, message: Message) -> list[str]:
+        """Restore a state from a checkpoint or snapshot; returns what that descends from."""
         optimizer = bool(message.header["optimizer"])
         manifest, files = read_checkpoint(self._vault, message.header["source"], optimizer)
         meta = {"step": manifest.step, "lora": manifest.lora, "optimizer": manifest.optimizer}
         state.restore(files, meta, optimizer=optimizer)
+        return manifest.parents
 
     def _pass(self, message: Message) -> _Steps:
         model, state = self._runs[message.header["run"]]
@@ -238,15 +243,24 @@ class Commands:
         _CAPTURED()
         self._channel.send({"id": header["id"], "event": "captured"})
         made_in = {**environment(), "dtype": model.info.dtype}
-        job = partial(
-            write_checkpoint,
-            self._vault,
-            capture,
-            header["manifest"],
-            made_in,
-            header["recipients"],
+        self._writer.submit(
+            self._write, header["id"], partial(self._write_state, capture, header, made_in)
         )
-        self._writer.submit(self._write, header["id"], job)
+
+    def _write_state(
+        self, capture: Capture, header: Mapping[str, Any], made_in: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write what was captured; what was captured before it is written by now, or failed."""
+        draft = header["manifest"]
+        request_id = draft["request_id"]
+        named = parent_of if request_id is not None else standing
+        draft = {**draft, "parents": named(header["line"], self._unwritten)}
+        try:
+            return write_checkpoint(self._vault, capture, draft, made_in, header["recipients"])
+        except BaseException:
+            if request_id is not None:
+                self._unwritten.add(request_id)
+            raise
 
     def _write(self, call_id: int, job: Callable[[], dict[str, Any]]) -> None:
         try:
@@ -266,7 +280,8 @@ class Commands:
     def _import(self, message: Message) -> None:
         def write() -> dict[str, Any]:
             model = self._models[message.header["model"]]
-            return write_import(self._vault, model, message.header, environment())
+            made_in = {**environment(), "dtype": model.info.dtype}
+            return write_import(self._vault, model, message.header, made_in)
 
         self._write(message.header["id"], write)
 

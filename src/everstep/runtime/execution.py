@@ -201,7 +201,7 @@ class Execution:
 
     async def _begin_snapshot(self, run: Run, position: int) -> Call:
         manifest = self._snapshots.draft(run, position, self._commands.model(run).fingerprint)
-        return await self._commands.save(manifest)
+        return await self._commands.save(manifest, self._commands.lineage.line())
 
     # Handlers
 
@@ -339,8 +339,10 @@ class Execution:
             external = checkpoint.kind == CheckpointKind.EXTERNAL
             told = {**result, "size_bytes": size_bytes} if external else result
             await self._succeed(operation, told, checkpoint=saved, sampler=sampler, event=made)
+            self._commands.lineage.saved(operation.request_id, saved.path)
 
-        writing = self._finish_save(operation, call, record, lock)
+        earlier = [task for key, task in self._writes.items() if key != _SNAPSHOT_KEY]
+        writing = self._finish_save(operation, call, record, lock, earlier)
         self._write_behind(checkpoint.path, writing)
 
     async def _begin_save(
@@ -359,10 +361,12 @@ class Execution:
             run_metadata=run.user_metadata,
             position=operation.seq_id,
             request_id=operation.request_id,
-            parents=[],
         )
-        call = await self._commands.save(manifest, recipients)
+        lineage = self._commands.lineage
+        call = await self._commands.save(manifest, lineage.line(checkpoint.path), recipients)
         await call.captured
+        if checkpoint.kind == CheckpointKind.TRAINING:
+            lineage.saving(operation.request_id, checkpoint.path)
         return call
 
     async def _finish_save(
@@ -371,11 +375,15 @@ class Execution:
         call: Call,
         record: Callable[[int], Awaitable[None]],
         lock: asyncio.Lock,
+        earlier: list[asyncio.Task[None]],
     ) -> None:
         try:
             reply = await call.done
+            if earlier:
+                await asyncio.wait(earlier)  # what it may name as its parent is recorded first
         except OperationFailed as failure:
             await self.fail(operation, failure)
+            self._commands.lineage.failed(operation.request_id)
         except WorkerLost:
             self._lost()
         else:

@@ -25,6 +25,7 @@ from everstep.runtime.replay import difference
 from everstep.runtime.run_commands import RunCommands
 from everstep.runtime.snapshots import Snapshots
 from everstep.wire.errors import ErrorCategory
+from everstep.wire.paths import CheckpointKind, TinkerPath
 
 _log = structlog.get_logger("everstep.run")
 _RESTORED = Failpoint("runtime.recover.restored", "a state is in memory, nothing is replayed")
@@ -97,6 +98,10 @@ class Recovery:
             RunCorrupted: it doesn't give what it gave before.
             RunUnavailable: nor is it near that in another environment, where it may be sound.
         """
+        if operation.status == "succeeded" and operation.kind == names.SAVE_WEIGHTS:
+            name = json.loads(operation.payload)["name"]
+            path = TinkerPath(operation.scope, CheckpointKind.TRAINING, name)
+            self._commands.lineage.stand_on(str(path))
         if operation.status != "succeeded" or operation.kind not in names.CHANGES_STATE:
             return 0.0
         try:

@@ -9,10 +9,12 @@ from typing import Any
 from everstep.engine.info import ModelInfo
 from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.runtime.channel import Message
-from everstep.runtime.checkpoints import Checkpoints
+from everstep.runtime.checkpoints import Checkpoints, path_of
 from everstep.runtime.errors import OperationFailed, RuntimeFault, RunUnavailable, VaultUnreachable
+from everstep.runtime.lineage import Line, Lineage
 from everstep.runtime.residency import Residency
 from everstep.runtime.worker_process import Call, WorkerProcess
+from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 
 _LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
@@ -27,6 +29,9 @@ class RunCommands:
         worker: where it lives.
         checkpoints: where paths are resolved.
         residency: told when the run comes into memory, is used and leaves.
+
+    Attributes:
+        lineage: what its state in the worker's memory descends from.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class RunCommands:
         residency: Residency,
     ) -> None:
         self.run_id = run_id
+        self.lineage = Lineage()
         self._ledger = ledger
         self._worker = worker
         self._checkpoints = checkpoints
@@ -88,12 +94,14 @@ class RunCommands:
     async def create(self, run: Run) -> None:
         """Make the run from its seed."""
         await self._place({"command": "create", "model": run.base_model, "adapter": run.lora})
+        self.lineage.begin([])
 
     async def restore(self, run: Run, source: Mapping[str, str], *, optimizer: bool) -> None:
         """Make the run from a checkpoint or snapshot in the vault."""
         command = {"command": "restore", "model": run.base_model, "adapter": run.lora}
         async with self._following():
-            await self._place({**command, "source": source, "optimizer": optimizer})
+            reply = await self._place({**command, "source": source, "optimizer": optimizer})
+        self._stand_on(source, reply)
 
     async def restore_path(self, run: Run, path: str, *, optimizer: bool) -> None:
         """Make the run from the checkpoint of a path."""
@@ -106,7 +114,9 @@ class RunCommands:
         _check_compatible(checkpoint, await self.run())
         source = self._checkpoints.source(checkpoint)
         async with self._following():
-            await self.done({"command": "load", "source": source, "optimizer": optimizer})
+            command = {"command": "load", "source": source, "optimizer": optimizer}
+            reply = await self.done(command)
+        self._stand_on(source, reply)
 
     async def training_pass(self, payload: bytes) -> Message:
         """Forward or forward_backward of an encoded pass."""
@@ -121,15 +131,27 @@ class RunCommands:
         await self.done({"command": "drop"})
         self.forget()
 
-    async def save(self, manifest: Mapping[str, Any], recipients: Sequence[str] = ()) -> Call:
-        """Begin to write the run's state, encrypted if there are recipients."""
-        return await self._call(
-            {"command": "save", "manifest": manifest, "recipients": list(recipients)}
-        )
+    async def save(
+        self, manifest: Mapping[str, Any], line: Line, recipients: Sequence[str] = ()
+    ) -> Call:
+        """Begin to write the run's state, encrypted if there are recipients.
+
+        Args:
+            manifest: what the service knows of it.
+            line: what the state descends from.
+            recipients: for whom it is encrypted.
+        """
+        command = {"command": "save", "manifest": manifest, "line": list(line)}
+        return await self._call({**command, "recipients": list(recipients)})
 
     async def done(self, header: Mapping[str, Any], body: bytes = b"") -> Message:
         """Send a command and wait for its reply; raises `OperationFailed`, `WorkerLost`."""
         return await (await self._call(header, body)).done
+
+    def _stand_on(self, source: Mapping[str, str], loaded: Message) -> None:
+        path = path_of(CheckpointId(source["kind"], source["run"], source["name"]))
+        behind = loaded.header["parents"]
+        self.lineage.begin([path, *behind] if path is not None else behind)
 
     @asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
@@ -142,10 +164,11 @@ class RunCommands:
                 await self._checkpoints.follow_quarantine()
             raise
 
-    async def _place(self, header: Mapping[str, Any]) -> None:
+    async def _place(self, header: Mapping[str, Any]) -> Message:
         """Have the run made in the worker's memory, and account for what it takes."""
         reply = await self.done(header)
         self._residency.came(self.run_id, int(reply.header["bytes"]))
+        return reply
 
     async def _call(self, header: Mapping[str, Any], body: bytes = b"") -> Call:
         self._residency.used(self.run_id)

@@ -56,7 +56,6 @@ class Snapshots:
             "expires_at": None,
             "position": position,
             "request_id": None,
-            "parents": [],
         }
 
     async def prune(self, run_id: str) -> int | None:

@@ -1,0 +1,261 @@
+"""Lineage: a checkpoint names what its state stood on, the same whatever happened in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import everstep.runtime.commands
+from everstep.cli.vault_rebuild import rebuild
+from everstep.engine import Model
+from everstep.runtime.lineage import Lineage, parent_of, standing
+from everstep.vault import Vault
+from everstep.wire.paths import parse_path
+from tests.runtime.local import Local
+from tests.runtime.test_housekeeping import eventually
+
+
+def save(service: Local, run: str, name: str, *, overwrite: bool = False) -> str:
+    return str(service.do(run, "save_weights", path=name, overwrite=overwrite)["path"])
+
+
+def sampler(service: Local, run: str, name: str) -> str:
+    return str(service.do(run, "save_weights_for_sampler", path=name)["path"])
+
+
+def load(service: Local, run: str, path: str, *, optimizer: bool = True) -> None:
+    service.do(run, "load_weights", path=path, optimizer=optimizer)
+
+
+def parents(service: Local, path: str) -> list[str]:
+    at = parse_path(path)
+    vault = Vault(service.home / "vault", writer=False)
+    return vault.manifest(str(at.kind), at.run_id, at.name).parents
+
+
+def from_state(service: Local, path: str) -> str:
+    body = {"session_id": service.session(), "model_seq_id": service._runs, "path": path}
+    service._runs += 1
+    asked = service.post("load_weights", **body, optimizer=True)
+    return str(service.result(asked["request_id"])["model_id"])
+
+
+def test_a_checkpoint_names_what_its_state_stood_on(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        early = sampler(service, run, "early")
+        first = save(service, run, "first")
+        service.train(run, 0)
+        second = save(service, run, "second")
+        beside = sampler(service, run, "second")
+        assert [parents(service, each) for each in (early, first, second, beside)] == [
+            [],
+            [],
+            [first],
+            [second],
+        ]
+        load(service, run, first, optimizer=False)
+        assert parents(service, save(service, run, "third")) == [first]
+        load(service, run, beside, optimizer=False)
+        assert parents(service, save(service, run, "fourth")) == [beside]
+
+
+def test_a_load_that_fails_leaves_the_lineage_as_it_was(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        first = save(service, run, "first")
+        beside = sampler(service, run, "beside")
+        failed = service.send(run, "load_weights", path=beside, optimizer=True)
+        assert service.result(failed)["category"] == "user"
+        assert parents(service, save(service, run, "second")) == [first]
+
+
+def test_what_replaces_a_checkpoint_has_the_parent_of_what_it_replaces(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        first = save(service, run, "first")
+        latest = save(service, run, "latest")
+        service.train(run, 0)
+        assert save(service, run, "latest", overwrite=True) == latest
+        assert parents(service, latest) == [first]
+        load(service, run, latest)
+        save(service, run, "latest", overwrite=True)
+        assert parents(service, latest) == [first]
+        assert parents(service, save(service, run, "last")) == [latest]
+
+
+def three(service: Local, run: str) -> list[list[str]]:
+    """Three saves that are captured before one is written, and a sampler's; their parents."""
+    with service.writes.shut():
+        asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
+        asked.append(service.send(run, "save_weights_for_sampler", path="sampled"))
+        asked.append(service.send(run, "optim_step", adam_params={"learning_rate": 0.01}))
+        service.result(asked[-1])
+    return [parents(service, service.result(each)["path"]) for each in asked[:-1]]
+
+
+def test_saves_that_are_still_written_are_parents_too(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        saved = [f"tinker://{run}/weights/saved-{n}" for n in range(3)]
+        assert three(service, run) == [[], [saved[0]], [saved[1]], [saved[2]]]
+
+
+def test_a_save_that_could_not_be_written_is_nobodys_parent(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        write = everstep.runtime.commands.write_checkpoint
+
+        def fail(vault: Vault, capture: Any, draft: Any, *rest: Any) -> Any:
+            if draft["name"] == "saved-1":
+                capture.release()
+                raise OSError("There is no room.")
+            return write(vault, capture, draft, *rest)
+
+        with mock.patch("everstep.runtime.commands.write_checkpoint", fail), service.writes.shut():
+            asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
+            service.result(service.send(run, "optim_step", adam_params={"learning_rate": 0.01}))
+            service.writes.open()
+            done = [service.result(each) for each in asked]
+        assert "no room" in done[1]["error"]
+        assert parents(service, done[2]["path"]) == [done[0]["path"]]
+        assert parents(service, save(service, run, "after")) == [done[2]["path"]]
+
+
+def test_saves_that_a_crash_kept_from_being_written_name_the_same_parents(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico).killed() as service:
+        run, twin = service.new_run(), service.new_run()
+        expected = [[p.replace(twin, run) for p in each] for each in three(service, twin)]
+        lost = mock.AsyncMock()
+        service.writes.close()
+        asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
+        asked.append(service.send(run, "save_weights_for_sampler", path="sampled"))
+        service.train(run, 0)
+        with (
+            mock.patch("everstep.runtime.commands.write_checkpoint", side_effect=OSError),
+            mock.patch("everstep.runtime.execution.Execution.fail", lost),
+        ):
+            service.writes.open()
+            eventually(lambda: lost.await_count == len(asked) - 1)  # the first was begun
+    with service.after() as service:
+        found = [parents(service, service.result(each)["path"]) for each in asked]
+        assert found == expected
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "unloaded"])
+def test_a_run_that_is_brought_back_goes_on_with_its_lineage(
+    home: Path, pico: Model, end: str
+) -> None:
+    with Local(home, pico).killed() if end == "killed" else Local(home, pico) as service:
+        run = service.new_run()
+        first = save(service, run, "first")
+        child = from_state(service, first)
+        service.train(run, 0)
+        latest = save(service, run, "latest")
+        save(service, run, "latest", overwrite=True)
+        service.train(run, 1)
+        if end == "unloaded":
+            for each in (run, child):
+                service.result(service.post("unload_model", model_id=each)["request_id"])
+    with service.after() as service:
+        service.train(run, 2)
+        assert parents(service, save(service, run, "next")) == [latest]
+        save(service, run, "latest", overwrite=True)
+        assert parents(service, latest) == [f"tinker://{run}/weights/next"]
+        assert parents(service, save(service, child, "own")) == [first]
+
+
+def test_a_run_whose_ledger_was_lost_goes_on_with_its_lineage(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        first = save(service, run, "first")
+        child = from_state(service, first)
+    for path in home.glob("ledger.sqlite*"):
+        path.unlink()
+    assert rebuild(home, None, as_json=True)
+    with service.after() as service:
+        assert parents(service, save(service, child, "own")) == [first]
+
+
+NAMES = st.sampled_from("abc")
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("save"), NAMES, st.booleans(), st.integers(0, 2)),
+        st.tuples(st.just("load"), st.sampled_from("xyabc"), st.just(True), st.just(0)),
+    ),
+    max_size=12,
+)
+
+
+@given(EVENTS, st.integers(0, 12))
+def test_the_line_is_the_same_first_and_when_it_is_brought_back(
+    events: list[tuple[str, str, bool, int]], crash: int
+) -> None:
+    """Whatever is still being written, fails, or is passed from a snapshot on."""
+    live, unwritten, behind = Lineage(), set[str](), list[tuple[str, str]]()
+    made: dict[str, list[str]] = {}
+    told, snapshots = [], [standing(live.line(), ())]
+    for number, (what, path, written, late) in enumerate(events):
+        if what == "load":
+            while behind:
+                settle(live, unwritten, behind)  # a load waits for them
+            live.begin([path, *made.get(path, [])])
+        else:
+            while any(each == path for _, each in behind):
+                settle(live, unwritten, behind)  # its lock is held until then
+            line = live.line(path)
+            if not written:
+                unwritten.add(str(number))
+            live.saving(str(number), path)
+            behind.append((str(number), path))
+            if written:
+                made[path] = parent_of(line, unwritten)
+            told.append(parent_of(line, unwritten))
+        snapshots.append(standing(live.line(), unwritten))
+        while len(behind) > late:
+            settle(live, unwritten, behind)
+
+    back = Lineage()
+    begin = min(crash, len(events))
+    back.begin(snapshots[begin])
+    again: dict[str, list[str]] = {}
+    for what, path, written, _ in events[:begin]:
+        again |= {path: made_then(events, path, begin)} if what == "save" and written else {}
+    for number, (what, path, written, _) in enumerate(events[begin:], begin):
+        if what == "load":
+            back.begin([path, *again.get(path, [])])
+        elif written:
+            again[path] = parent_of(back.line(path), ())
+            assert again[path] == told[sum(e[0] == "save" for e in events[:number])]
+            back.stand_on(path)
+        assert standing(back.line(), ()) == snapshots[number + 1]
+
+
+def settle(live: Lineage, unwritten: set[str], behind: list[tuple[str, str]]) -> None:
+    """The oldest save that is being written is recorded."""
+    request_id, path = behind.pop(0)
+    if request_id in unwritten:
+        live.failed(request_id)
+    else:
+        live.saved(request_id, path)
+
+
+def made_then(events: list[tuple[str, str, bool, int]], path: str, upto: int) -> list[str]:
+    """The parents of a path's newest checkpoint before an event, from the beginning on."""
+    line, made = Lineage(), dict[str, list[str]]()
+    for what, each, written, _ in events[:upto]:
+        if what == "load":
+            line.begin([each, *made.get(each, [])])
+        elif written:
+            made[each] = parent_of(line.line(each), ())
+            line.stand_on(each)
+    return made.get(path, [])
