@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 import everstep
 from everstep.cli import app
+from everstep.cli.mirror_work import Source, directory_of
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.conformance.proxy import Answer, Call, Forward, Proxy, answer
@@ -147,15 +152,127 @@ def test_a_service_that_offers_the_protocol_alone_gives_its_weights(
         client.create_training_client_from_state_with_optimizer(ours).result()
 
 
-def command(here: Service, there: There, *words: str) -> subprocess.Popen[str]:
-    whole = [sys.executable, "-m", "everstep.cli", "mirror", "--from", there.url]
-    whole += ["--run", there.run, "--json", "--home", str(here.home), *words]
+def on_their_way(here: Service, url: str, run: str) -> Path:
+    return directory_of(here.home, Source(url, None, run, None))
+
+
+class Flipped:
+    """A service whose archives lose a bit on their way, and that says no hash of them."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream, self.url = upstream, ""
+        self.broken = True
+        self._archives: list[str] = []
+
+    async def __call__(self, call: Call, forward: Forward) -> Answer:
+        if call.path.startswith("/flipped/"):
+            archive = self._archives[int(call.path.rsplit("/", 1)[-1])]
+            async with httpx.AsyncClient(follow_redirects=True) as client:
+                content = bytearray((await client.get(archive)).content)
+            content[len(content) // 2] ^= 1
+            return Answer(200, bytes(content), "application/x-tar")
+        if self.broken and call.path.endswith("/archive"):
+            self._archives.append(f"{self.upstream}/api/v1{call.path}")
+            url = f"{self.url}/api/v1/flipped/{len(self._archives) - 1}"
+            return answer(200, url=url, expires="2999-01-01T00:00:00Z")
+        return await forward(call)
+
+
+def test_what_was_changed_on_its_way_is_told_and_never_kept(here: Service, there: There) -> None:
+    flipped = Flipped(there.url)
+    with Proxy(there.url, flipped) as source:
+        flipped.url = source.url
+        done = typed(here, source.url, there.run)
+        failed = json.loads(done.stdout)["failed"]
+        assert done.exit_code == 1 and len(failed) == 2
+        assert all("not what the manifest in the upload says" in why for why in failed.values())
+        flipped.broken = False
+        copied = mirrored(here, source.url, there.run)["copied"]
+    for theirs, ours in copied.items():
+        assert manifest(here.home, ours).files == manifest(there.home, theirs).files
+    assert len(copied) == 2
+
+
+def test_names_that_differ_in_case_only_are_different_checkpoints(
+    here: Service, there: There
+) -> None:
+    train(everstep, there.training, 1)
+    there.training.save_state("ONE").result()
+    copied = mirrored(here, there.url, there.run)["copied"]
+    steps = {theirs.rsplit("/", 1)[-1]: manifest(here.home, p).step for theirs, p in copied.items()}
+    assert steps == {"one": 2, "ONE": 3}
+
+
+def test_what_is_deleted_there_stays_here(here: Service, there: There) -> None:
+    first = mirrored(here, there.url, there.run)["copied"]
+    gone = f"tinker://{there.run}/weights/one"
+    partial = on_their_way(here, there.url, there.run) / ".half.part"
+    partial.mkdir()  # as of one that was deleted while it was downloaded
+    rest = connect(everstep, there.url).create_rest_client()
+    rest.delete_checkpoint_from_tinker_path(gone).result()
+    again = mirrored(here, there.url, there.run)
+    assert again["there"] == [first[f"tinker://{there.run}/sampler_weights/one"]]
+    assert not again["copied"] and not partial.exists()
+    client = connect(everstep, here.url)
+    client.create_training_client_from_state_with_optimizer(first[gone]).result()
+
+
+def test_two_at_once_do_not_mix(here: Service, there: There) -> None:
+    directory = on_their_way(here, there.url, there.run)
+    directory.mkdir(parents=True)
+    with open_directory(directory) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        done = typed(here, there.url, there.run)
+    assert done.exit_code == 1 and "Another 'everstep mirror'" in done.stderr
+    assert len(mirrored(here, there.url, there.run)["copied"]) == 2
+
+
+@contextmanager
+def open_directory(directory: Path) -> Iterator[int]:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def test_it_follows_on_when_the_other_service_is_back(here: Service, there: There) -> None:
+    away = threading.Event()
+
+    async def sometimes(call: Call, forward: Forward) -> Answer:
+        if away.is_set():
+            return answer(403, detail="closed for a moment")
+        return await forward(call)
+
+    with Proxy(there.url, sometimes) as source:
+        following = command(here, source.url, there.run, "--follow", "--every", "0.2")
+        assert following.stdout is not None
+        assert len(json.loads(following.stdout.readline())["copied"]) == 2
+        away.set()
+        for line in following.stdout:
+            if failed := json.loads(line)["failed"]:
+                break
+        assert failed == {source.url: "the service refused: closed for a moment"}
+        there.training.save_state("later").result()
+        away.clear()
+        for line in following.stdout:
+            if copied := json.loads(line)["copied"]:
+                break
+        assert list(copied) == [f"tinker://{there.run}/weights/later"]
+        following.send_signal(signal.SIGINT)
+        assert following.wait(60) == 0
+        following.stdout.close()
+
+
+def command(here: Service, url: str, run: str, *words: str) -> subprocess.Popen[str]:
+    whole = [sys.executable, "-m", "everstep.cli", "mirror", "--from", url]
+    whole += ["--run", run, "--json", "--home", str(here.home), *words]
     env = {**os.environ, "TINKER_API_KEY": "tml-test"}
     return subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def test_it_follows_until_it_is_stopped(here: Service, there: There) -> None:
-    following = command(here, there, "--follow", "--every", "0.2")
+    following = command(here, there.url, there.run, "--follow", "--every", "0.2")
     assert following.stdout is not None
     assert len(json.loads(following.stdout.readline())["copied"]) == 2
     there.training.save_state("later").result()
@@ -174,7 +291,7 @@ def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(
     for index in range(3):
         there.training.save_state(f"more-{index}").result()
     for moment in ("mirror", "download", "import"):
-        doomed = command(here, there)
+        doomed = command(here, there.url, there.run)
         while doomed.poll() is None and not begun(here.home, moment):
             time.sleep(0.01)  # there is nothing to be woken by
         doomed.kill()
@@ -186,7 +303,7 @@ def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(
     assert len(set(everything)) == len(everything) == 5 and not done["failed"]
     [run] = {parse_path(path).run_id for path in everything}
     assert listed(here, run) == sorted(everything)
-    assert list((here.home / "mirror").iterdir()) == []
+    assert list(on_their_way(here, there.url, there.run).iterdir()) == []
     vault = Vault(here.home / "vault", writer=False)
     for path in everything:
         for name in manifest(here.home, path).files:
@@ -197,5 +314,5 @@ def begun(home: Path, moment: str) -> bool:
     """Whether a download has begun, is there, or is being imported."""
     if moment == "import":
         return any((home / "imports").glob("*"))
-    hidden = [path.name.startswith(".") for path in (home / "mirror").glob("*")]
+    hidden = [path.name.startswith(".") for path in (home / "mirror").glob("*/*")]
     return any(hidden) if moment == "mirror" else not all(hidden)

@@ -3,25 +3,29 @@
 Of each checkpoint the files are downloaded, verified, and imported; one whole run there is one
 collection here, so that what is here already is known by its name and by when it was saved.
 
-    <home>/mirror/<hash>/    a checkpoint on its way; goes on where it was when it is begun again
+    <home>/mirror/<run>/<checkpoint>/    on its way; goes on where it was when it is begun again
 
-Whatever kills the command, the next one goes on: a download resumes, an import that had been made
-is found and not made twice.
+Both are hashes, the second also of when the checkpoint was saved. Whatever kills the command, the
+next one goes on: a download resumes, an import that had been made is found and not made twice.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
 from everstep.cli import listing, output
 from everstep.cli.checkpoint_import import send
-from everstep.cli.errors import exit_code, text_of
+from everstep.cli.errors import Refused, exit_code, text_of
 from everstep.cli.stopping import Wish, stop_wished
 from everstep.cli.target import Service, Target
 from everstep.client import ServiceClient, download_checkpoint
@@ -63,7 +67,7 @@ class Round:
     Attributes:
         copied: paths here by the paths there.
         there: paths here of what had been copied before.
-        failed: why, by the paths there.
+        failed: why, by the paths there; by the service's address where it lists nothing.
     """
 
     copied: dict[str, str] = field(default_factory=dict)
@@ -85,18 +89,51 @@ def mirror(target: Target, source: Source, every: float | None) -> bool:
     Raises:
         NotFound: there is no such run.
         NotOffered: the service here is not Everstep.
+        Refused: another command is mirroring this run here.
     """
+    home = target.home.expanduser().resolve()
     with (
         target.service() as here,
         ServiceClient(base_url=source.url, api_key=source.api_key) as there,
+        _alone(directory_of(home, source)) as directory,
         stop_wished(lambda: print("everstep: stopping", file=sys.stderr)) as wish,
     ):
         here.only_everstep("mirror")
+        listed = listing.of_run(there.create_rest_client(), source.run)
+        done = _look(here, there, source, directory, listed, wish)
         while True:
-            done = _look(here, there, source, wish)
             _print(done, target.as_json)
             if every is None or _stopped(wish, every):
                 return not done.failed
+            try:
+                listed = listing.of_run(there.create_rest_client(), source.run)
+            except Exception as error:
+                if exit_code(error) is None:
+                    raise
+                done = Round(failed={source.url: text_of(error)})  # it may be back at the next look
+            else:
+                done = _look(here, there, source, directory, listed, wish)
+
+
+def directory_of(home: Path, source: Source) -> Path:
+    """Where the checkpoints of a run are while they are on their way."""
+    return home / "mirror" / _hash(source.collection)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[Path]:
+    """Have the downloads of a run to oneself."""
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = "Another 'everstep mirror' of this run is at work on this home; it copies all."
+            raise Refused(text) from error
+        yield directory
+    finally:
+        os.close(handle)
 
 
 def _stopped(wish: Wish, seconds: float) -> bool:
@@ -107,9 +144,18 @@ def _stopped(wish: Wish, seconds: float) -> bool:
     return wish.signal is not None
 
 
-def _look(here: Service, there: ServiceClient, source: Source, wish: Wish) -> Round:
+def _look(
+    here: Service,
+    there: ServiceClient,
+    source: Source,
+    directory: Path,
+    listed: Sequence[Checkpoint],
+    wish: Wish,
+) -> Round:
+    """Copy what is listed there and isn't here."""
     done = Round()
-    listed = listing.of_run(there.create_rest_client(), source.run)
+    places = {each.tinker_path: directory / _place(each) for each in listed}
+    _keep_only(directory, places.values())
     for checkpoint in sorted(listed, key=lambda each: each.time):
         if wish.signal is not None:
             break
@@ -117,12 +163,13 @@ def _look(here: Service, there: ServiceClient, source: Source, wish: Wish) -> Ro
         if path.kind not in _KINDS:
             continue
         mine = str(TinkerPath(collection_run_id(source.collection), path.kind, path.name))
+        files = places[checkpoint.tinker_path]
         try:
             if _is_here(here, mine, checkpoint):
                 done.there.append(mine)
-                _clear(_files_of(here, source, checkpoint))  # it was killed after the import
+                _clear(files)  # it was killed after the import
             else:
-                done.copied[checkpoint.tinker_path] = _copy(here, there, source, checkpoint)
+                done.copied[checkpoint.tinker_path] = _copy(here, there, source, checkpoint, files)
         except Exception as error:
             if exit_code(error) is None:
                 raise
@@ -142,10 +189,11 @@ def _is_here(here: Service, mine: str, checkpoint: Checkpoint) -> bool:
     return imported is not None and imported.get("saved_at") == checkpoint.time.isoformat()
 
 
-def _copy(here: Service, there: ServiceClient, source: Source, checkpoint: Checkpoint) -> str:
-    """Download a checkpoint and import it; returns its path here."""
+def _copy(
+    here: Service, there: ServiceClient, source: Source, checkpoint: Checkpoint, files: Path
+) -> str:
+    """Download a checkpoint into a directory, and import it; returns its path here."""
     path = parse_path(checkpoint.tinker_path)
-    files = _files_of(here, source, checkpoint)
     with output.progress_bar(path.name, quiet=here.target.as_json) as told:
         if not files.exists():
             download_checkpoint(
@@ -166,24 +214,39 @@ def _copy(here: Service, there: ServiceClient, source: Source, checkpoint: Check
         user_metadata=json.dumps(metadata) if metadata is not None else None,
     )
     found = files_of(files)
-    done = send(here, query, lambda: pack(found), files.name)
+    done = send(here, query, lambda: pack(found), f"{files.parent.name}-{files.name}")
     _clear(files)
     for note in done.notes:
         output.messages().print(f"{checkpoint.tinker_path}: {note}")
     return done.tinker_path
 
 
-def _files_of(here: Service, source: Source, checkpoint: Checkpoint) -> Path:
-    """Where a checkpoint's files are while it is on its way; its own, as it is there now."""
-    known_by = f"{source.collection} {checkpoint.tinker_path} {checkpoint.time.isoformat()}"
-    name = blake2b(known_by.encode(), digest_size=16).hexdigest()
-    return here.target.home.expanduser().resolve() / "mirror" / name
+def _place(checkpoint: Checkpoint) -> str:
+    """What a checkpoint's files are called on their way; as it is there now."""
+    return _hash(f"{checkpoint.tinker_path} {checkpoint.time.isoformat()}")
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _clear(files: Path) -> None:
     """Remove what a download left, also one that was killed as it became complete."""
-    for leftover in (files, files.with_name(f".{files.name}.part")):
+    for leftover in (files, _unfinished(files)):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _keep_only(directory: Path, places: Iterable[Path]) -> None:
+    """Remove what was on its way of checkpoints that are gone there, or were saved anew."""
+    kept = {name for files in places for name in (files.name, _unfinished(files).name)}
+    for leftover in directory.iterdir():
+        if leftover.name not in kept:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unfinished(files: Path) -> Path:
+    """Where `download_checkpoint` keeps what is not complete."""
+    return files.with_name(f".{files.name}.part")
 
 
 def _print(done: Round, as_json: bool) -> None:
