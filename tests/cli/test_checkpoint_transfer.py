@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
@@ -44,6 +46,8 @@ def saved(service: Service) -> Saved:
     with everstep.ServiceClient(base_url=service.url, api_key="tml-test") as client:
         run = client.create_lora_training_client(MODEL, 8, 1).result()
         train(everstep, run, 3)
+        for name in ("first", "before"):
+            run.save_state(name).result()
         path = run.save_state("trained", user_metadata={"loss": "0.5 | low"}).result().path
         sampler = client.create_sampling_client(path).result()
         tokenizer = run.get_tokenizer()
@@ -135,8 +139,44 @@ def test_the_card_says_where_it_comes_from(saved: Saved, tmp_path: Path) -> None
         manifest.base_fingerprint,
         manifest.files["adapter_model.safetensors"].blake3,
         "0.5 \\| low",
+        f"| parents | {saved.path.replace('trained', 'before')} |",
+        f"| base model's dtype | {manifest.environment['dtype']} |",
     ):
         assert wanted in card
+
+
+def test_the_lineage_is_told_by_info_and_by_diff(saved: Saved) -> None:
+    first, before = (saved.path.replace("trained", name) for name in ("first", "before"))
+    assert told(saved, "info", saved.path)["details"]["parents"] == [before]
+    for older in (first, before):
+        done = typed(saved, "diff", older, saved.path, "--json")
+        assert json.loads(done.stdout)["lineage"] == "B descends from A"
+
+
+def test_a_base_that_is_not_the_one_it_was_trained_on_is_refused(
+    saved: Saved, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(saved.home / "models/everstep/pico", other)
+    weights = load_file(other / "model.safetensors")
+    name = next(each for each in weights if "norm" in each)
+    save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", {"format": "pt"})
+    words = ("--format", "merged", "--base-model", other)
+    done = typed(saved, "export", saved.path, tmp_path / "out", *words)
+    assert done.exit_code == 1 and "is not the everstep/pico that" in done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("cut", [20, 200])
+def test_an_archive_that_was_cut_off_is_told(
+    saved: Saved, peft_directory: Path, tmp_path: Path, cut: int
+) -> None:
+    source = tmp_path / "adapter.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        archive.add(peft_directory, arcname="adapter")
+    source.write_bytes(source.read_bytes()[:cut])
+    done = typed(saved, "import", source)
+    assert done.exit_code == 1 and "was cut off" in done.stderr
 
 
 def everstep_manifest(saved: Saved) -> Any:

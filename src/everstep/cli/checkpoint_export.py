@@ -24,6 +24,7 @@ from everstep.cli.target import Target
 from everstep.cli.vault_work import opened
 from everstep.interchange.base import BaseModel
 from everstep.interchange.card import CARD, Lineage, model_card
+from everstep.interchange.fingerprint import DTYPES, is_fingerprint
 from everstep.interchange.merge import merge
 from everstep.interchange.peft_config import ADAPTER, ADAPTER_CONFIG, PeftAdapter
 from everstep.interchange.serving import vllm_limits, vllm_options
@@ -73,6 +74,7 @@ def export(target: Target, wanted: Export) -> None:
     with _fetched(target, wanted.path) as (files, lineage):
         adapter = PeftAdapter.open(files)
         base = _base(target.home, wanted, adapter) if wanted.merged_as else None
+        notes = _notes(adapter, wanted) if base is None else _compare(base, wanted, lineage)
         with whole_directory(directory) as stage:
             if wanted.merged_as and base is not None:
                 merge(base, adapter, wanted.merged_as, stage)
@@ -80,7 +82,6 @@ def export(target: Target, wanted: Export) -> None:
                 for name in _FILES:
                     shutil.copyfile(files / name, stage / name)
             (stage / CARD).write_text(model_card(lineage, wanted.merged_as))
-        notes = [] if wanted.merged_as else _notes(adapter, wanted)
     pushed = None
     if wanted.repository:
         message = f"Export {wanted.path}"
@@ -114,9 +115,11 @@ def _from_service(target: Target, path: str, files: Path) -> Lineage:
                 path=path,
                 base_model=details.base_model,
                 base_fingerprint=details.base_fingerprint,
+                base_dtype=details.environment.get("dtype"),
                 step=details.step,
                 created_at=details.created_at,
                 parents=details.parents,
+                imported_from=(details.imported or {}).get("from"),
                 lora=details.lora,
                 optimizer=details.optimizer,
                 user_metadata=details.user_metadata,
@@ -135,9 +138,11 @@ def _from_home(target: Target, path: str, files: Path) -> Lineage:
         path=path,
         base_model=manifest.base_model,
         base_fingerprint=manifest.base_fingerprint,
+        base_dtype=manifest.environment.get("dtype"),
         step=manifest.step,
         created_at=manifest.created_at,
         parents=manifest.parents,
+        imported_from=(manifest.imported or {}).get("from"),
         lora=manifest.lora,
         optimizer=manifest.optimizer,
         user_metadata=manifest.user_metadata,
@@ -160,6 +165,30 @@ def _base(home: Path, wanted: Export, adapter: PeftAdapter) -> BaseModel:
     if wanted.base_model is None and made.is_dir():
         return BaseModel.open(made)
     return BaseModel.open(hub.base_directory(name))
+
+
+def _compare(base: BaseModel, wanted: Export, lineage: Lineage) -> list[str]:
+    """Refuse a base model that is another than the checkpoint was trained on.
+
+    Returns:
+        What whoever uses the merged model has to know.
+    """
+    if not lineage.base_fingerprint:
+        return []
+    dtypes = [lineage.base_dtype] if lineage.base_dtype in DTYPES else list(DTYPES)
+    found = [is_fingerprint(base, lineage.base_fingerprint, each) for each in dtypes]
+    if True in found:
+        return []
+    if False in found:
+        raise Refused(
+            f"{base.directory} is not the {lineage.base_model} that {wanted.path} was trained on: "
+            "its config.json or its weights are others. Name the directory of the one that the "
+            "service had, with --base-model DIR."
+        )
+    return [
+        f"Whether {base.directory} is the {lineage.base_model} that the checkpoint was trained on "
+        "could not be told: its fingerprint is not known to be made of files alone."
+    ]
 
 
 def _notes(adapter: PeftAdapter, wanted: Export) -> list[str]:

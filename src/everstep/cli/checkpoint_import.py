@@ -10,6 +10,7 @@ import gzip
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from everstep.cli import output
 from everstep.cli.errors import Refused, Unreachable
 from everstep.cli.target import Service, Target
 from everstep.interchange.archive import files_of, pack
+from everstep.interchange.errors import Unreadable
 from everstep.wire.transfer import ImportQuery, ImportResponse
 
 _ROUTE = "/api/v1/everstep/checkpoints/import"
@@ -127,5 +129,8 @@ def _tar(source: Path) -> Iterator[bytes]:
     with source.open("rb") as file:
         gzipped = file.read(2) == _GZIP
     with gzip.open(source) if gzipped else source.open("rb") as content:
-        while piece := content.read(_PIECE):
-            yield piece
+        try:
+            while piece := content.read(_PIECE):
+                yield piece
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise Unreadable(f"{source} is damaged or was cut off: {error}") from error

@@ -53,7 +53,8 @@ def push(directory: Path, repository: str, *, public: bool, message: str) -> str
     """
     from huggingface_hub import HfApi
 
-    with _told(f"{directory} is whole, but {repository} could not be pushed"):
+    again = f"push it with 'hf upload {repository} {directory}' when it can be"
+    with _told(f"{directory} is whole; {again}. {repository} could not be pushed"):
         hub = HfApi()
         made = hub.create_repo(repository, private=not public, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message=message)

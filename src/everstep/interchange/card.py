@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 CARD = "README.md"
+_ON_A_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+"""What a hub takes for a model's id; it refuses a card that says anything else there."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,11 @@ class Lineage:
         path: its ``tinker://`` path.
         base_model: the base model's name.
         base_fingerprint: hash of the base model's configuration and weights.
+        base_dtype: torch's name of the dtype that it was served in, of which that is a hash.
         step: how many optimizer steps it has seen.
         created_at: when it was saved.
         parents: what it descends from.
+        imported_from: where it was brought in from, if it was.
         lora: rank, alpha, seed, what it is put on.
         optimizer: the optimizer's family.
         user_metadata: the user's.
@@ -31,9 +36,11 @@ class Lineage:
     path: str
     base_model: str
     base_fingerprint: str | None = None
+    base_dtype: str | None = None
     step: int | None = None
     created_at: datetime | None = None
     parents: Sequence[str] = ()
+    imported_from: str | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Any] | None = None
     user_metadata: Mapping[str, str] | None = None
@@ -48,8 +55,9 @@ def model_card(lineage: Lineage, merged_as: str | None) -> str:
         merged_as: dtype of the merged model; None: the adapter itself.
     """
     # JSON is YAML, and quotes what YAML would read as something else
+    known = {"base_model": lineage.base_model} if _ON_A_HUB.fullmatch(lineage.base_model) else {}
     head = {
-        "base_model": lineage.base_model,
+        **known,
         "library_name": "transformers" if merged_as else "peft",
         "tags": ["everstep", "lora"] + (["merged"] if merged_as else []),
     }
@@ -69,11 +77,13 @@ def _facts(lineage: Lineage) -> list[tuple[str, str]]:
     facts: list[tuple[str, Any]] = [
         ("base model", lineage.base_model),
         ("base model's fingerprint", lineage.base_fingerprint),
+        ("base model's dtype", lineage.base_dtype),
         ("run", lineage.path.removeprefix("tinker://").split("/", 1)[0]),
         ("checkpoint", lineage.path),
         ("step", lineage.step),
         ("saved", lineage.created_at.isoformat() if lineage.created_at else None),
         ("parents", ", ".join(lineage.parents) or None),
+        ("imported from", lineage.imported_from),
         *((f"LoRA {key}", _text(value)) for key, value in sorted(lineage.lora.items())),
         ("optimizer", _text(lineage.optimizer) if lineage.optimizer else None),
         *((f"`{key}`", value) for key, value in sorted((lineage.user_metadata or {}).items())),

@@ -24,7 +24,7 @@ from everstep.interchange.base import (
     weight_of,
 )
 from everstep.interchange.errors import CannotMerge
-from everstep.interchange.numbers import SIZES, Array, from_float32, to_float32
+from everstep.interchange.numbers import SIZES, Array, from_float32
 from everstep.interchange.peft_config import PeftAdapter
 from everstep.interchange.serving import is_head
 from everstep.interchange.tensors import Spec, TensorFile, row_ranges, write_tensors
@@ -131,22 +131,14 @@ def _merged(file: TensorFile, adapter: PeftAdapter, plan: _Plan, dtype: str) -> 
         written = Spec(dtype, spec.shape) if is_float else spec
         if name in plan.deltas:
             pieces = _added(file, name, adapter, plan.deltas[name], dtype)
-        elif is_float and spec.dtype != dtype:
-            pieces = _converted(file, name, dtype)
         else:
-            pieces = file.pieces(name)
+            pieces = file.converted(name, dtype)
         tensors[name] = (written, pieces)
         if plan.untied is not None and plan.untied[1] == name:
             head = plan.untied[0]
             pieces = _added(file, name, adapter, plan.deltas[head], dtype)
             tensors[head] = (written, pieces)
     return tensors
-
-
-def _converted(file: TensorFile, name: str, dtype: str) -> Iterator[bytes]:
-    stored = file.specs[name].dtype
-    for piece in file.pieces(name):
-        yield from_float32(to_float32(piece, stored), dtype)
 
 
 def _added(

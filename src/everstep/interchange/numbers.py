@@ -25,15 +25,17 @@ def to_float32(data: bytes | bytearray | memoryview, dtype: str) -> Array:
 
 
 def from_float32(values: Array, dtype: str) -> bytes:
-    """The bytes of float32 numbers as ``F32``, or as ``BF16``, rounded half to even.
+    """The bytes of float32 numbers as ``F32``, ``F16`` or ``BF16``, rounded half to even.
 
     Raises:
         ValueError: the dtype is another.
     """
     if dtype == "F32":
         return np.ascontiguousarray(values, "<f4").tobytes()
+    if dtype == "F16":
+        return values.astype("<f2").tobytes()
     if dtype != "BF16":
-        raise ValueError(f"dtype {dtype} is neither F32 nor BF16")
+        raise ValueError(f"dtype {dtype} is not one of F32, F16, BF16")
     bits = np.ascontiguousarray(values, "<f4").view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     rounded[np.isnan(values)] = 0x7FC0  # rounding would carry some NaNs into infinity

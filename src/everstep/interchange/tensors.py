@@ -16,7 +16,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from everstep.interchange.errors import Unreadable
-from everstep.interchange.numbers import SIZES, Array, to_float32
+from everstep.interchange.numbers import SIZES, Array, from_float32, to_float32
 
 PIECE_BYTES = 16 << 20
 _ALIGNMENT = 8
@@ -85,6 +85,20 @@ class TensorFile:
         with self.path.open("rb") as file:
             for at in range(begin, end, PIECE_BYTES):
                 yield _exactly(file, at, min(PIECE_BYTES, end - at))
+
+    def converted(self, name: str, dtype: str) -> Iterator[bytes]:
+        """A tensor's bytes in another dtype, piece by piece; what is no float, as it is.
+
+        Args:
+            name: of the tensor.
+            dtype: safetensors' name of it: ``F32``, ``F16`` or ``BF16``.
+        """
+        stored = self.specs[name].dtype
+        for piece in self.pieces(name):
+            if stored == dtype or stored not in SIZES:
+                yield piece
+            else:
+                yield from_float32(to_float32(piece, stored), dtype)
 
 
 def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

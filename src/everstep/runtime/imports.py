@@ -31,7 +31,7 @@ from everstep.interchange.tensors import TensorFile
 from everstep.ledger import Checkpoint, Ledger, Run, Session
 from everstep.runtime import names
 from everstep.runtime.access import event
-from everstep.runtime.checkpoints import Checkpoints, draft, taken
+from everstep.runtime.checkpoints import Checkpoints, draft, path_of, taken
 from everstep.runtime.errors import OperationFailed, Rejected, WorkerLost
 from everstep.runtime.payloads import optimizer_of
 from everstep.runtime.worker_process import WorkerProcess
@@ -198,7 +198,7 @@ class Imports:
             run_metadata={},
             position=0,
             request_id=None,
-            parents=[query.source] if query.source else [],
+            parents=_parents(query, source),
             imported=_imported(query, upload),
         )
         command = {
@@ -301,6 +301,13 @@ def _imported(query: ImportQuery, upload: _Upload) -> dict[str, str]:
     if query.saved_at is not None:
         imported["saved_at"] = query.saved_at.isoformat()
     return imported
+
+
+def _parents(query: ImportQuery, source: Manifest | None) -> list[str]:
+    """What it is a copy of: by its own manifest, else as whoever sent it says."""
+    path = path_of(source.id) if source is not None else None
+    known = path or query.source
+    return [known] if known else []
 
 
 def _optimizer(source: Manifest | None) -> dict[str, Any] | None:
