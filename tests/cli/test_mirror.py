@@ -185,7 +185,7 @@ def test_what_was_changed_on_its_way_is_told_and_never_kept(here: Service, there
         done = typed(here, source.url, there.run)
         failed = json.loads(done.stdout)["failed"]
         assert done.exit_code == 1 and len(failed) == 2
-        assert all("not what the manifest in the upload says" in why for why in failed.values())
+        assert all("is not what the service saved" in why for why in failed.values())
         flipped.broken = False
         copied = mirrored(here, source.url, there.run)["copied"]
     for theirs, ours in copied.items():
@@ -199,8 +199,8 @@ def test_names_that_differ_in_case_only_are_different_checkpoints(
     train(everstep, there.training, 1)
     there.training.save_state("ONE").result()
     copied = mirrored(here, there.url, there.run)["copied"]
-    steps = {theirs.rsplit("/", 1)[-1]: manifest(here.home, p).step for theirs, p in copied.items()}
-    assert steps == {"one": 2, "ONE": 3}
+    steps = {parse_path(p).checkpoint_id: manifest(here.home, p).step for p in copied.values()}
+    assert steps == {"weights/one": 2, "weights/ONE": 3, "sampler_weights/one": 2}
 
 
 def test_what_is_deleted_there_stays_here(here: Service, there: There) -> None:

@@ -16,7 +16,11 @@ from everstep.cli import listing, outcomes, output, tensor_diff
 from everstep.cli.errors import Refused
 from everstep.cli.target import Service, Target
 from everstep.client import download_checkpoint
-from everstep.wire.inspection import VerifiedFile, VerifyCheckpointResponse
+from everstep.wire.inspection import (
+    CheckpointDetailsResponse,
+    VerifiedFile,
+    VerifyCheckpointResponse,
+)
 from everstep.wire.paths import SCHEME
 
 
@@ -77,7 +81,7 @@ def fetch(service: Service, path: str, directory: Path, *, quiet: bool) -> list[
             raise Refused(
                 f"{directory} is there already: choose another --output, or --force."
             ) from error
-    _check(service, path, files)
+    check(service.details(path), files)
     return files
 
 
@@ -102,9 +106,12 @@ def _read(file: Path) -> VerifiedFile:
     return VerifiedFile(name=file.name, size_bytes=size, blake3=_hash(file), error=error)
 
 
-def _check(service: Service, path: str, files: Sequence[Path]) -> None:
-    """Compare files with the manifest, where the service tells it."""
-    details = service.details(path)
+def check(details: CheckpointDetailsResponse | None, files: Sequence[Path]) -> None:
+    """Compare files with the manifest, where the service tells it.
+
+    Raises:
+        Refused: one is another than was saved.
+    """
     known = {} if details is None else {each.name: each.blake3 for each in details.files}
     for file in files:
         expected = known.get(file.name)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from everstep.cli import listing, output
 from everstep.cli.checkpoint_import import send
+from everstep.cli.download_work import check
 from everstep.cli.errors import Refused, exit_code, text_of
 from everstep.cli.stopping import Wish, stop_wished
 from everstep.cli.target import Service, Target
@@ -94,19 +95,20 @@ def mirror(target: Target, source: Source, every: float | None) -> bool:
     home = target.home.expanduser().resolve()
     with (
         target.service() as here,
-        ServiceClient(base_url=source.url, api_key=source.api_key) as there,
+        ServiceClient(base_url=source.url, api_key=source.api_key) as client,
         _alone(directory_of(home, source)) as directory,
         stop_wished(lambda: print("everstep: stopping", file=sys.stderr)) as wish,
     ):
         here.only_everstep("mirror")
-        listed = listing.of_run(there.create_rest_client(), source.run)
+        there = Service(client, target)
+        listed = listing.of_run(there.rest, source.run)
         done = _look(here, there, source, directory, listed, wish)
         while True:
             _print(done, target.as_json)
             if every is None or _stopped(wish, every):
                 return not done.failed
             try:
-                listed = listing.of_run(there.create_rest_client(), source.run)
+                listed = listing.of_run(there.rest, source.run)
             except Exception as error:
                 if exit_code(error) is None:
                     raise
@@ -146,7 +148,7 @@ def _stopped(wish: Wish, seconds: float) -> bool:
 
 def _look(
     here: Service,
-    there: ServiceClient,
+    there: Service,
     source: Source,
     directory: Path,
     listed: Sequence[Checkpoint],
@@ -190,18 +192,24 @@ def _is_here(here: Service, mine: str, checkpoint: Checkpoint) -> bool:
 
 
 def _copy(
-    here: Service, there: ServiceClient, source: Source, checkpoint: Checkpoint, files: Path
+    here: Service, there: Service, source: Source, checkpoint: Checkpoint, files: Path
 ) -> str:
     """Download a checkpoint into a directory, and import it; returns its path here."""
     path = parse_path(checkpoint.tinker_path)
     with output.progress_bar(path.name, quiet=here.target.as_json) as told:
         if not files.exists():
             download_checkpoint(
-                there,
+                there.client,
                 checkpoint.tinker_path,
                 files,
                 progress=lambda name, so_far, size: told(so_far, size or so_far),
             )
+    details = there.details(checkpoint.tinker_path)
+    try:
+        check(details, list(files.iterdir()))
+    except Refused:
+        _clear(files)
+        raise
     metadata = checkpoint.user_metadata
     query = ImportQuery(
         name=path.name,
@@ -210,6 +218,7 @@ def _copy(
         source=checkpoint.tinker_path,
         collection=source.collection,
         saved_at=checkpoint.time,
+        step=details.step if details is not None else 0,
         overwrite=True,
         user_metadata=json.dumps(metadata) if metadata is not None else None,
     )

@@ -205,7 +205,7 @@ class Imports:
             "command": "import",
             "model": base.name,
             "directory": str(upload.directory),
-            "step": source.step if source is not None else 0,
+            "step": source.step if source is not None else query.step,
             "seed": source.lora.get("seed", 0) if source is not None else 0,
             "lora": run.lora if run is not None else None,
             "manifest": manifest,

@@ -34,6 +34,7 @@ class ImportQuery(Request):
         source: where it comes from, as its lineage has it.
         collection: imports with the same text are checkpoints of one run; None: one of its own.
         saved_at: when it was saved there.
+        step: how many optimizer steps it has seen, where its files don't say.
         overwrite: replace one of that name in the collection.
         user_metadata: a JSON object of texts; None: what its manifest says, if it has one.
     """
@@ -44,6 +45,7 @@ class ImportQuery(Request):
     source: str | None = Field(default=None, max_length=2000)
     collection: str | None = Field(default=None, max_length=2000)
     saved_at: datetime | None = None
+    step: int = Field(default=0, ge=0)
     overwrite: bool = False
     user_metadata: str | None = Field(default=None, max_length=16_000)
 
