@@ -30,7 +30,7 @@ def write_import(
     Args:
         vault: where it goes.
         model: its base model.
-        header: ``directory`` with its files, ``step`` of its optimizer state, the ``seed`` that it
+        header: ``directory`` with its files, ``step`` that it has seen, the ``seed`` that it
             began with, ``lora`` that it has to have (None: any), and ``manifest``, the fields that
             the service knows.
         environment: the numeric environment.
@@ -77,6 +77,7 @@ def _state(
         for module, (a, b) in weights.items():
             a.copy_(torch.from_numpy(adapter.a(module)))
             b.copy_(torch.from_numpy(adapter.b(module)))
+        state.step = header["step"]  # told of it; without moments nothing goes on from there
     for name, tensor in state.arena.views("params").items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds values that are not finite numbers.")
