@@ -11,7 +11,7 @@ import pytest
 import tinker
 
 import everstep
-from everstep.types import SessionSearchRequest
+from everstep.types import CheckpointSearchRequest, SessionSearchRequest
 from tests.client.fake_service import GIVE_UP_SECONDS, Answered, FakeService, Recorded, Reply
 
 PATH = "tinker://s:train:0/weights/a"
@@ -162,6 +162,24 @@ def test_searching_sessions(fake: FakeService) -> None:
     assert status.type == "client_finished"
     assert fake.to("/sessions/search")[0].body == {
         "display_name": "a b",
+        "limit": 3,
+        "owner": {"type": "own"},
+        "user_metadata": {},
+    }
+
+
+def test_searching_checkpoints(fake: FakeService) -> None:
+    cursor = {"last_created_at": NOW, "last_checkpoint_uuid": "u"}
+    page = {"checkpoints": [], "next_cursor": cursor}
+    fake.script("/checkpoints/search", Answered(Reply(200, page)))
+    client = everstep.RestClient(base_url=fake.url)
+    with pytest.warns(everstep.ExperimentalWarning):
+        found = client.search_checkpoints(CheckpointSearchRequest(base_models=["m"], limit=3))
+    following = found.result(GIVE_UP_SECONDS).next_cursor
+    assert following is not None
+    assert following.last_checkpoint_uuid == "u"
+    assert fake.to("/checkpoints/search")[0].body == {
+        "base_models": ["m"],
         "limit": 3,
         "owner": {"type": "own"},
         "user_metadata": {},

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from everstep.engine import Model
+from everstep.ledger import queries
 from tests.runtime.local import MODEL, Local
 
+TOLD_TO_WAIT = {"X-Tinker-Sampling-Backpressure": "1"}
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [5, 6, 7, 8]}]}
 
 
@@ -47,6 +51,14 @@ def cancel(local: Local, request_id: str) -> int:
 def local(home: Path, pico: Model) -> Any:
     with Local(home, pico) as running:
         yield running
+
+
+def test_more_samples_than_there_can_be_hold_nothing_up(local: Local) -> None:
+    name = sampler(local)
+    for number, count in enumerate((0, 1025, 10**20)):
+        future = local.post("asample", **body(name, number, num_samples=count))
+        assert "num_samples must be 1 to 1024" in local.result(future["request_id"])["error"]
+    assert "error" not in local.result(submit(local, name, 9))
 
 
 # Cancelling
@@ -183,7 +195,7 @@ def test_more_samples_than_fit_are_asked_to_wait(home: Path, pico: Model) -> Non
         name = sampler(local)
         with local.steps.shut():
             first, second = submit(local, name, 0), submit(local, name, 1)
-            busy = local.http.post("asample", json=body(name, 2))
+            busy = local.http.post("asample", json=body(name, 2), headers=TOLD_TO_WAIT)
             assert busy.status_code == 429
             assert (busy.headers["retry-after"], busy.headers["retry-after-ms"]) == ("1", "1000")
             assert submit(local, name, 0) == first, "a retry has its place"
@@ -193,6 +205,69 @@ def test_more_samples_than_fit_are_asked_to_wait(home: Path, pico: Model) -> Non
             third = submit(local, name, 2)
         assert "error" not in local.result(first)
         assert "error" not in local.result(third)
+
+
+def test_a_client_that_does_not_know_how_to_wait_is_given_a_place_when_there_is_one(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico, most_samples=1) as local:
+        name = sampler(local)
+        answers: list[Any] = []
+        later = body(name, 1)
+        late = threading.Thread(
+            target=lambda: answers.append(local.http.post("asample", json=later))
+        )
+        with local.steps.shut():
+            first = submit(local, name, 0)
+            late.start()
+            late.join(0.3)
+            assert answers == [], "it is not refused"
+            assert submit(local, name, 0) == first, "a retry does not wait"
+        late.join(60)
+        assert answers[0].status_code == 200
+        assert "error" not in local.result(answers[0].json()["request_id"])
+        assert "error" not in local.result(first)
+
+
+def test_nobody_waits_for_a_place_for_ever(home: Path, pico: Model) -> None:
+    with Local(home, pico, most_samples=1, poll_seconds=0.05) as local:
+        name = sampler(local)
+        with local.steps.shut():
+            submit(local, name, 0)
+            refused = local.http.post("asample", json=body(name, 1))
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+
+
+# Samplers
+
+
+def test_a_sampler_samples_from_what_it_was_made_of_whatever_its_number(
+    home: Path, pico: Model
+) -> None:
+    """Tinkex counts samplers in its service client and in each run, from 0 everywhere."""
+    unnamed = {"sampling_session_seq_id": 0}
+
+    def ours(sampling_session_id: str, **_: Any) -> str:
+        return sampling_session_id
+
+    with Local(home, pico) as first:
+        runs = [first.new_run(seed) for seed in (1, 2)]
+        for run in runs:
+            first.train(run, 0)
+        paths = [first.do(run, "save_weights_for_sampler", path="s")["path"] for run in runs]
+        place = {"session_id": first.session(), **unnamed}
+        subjects: list[Any] = [{"base_model": MODEL}, *({"model_path": path} for path in paths)]
+        made = [ours(**first.post("create_sampling_session", **place, **s)) for s in subjects]
+        saved = [first.do(run, "save_weights_for_sampler", **unnamed) for run in runs]
+        names = [*made, *(ours(**each) for each in saved)]
+        assert len(set(names)) == 5
+        draws = [drawn(first, name, 0) for name in names]
+        assert draws[1:3] == draws[3:]
+        assert draws[0] != draws[1] != draws[2]
+    with first.after() as second:
+        again = [ours(**second.post("create_sampling_session", **place, **s)) for s in subjects]
+        assert again == made, "a retry finds its own"
+        assert [drawn(second, name, 1) for name in names] == draws
 
 
 # Inflight samplers
@@ -287,3 +362,32 @@ def test_unnamed_saves_stay_as_long_as_something_samples_from_them(home: Path, p
         local.post(f"sessions/{guest}/finish", reason={"type": "success"})
         collect(local)
         assert ephemeral(local) == []
+
+
+WEEK = 7 * 24 * 3600
+
+
+def test_unnamed_saves_of_a_client_that_went_away_are_collected(home: Path, pico: Model) -> None:
+    begin = datetime.now(UTC)
+
+    def later(seconds: float) -> Any:
+        return mock.patch.object(queries, "now", lambda: begin + timedelta(seconds=seconds))
+
+    with Local(home, pico) as local:
+        run = local.new_run()
+        saved = local.do(run, "save_weights_for_sampler", sampling_session_seq_id=0)
+        name = str(saved["sampling_session_id"])
+        with later(WEEK - 60):
+            collect(local)
+        with later(WEEK + 60):
+            local.post("session_heartbeat", session_id=local.session())
+            collect(local)
+        with later(2 * WEEK + 120):
+            local.result(local.post("asample", **body(name, 0))["request_id"])
+            collect(local)
+        assert ephemeral(local) == ["ephemeral-1"], "it was heard of, then it was used"
+        with later(3 * WEEK + 180):
+            collect(local)
+        assert ephemeral(local) == []
+        late = local.post("asample", **body(name, 1))["request_id"]
+        assert "does not exist" in local.result(late)["error"]

@@ -167,6 +167,44 @@ def test_what_cant_be_attributed_is_refused_with_a_json_body(
     assert answer.json()["detail"]
 
 
+TOO_LARGE = 10**20
+
+
+@pytest.mark.parametrize(
+    ("route", "params"),
+    [
+        ("/sessions", {"offset": TOO_LARGE}),
+        ("/training_runs", {"offset": TOO_LARGE}),
+        ("/checkpoints", {"offset": TOO_LARGE}),
+        ("/audit", {"cursor": TOO_LARGE}),
+        ("/audit", {"day": "9999-12-31"}),
+    ],
+)
+def test_a_page_beyond_all_numbers_is_refused(http: Any, route: str, params: Any) -> None:
+    answer = http.get(route, params=params)
+    assert (answer.status_code, *params) == (400, answer.json()["detail"].split(":")[0][6:])
+
+
+def test_numbers_beyond_all_bounds_are_refused(http: Any, client: Any, run: Any) -> None:
+    sampler = client.create_sampling_client(base_model=MODEL).result().sampling_session_id
+    for more in (
+        {"prev_cursor": TOO_LARGE},
+        {"target": {"cloned_sampler_id": TOO_LARGE}},
+        {"target": {"cloned_sampler_id": -1}},
+    ):
+        target = {"sampling_session_id": sampler, **more.pop("target", {})}
+        answer = http.post("/retrieve_futures", json={"target": target, "timeout": 0, **more})
+        assert (answer.status_code, "equal to 0" in answer.text or "less than" in answer.text) == (
+            400,
+            True,
+        )
+    path = run.save_state("bounds").result().path
+    for seconds in (0, 10**12, TOO_LARGE):
+        body = {"tinker_path": path, "ttl_seconds": seconds}
+        answer = http.post("/everstep/weights_access_tokens", json=body)
+        assert (answer.status_code, "ttl_seconds" in answer.text) == (400, True)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sdk", [everstep, tinker], ids=lambda sdk: sdk.__name__)
 def test_a_body_of_100_mb_fails_its_future_and_leaves_the_run_usable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_an_unknown_request_id_is_told_at_once(home: Path, pico: Model, request_
             answer = service.poll(request_id)
             assert answer.status_code == 404
             assert answer.json() == {"detail": f"There is no future {request_id} here."}
+
+
+def test_a_damaged_result_is_told_however_often_it_is_asked_for(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        future = service.send(service.new_run(), "optim_step", adam_params={})
+        service.result(future)
+    with sqlite3.connect(home / "ledger.sqlite") as database:
+        database.execute("UPDATE operations SET result = x'7b7d' WHERE request_id = ?", [future])
+    with service.after(poll_seconds=0.05) as service:
+        for _ in range(2):
+            told = service.poll(future).json()
+            assert (told["category"], "is damaged" in told["error"]) == ("server", True)
 
 
 def test_results_and_failures_are_there_after_a_restart_to_the_byte(

@@ -255,6 +255,16 @@ def test_what_is_wrong_is_told(
     assert raised.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_chat_of_no_tokens_is_refused(client: openai.OpenAI, field: str) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": CHAT, field: 0}
+    with pytest.raises(openai.BadRequestError, match=f"{field}: .* greater than or equal to 1"):
+        client.chat.completions.create(**asked)
+    made = client.chat.completions.create(**{**asked, field: 1})
+    assert made.usage is not None
+    assert made.usage.completion_tokens == 1
+
+
 def test_tools_are_refused_and_not_forgotten(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(openai.BadRequestError, match="tools is not supported"):

@@ -21,7 +21,7 @@ from tests.server.json_schema import ANNOTATIONS, BOUNDS, LENGTHS, TYPES, proble
 PREFIX = "/api/v1"
 METHODS = ("get", "head", "put", "post", "delete", "patch")
 BODIES = ("post", "put", "patch")
-WITHOUT_BODY = ("/publish", "/auth/token")
+WITHOUT_BODY = ("/publish", "/auth/token", "_upload_start", "_upload_finish")
 UPLOADS = ("/checkpoints/import",)
 """How the routes end whose requests say all they say by their address."""
 KEYWORDS = {

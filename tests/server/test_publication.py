@@ -15,7 +15,7 @@ import pytest
 from everstep.engine import Model
 from everstep.ledger import queries
 from everstep.vault import CheckpointNotFound, Vault
-from tests.runtime.local import Local
+from tests.runtime.local import MODEL, Local
 
 METADATA = {"note": "é", "loss": "0.5"}
 
@@ -326,6 +326,53 @@ def test_a_token_expires(local: Local) -> None:
 
 
 # Lists
+
+
+def test_checkpoints_are_found_by_all_that_is_asked(local: Local) -> None:
+    run, first = saved(local, user_metadata=METADATA)
+    second = str(
+        local.do(run, "save_weights_for_sampler", path="s", user_metadata={"note": "n"})["path"]
+    )
+    local.do(run, "save_weights_for_sampler", sampling_session_seq_id=0)  # is not listed
+    third = str(local.do(run, "save_weights_external", path="e")["path"])
+    copied = copy(local, first)  # in project p
+
+    def found(headers: dict[str, str] | None = None, **search: Any) -> list[str]:
+        paths: list[str] = []
+        cursor: Any = None
+        while True:
+            page = local.post("checkpoints/search", headers, limit=1, cursor=cursor, **search)
+            paths += [each["tinker_path"] for each in page["checkpoints"]]
+            if (cursor := page["next_cursor"]) is None:
+                return paths
+
+    everything = [copied, third, second, first]
+    assert found() == found(owner={"type": "accessible"}) == everything
+    assert found(project_ids=["p"]) == [copied]
+    assert found(project_ids=["default"]) == everything[1:]
+    assert found(project_ids=["q"]) == found(owner={"type": "user", "owner_urns": ["x"]}) == []
+    assert found(user_metadata={"note": "é"}) == [copied, first]
+    assert found(user_metadata={"note": "é", "loss": "1"}) == []
+    for kind, paths in (
+        ("sampler", [second]),
+        ("external", [third]),
+        ("training", [copied, first]),
+    ):
+        assert found(checkpoint_type=kind) == paths
+    assert (found(base_models=[]), found(base_models=["a", MODEL])) == ([], everything)
+    assert found({"x-stainless-package-version": "0.25.0"}) == [copied, second, first]
+    local.http.delete(route(second))
+    local.http.put(f"{route(first)}/ttl", json={"ttl_seconds": 60})
+    with later(61):
+        assert found() == [copied, third]
+    for wrong in ({"limit": 201}, {"checkpoint_type": "x"}, {"cursor": {"last_created_at": 1}}):
+        assert local.refused("checkpoints/search", **wrong)[0] == 400
+
+
+def test_uploads_file_by_file_are_told_what_to_do_instead(local: Local) -> None:
+    for route in ("external_weights_upload_start", "external_weights_upload_finish"):
+        status, text = local.refused(route, base_model="m", lora_config={}, upload_id="u")
+        assert (status, "everstep checkpoint import" in text) == (404, True)
 
 
 def test_old_clients_are_not_told_of_external_checkpoints(local: Local, home: Path) -> None:

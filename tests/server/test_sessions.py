@@ -16,7 +16,7 @@ from everstep.engine import Model
 from everstep.runtime import traces
 from tests.runtime.local import Local
 
-NAMES = [None, "Run one", "run TWO", "100%_x", "other"]
+NAMES = [None, "Run one", "run TWO", "100%_x", "other", "Étude"]
 PROJECTS = [None, "p", "q"]
 
 
@@ -27,9 +27,9 @@ def many(tmp_path_factory: pytest.TempPathFactory, pico: Model) -> Iterator[tupl
         made = []
         for number in range(30):
             body: dict[str, Any] = {
-                "display_name": NAMES[number % 5],
+                "display_name": NAMES[number % 6],
                 "project_id": PROJECTS[number % 3],
-                "user_metadata": {"n": str(number % 4), "even": str(number % 2 == 0)},
+                "user_metadata": {"n": str(number % 4), "even": number % 2 == 0},
             }
             body = {key: value for key, value in body.items() if value is not None}
             session = local.post("create_session", **body)["session_id"]
@@ -44,10 +44,12 @@ def many(tmp_path_factory: pytest.TempPathFactory, pico: Model) -> Iterator[tupl
 SEARCHES = st.fixed_dictionaries(
     {},
     optional={
-        "display_name": st.sampled_from(["run", "RUN one", "%", "_", "none", "one run"]),
-        "project_ids": st.lists(st.sampled_from(["p", "q", "r"]), max_size=2),
+        "display_name": st.sampled_from(
+            ["run", "RUN one", "%", "_", "none", "one run", "étude", "ÉTUDE"]
+        ),
+        "project_ids": st.lists(st.sampled_from(["p", "q", "r", "default"]), max_size=2),
         "user_metadata": st.dictionaries(
-            st.sampled_from(["n", "even", "x"]), st.sampled_from(["0", "1", "True"]), max_size=2
+            st.sampled_from(["n", "even", "x"]), st.sampled_from(["0", "1", "true"]), max_size=2
         ),
         "statuses": st.lists(
             st.one_of(
@@ -68,9 +70,12 @@ def meets(session: Any, search: Any) -> bool:
     words = search.get("display_name", "").lower().split()
     if not all(word in session.get("display_name", "").lower() for word in words):
         return False
-    if "project_ids" in search and session.get("project_id") not in search["project_ids"]:
+    project = session.get("project_id", "default")  # as a session without one is told
+    if "project_ids" in search and project not in search["project_ids"]:
         return False
-    if not search.get("user_metadata", {}).items() <= session["user_metadata"].items():
+    metadata = session["user_metadata"]
+    texts = {"n": metadata["n"], "even": json.dumps(metadata["even"])}
+    if not search.get("user_metadata", {}).items() <= texts.items():
         return False
     ends = {
         "active": [None],
@@ -139,6 +144,17 @@ def test_a_session_is_found_by_its_id_or_its_name(many: tuple[Local, Any]) -> No
 def local(home: Path, pico: Model) -> Iterator[Local]:
     with Local(home, pico) as service:
         yield service
+
+
+def test_a_session_that_ends_in_no_known_way_goes_on(local: Local) -> None:
+    session = local.session(user_metadata={"a": {"b": 1}})
+    status, text = local.refused(f"sessions/{session}/finish", reason={"type": "bored"})
+    assert (status, "'success', 'errored' or 'interrupted'" in text) == (400, True)
+    (told,) = local.post("sessions/search", session_id=session)["sessions"]
+    assert (told["status"], told["project_id"]) == ({"type": "active"}, "default")
+    assert told["user_metadata"] == {"a": '{"b": 1}'}
+    assert local.http.get(f"sessions/{session}").json()["user_metadata"] == {"a": {"b": 1}}
+    assert local.new_run()
 
 
 def test_a_session_tells_its_runs_and_samplers_and_changes_its_project(local: Local) -> None:

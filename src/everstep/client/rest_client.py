@@ -225,6 +225,14 @@ class RestClient(Rest):
         body = request.model_dump(mode="json", exclude_none=True)
         return self._call("POST", "/sessions/search", types.SessionSearchResponse, json=body)
 
+    def search_checkpoints(
+        self, request: types.CheckpointSearchRequest
+    ) -> APIFuture[types.CheckpointSearchResponse]:
+        """A page of the checkpoints that meet a search, newest first. May change."""
+        warnings.warn("search_checkpoints may change", ExperimentalWarning, stacklevel=2)
+        body = request.model_dump(mode="json", exclude_none=True)
+        return self._call("POST", "/checkpoints/search", types.CheckpointSearchResponse, json=body)
+
     def assign_session_project(self, session_id: str, project_id: str) -> APIFuture[None]:
         """Move a session into a project."""
         return self._do("PUT", f"/sessions/{session_id}/project", json={"project_id": project_id})

@@ -1,6 +1,6 @@
 """The ledger: one transactional database that is the queue and the write-ahead log."""
 
-from everstep.ledger.directory import SessionQuery, Span, Stored
+from everstep.ledger.directory import CheckpointQuery, SessionQuery, Span, Stored
 from everstep.ledger.errors import (
     LedgerDamaged,
     LedgerError,
@@ -21,11 +21,13 @@ from everstep.ledger.records import (
     Sampler,
     Session,
     WeightsToken,
+    as_texts,
 )
 
 __all__ = [
     "Backlog",
     "Checkpoint",
+    "CheckpointQuery",
     "Event",
     "Failure",
     "Ledger",
@@ -44,4 +46,5 @@ __all__ = [
     "Span",
     "Stored",
     "WeightsToken",
+    "as_texts",
 ]

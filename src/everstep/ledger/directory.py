@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select
 
 from everstep.ledger import audit, seals
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
-from everstep.ledger.records import Checkpoint, Event, Run, Session
+from everstep.ledger.records import Checkpoint, Event, Run, Session, as_texts
 from everstep.ledger.writer import Writer
 
 
@@ -23,7 +24,7 @@ class SessionQuery:
     Attributes:
         session_id: exactly this one; together with ``words`` either is enough.
         words: each is in the display name, whatever its case.
-        project_ids: in one of these projects.
+        project_ids: in one of these projects; None among them: in none.
         user_metadata: has all of these pairs.
         finished: ended in one of these ways; None among them: not ended. None: whichever.
         before: only what comes after this time and id, newest first.
@@ -32,9 +33,30 @@ class SessionQuery:
 
     session_id: str | None = None
     words: Sequence[str] = ()
-    project_ids: Sequence[str] | None = None
+    project_ids: Sequence[str | None] | None = None
     user_metadata: dict[str, str] = field(default_factory=dict)
     finished: Sequence[str | None] | None = None
+    before: tuple[datetime, str] | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True)
+class CheckpointQuery:
+    """Which checkpoints are looked for; each that is given has to be met.
+
+    Attributes:
+        kinds: of one of these kinds.
+        project_ids: of runs in one of these projects; None among them: in none.
+        user_metadata: has all of these pairs.
+        base_models: of one of these models.
+        before: only what comes after this time and path, newest first.
+        limit: at most so many.
+    """
+
+    kinds: Sequence[str]
+    project_ids: Sequence[str | None] | None = None
+    user_metadata: dict[str, str] = field(default_factory=dict)
+    base_models: Sequence[str] | None = None
     before: tuple[datetime, str] | None = None
     limit: int = 50
 
@@ -82,14 +104,9 @@ class Directory:
         query = select(t.sessions).where(*_conditions(wanted)).order_by(*order)
 
         def work(connection: Connection) -> list[Session]:
-            found: list[Session] = []
-            for row in seals.intact(t.sessions, connection.execute(query)):
-                session = q.record(Session, row)
-                if wanted.user_metadata.items() <= _texts(session).items():
-                    found.append(session)
-                if len(found) == wanted.limit:
-                    break
-            return found
+            rows = seals.intact(t.sessions, connection.execute(query))
+            found = (q.record(Session, row) for row in rows)
+            return list(islice((each for each in found if _meets(each, wanted)), wanted.limit))
 
         return await self._writer.run(work)
 
@@ -130,6 +147,31 @@ class Directory:
         )
         return [q.record(Checkpoint, row) for row in rows], total
 
+    async def search_checkpoints(self, wanted: CheckpointQuery) -> list[Checkpoint]:
+        """The listed, unexpired checkpoints that meet a query, newest first."""
+        columns = t.checkpoints.c
+        where = [q.unexpired(), columns.listed, columns.kind.in_(wanted.kinds)]
+        if wanted.base_models is not None:
+            where.append(columns.base_model.in_(wanted.base_models))
+        if wanted.project_ids is not None:
+            mine = t.sessions.c.session_id == t.runs.c.session_id
+            runs = select(t.runs.c.run_id).join(t.sessions, mine)
+            in_project = runs.where(_among(t.sessions.c.project_id, wanted.project_ids))
+            where.append(columns.run_id.in_(in_project))
+        if wanted.before is not None:
+            where.append(_behind(columns.created_at, columns.path, *wanted.before))
+        order = (columns.created_at.desc(), columns.path.desc())
+        query = select(t.checkpoints).where(*where).order_by(*order)
+
+        def work(connection: Connection) -> list[Checkpoint]:
+            rows = seals.intact(t.checkpoints, connection.execute(query))
+            found = (q.record(Checkpoint, row) for row in rows)
+            pairs = wanted.user_metadata.items()
+            meets = (each for each in found if pairs <= (each.user_metadata or {}).items())
+            return list(islice(meets, wanted.limit))
+
+        return await self._writer.run(work)
+
     async def assign(self, session_id: str, project_id: str, event: Event) -> bool:
         """Move a session into a project; returns whether there is such a session."""
         mine = t.sessions.c.session_id == session_id
@@ -143,13 +185,21 @@ class Directory:
 
         return await self._writer.run(work)
 
-    async def ended(self) -> list[Checkpoint]:
-        """Unnamed sampler saves that no sampler of a session that is open, and no sample, needs."""
+    async def ended(self, unheard_seconds: float | None = None) -> list[Checkpoint]:
+        """Unnamed sampler saves that no sampler of a session that is open, and no sample, needs.
+
+        Args:
+            unheard_seconds: an open session needs no sampler that is that old, when for so long
+                neither its client was heard of nor the sampler used; None: it needs them all.
+        """
         path = t.checkpoints.c.path
         sampled = select(t.samplers.c.model_path).join(
             t.sessions, t.sessions.c.session_id == t.samplers.c.session_id
         )
-        needed = sampled.where(_unfinished(), t.samplers.c.model_path.is_not(None))
+        alive = [_unfinished(), t.samplers.c.model_path.is_not(None)]
+        if unheard_seconds is not None:
+            alive.append(_heard_of(q.now() - timedelta(seconds=unheard_seconds)))
+        needed = sampled.where(*alive)
         columns = t.operations.c
         waiting = select(columns.weights).where(
             columns.status == "pending", columns.weights.is_not(None)
@@ -206,6 +256,17 @@ class Directory:
         return await self._writer.run(lambda c: [Span(*row) for row in c.execute(ordered)])
 
 
+def _heard_of(since: datetime) -> ColumnElement[bool]:
+    """Samplers that are new or were used since a time, or whose session's client was heard of."""
+    columns = t.operations.c
+    used = columns.scope == t.samplers.c.sampler_id, columns.accepted_at >= since
+    return or_(
+        t.sessions.c.last_seen_at >= since,
+        t.samplers.c.created_at >= since,
+        select(columns.request_id).where(*used).exists(),
+    )
+
+
 def _unfinished() -> ColumnElement[bool]:
     return t.sessions.c.finished.is_(None)
 
@@ -217,27 +278,34 @@ def _of_project(project_id: str) -> Any:
 def _conditions(wanted: SessionQuery) -> list[ColumnElement[bool]]:
     columns = t.sessions.c
     where: list[ColumnElement[bool]] = []
-    named = [
-        func.lower(columns.display_name).contains(word.lower(), autoescape=True)
-        for word in wanted.words
-    ]
-    if wanted.session_id is not None:
-        mine = columns.session_id == wanted.session_id
-        where.append(or_(mine, and_(*named)) if named else mine)
-    elif named:
-        where.append(and_(*named))
+    if wanted.session_id is not None and not wanted.words:
+        where.append(columns.session_id == wanted.session_id)
     if wanted.project_ids is not None:
-        where.append(columns.project_id.in_(wanted.project_ids))
+        where.append(_among(columns.project_id, wanted.project_ids))
     if wanted.finished is not None:
-        ways = [way for way in wanted.finished if way is not None]
-        some = columns.finished.in_(ways)
-        where.append(or_(some, _unfinished()) if None in wanted.finished else some)
+        where.append(_among(columns.finished, wanted.finished))
     if wanted.before is not None:
-        at, session_id = wanted.before
-        same = and_(columns.created_at == at, columns.session_id < session_id)
-        where.append(or_(columns.created_at < at, same))
+        where.append(_behind(columns.created_at, columns.session_id, *wanted.before))
     return where
 
 
-def _texts(session: Session) -> dict[str, str]:
-    return {key: str(value) for key, value in session.user_metadata.items()}
+def _behind(
+    time: Column[Any], key: Column[Any], last_time: datetime, last_key: str
+) -> ColumnElement[bool]:
+    """What comes after a row where the newest comes first, and the greatest key among equals."""
+    return or_(time < last_time, and_(time == last_time, key < last_key))
+
+
+def _among(column: Column[Any], values: Sequence[str | None]) -> ColumnElement[bool]:
+    some = column.in_([value for value in values if value is not None])
+    return or_(some, column.is_(None)) if None in values else some
+
+
+def _meets(session: Session, wanted: SessionQuery) -> bool:
+    """Whether a session meets what the database can't tell: SQLite knows no case but ASCII's."""
+    if not wanted.user_metadata.items() <= as_texts(session.user_metadata).items():
+        return False
+    if wanted.words and session.session_id == wanted.session_id:
+        return True
+    name = (session.display_name or "").casefold()
+    return all(word.casefold() in name for word in wanted.words)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 Status = Literal["pending", "succeeded", "failed"]
+
+
+def as_texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """Metadata as the protocol reads it back: what isn't text is told as JSON."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in (metadata or {}).items()
+    }
 
 
 @dataclass(frozen=True)

@@ -317,9 +317,9 @@ class Acceptance:
         }
         failure = None
         if request.path is None:
-            number = _required(request.sampling_session_seq_id, "sampling_session_seq_id")
+            _required(request.sampling_session_seq_id, "sampling_session_seq_id")
             payload["name"] = f"ephemeral-{seq_id}"
-            payload["sampler_id"] = names.sampler_id(run.session_id, number)
+            payload["sampler_id"] = names.saved_sampler_id(run.run_id, seq_id)
         inflight = request.kind == "inflight"
         if inflight:
             payload["inflight"] = True

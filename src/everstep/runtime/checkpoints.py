@@ -118,9 +118,13 @@ class Checkpoints:
         await asyncio.to_thread(self._vault.delete, str(path.kind), path.run_id, path.name)
         return True
 
+    async def ended(self) -> list[Checkpoint]:
+        """The unnamed sampler saves of sessions that ended, or whose client went away."""
+        return await self._ledger.directory.ended(self._settings.abandoned_seconds)
+
     async def remove_ended(self) -> int:
-        """Delete the unnamed sampler saves of sessions that ended; returns how many."""
-        ended = await self._ledger.directory.ended()
+        """Delete `ended`; returns how many."""
+        ended = await self.ended()
         for row in ended:
             async with self.lock(row.path):
                 await self.remove(parse_path(row.path), "end")

@@ -41,13 +41,11 @@ class Completions:
         """Drop the results that the client says it has, then wait for more to end.
 
         Raises:
-            Rejected: there is no such sampler (404), or no such client (400).
+            Rejected: there is no such sampler (404).
         """
         sampler_id, client = request.target.sampling_session_id, request.target.cloned_sampler_id
         if await self._ledger.sampler(sampler_id) is None:
             raise Rejected(404, f"Sampling session {sampler_id} does not exist.")
-        if client < 0:
-            raise Rejected(400, f"cloned_sampler_id must be 0 or greater; got {client}.")
         places = range(client * CLIENT_PLACES, (client + 1) * CLIENT_PLACES)
         await self._ledger.samples.drop(sampler_id, places, request.retrieved_request_ids)
         longest = self._settings.poll_seconds

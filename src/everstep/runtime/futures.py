@@ -28,10 +28,13 @@ class Futures:
         if future is None:
             future = asyncio.get_running_loop().create_future()
             future = self._waiting.setdefault(request_id, future)
-            operation = await self._ledger.operation(request_id)
-            if operation is None:
+            try:
+                operation = await self._ledger.operation(request_id)
+                if operation is None:
+                    raise UnknownFuture(request_id)
+            except BaseException:  # the next one to wait looks for itself
                 self._waiting.pop(request_id, None)
-                raise UnknownFuture(request_id)
+                raise
             if operation.status != "pending":
                 self.announce(operation)
         done, _ = await asyncio.wait([future], timeout=seconds)
@@ -45,9 +48,9 @@ class Futures:
 
 
 def future_of(operation: Operation) -> types.UntypedAPIFuture:
-    """What a client gets for an accepted operation."""
+    """What a client gets for an accepted operation; one that failed has no samples to name."""
     sample_ids = None
-    if operation.kind == names.SAMPLE and operation.payload:
+    if operation.kind == names.SAMPLE and operation.payload and operation.failure is None:
         count = json.loads(operation.payload).get("num_samples", 1)
         sample_ids = [f"{operation.request_id}:{index}" for index in range(count)]
     of_no_run = operation.kind in (names.SAMPLE, names.CREATE_CUSTOM_LOSS)

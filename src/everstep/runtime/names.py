@@ -1,7 +1,8 @@
 """Ids and kinds of operations: what the ledger's rows are called.
 
 A run is ``<session>:train:<n>`` and its training operations carry the sequence ids 1, 2, …; what
-creates it is operation 0. A sampler is ``<session>:sample:<n>`` and numbers its own samples.
+creates it is operation 0. A sampler is ``<session>:sample:<n>``, or ``<run>:sample:<n>`` where the
+run's n-th operation saves what it samples from, and numbers its own samples.
 """
 
 from __future__ import annotations
@@ -35,8 +36,21 @@ def run_id(session_id: str, model_seq_id: int) -> str:
 
 
 def sampler_id(session_id: str, sampling_session_seq_id: int) -> str:
-    """The id of a session's n-th sampler, as the client expects it."""
+    """The id of a session's n-th sampler."""
     return f"{session_id}:sample:{sampling_session_seq_id}"
+
+
+def twin_sampler_id(sampler: str, subject: str) -> str:
+    """The id of a sampler whose number another one has, that samples from something else."""
+    return f"{sampler}:{hashlib.sha256(subject.encode()).hexdigest()[:16]}"
+
+
+def saved_sampler_id(run: str, seq_id: int) -> str:
+    """The id of the sampler on what a run's operation saves without a name.
+
+    Not by the number that its client gives it: Tinkex counts these in each run, from 0.
+    """
+    return f"{run}:sample:{seq_id}"
 
 
 def unload_scope(run: str) -> str:

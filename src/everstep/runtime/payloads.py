@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from everstep.ledger import Run
+from everstep.ledger import Run, as_texts
 from everstep.runtime.encryption import check_recipients
 from everstep.runtime.errors import OperationFailed
 from everstep.wire import types
@@ -48,23 +48,17 @@ def new_run(
 ) -> Run:
     """The row of a run that a request creates."""
     now = datetime.now(UTC)
-    metadata = {key: _text(value) for key, value in (request.user_metadata or {}).items()}
     return Run(
         run_id=run_id,
         session_id=session_id,
         base_model=base_model,
         lora=lora,
         optimizer=optimizer,
-        user_metadata=metadata,
+        user_metadata=as_texts(request.user_metadata),
         created_at=now,
         last_request_at=now,
         status="live",
     )
-
-
-def _text(value: Any) -> str:
-    """Metadata is read back as text; what isn't text is kept as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def optim_step_payload(request: types.OptimStepRequest) -> dict[str, Any]:

@@ -250,7 +250,11 @@ class Runtime:
         await self._ledger.close()
 
     async def submit(
-        self, request: Request | types.UnloadModelRequest, *, in_order: bool = False
+        self,
+        request: Request | types.UnloadModelRequest,
+        *,
+        in_order: bool = False,
+        patient: bool = True,
     ) -> types.UntypedAPIFuture:
         """Accept a request durably and have it executed in its turn.
 
@@ -258,17 +262,20 @@ class Runtime:
             request: a typed request of the wire.
             in_order: the client sends a run's operations one after the other: what it left out
                 before this one never comes.
+            patient: a sample waits for a place, for a while, before it is refused.
 
         Returns:
             The future; a retry of the same request gets the same one.
 
         Raises:
-            Rejected: the request can't be attributed, or reuses a sequence id for another one.
+            Rejected: the request can't be attributed, or reuses a sequence id for another one; or
+                there is no place for a sample (429).
         """
         await self.loaded()
         if isinstance(request, types.UnloadModelRequest):
             return await self._unload(request)
-        return await self._append(await self._acceptance.entry(request), in_order)
+        entry = await self._acceptance.entry(request)
+        return await self._append(entry, in_order=in_order, patient=patient)
 
     async def create_custom_loss(
         self, request: types.CreateCustomLossRequest
@@ -295,7 +302,7 @@ class Runtime:
         """
         await self.loaded()
         entry = await self._acceptance.refused(kind, model_id, seq_id, message)
-        return await self._append(entry, in_order)
+        return await self._append(entry, in_order=in_order)
 
     async def waits_for(self, request_id: str) -> str | None:
         """Why an operation is not executed at the moment; None where it is, or is queued."""
@@ -364,21 +371,23 @@ class Runtime:
         for operation in operations:
             self.sampling.start(operation)
 
-    async def _append(self, entry: Entry, in_order: bool) -> types.UntypedAPIFuture:
+    async def _append(
+        self, entry: Entry, *, in_order: bool, patient: bool = True
+    ) -> types.UntypedAPIFuture:
         new = entry.operation
         if new.kind != names.SAMPLE:
             await self._check_not_far_ahead(new.scope, new.seq_id)
         for skipped in await skip_gap(self._ledger, new) if in_order else ():
             self._schedule(skipped)
-        if self._stopping:
-            raise Rejected(503, "The service is stopping; try again.")
         if new.kind != names.SAMPLE:
             return await self._accept(entry)
-        async with self.sampling.admission(new):
+        async with self.sampling.admission(new, patient=patient):
             return await self._accept(entry)
 
     async def _accept(self, entry: Entry) -> types.UntypedAPIFuture:
         new = entry.operation
+        if self._stopping:
+            raise Rejected(503, "The service is stopping; try again.")
         _VALIDATED()
         try:
             operation, _ = await self._ledger.accept(

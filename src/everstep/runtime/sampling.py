@@ -56,6 +56,7 @@ class Sampling:
         self._announce = announce
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._entering = 0
+        self._freed = asyncio.Event()
         self._calls: dict[str, Call] = {}
         self._followers: defaultdict[str, list[Follower]] = defaultdict(list)
 
@@ -66,7 +67,7 @@ class Sampling:
             return
         task = asyncio.create_task(self._sample(operation), name=f"sample {request_id}")
         self._tasks[request_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(request_id, None))
+        task.add_done_callback(lambda _: self._ended(request_id))
 
     async def close(self) -> None:
         """Stop. What was not finished stays in the ledger."""
@@ -79,26 +80,48 @@ class Sampling:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @asynccontextmanager
-    async def admission(self, new: NewOperation) -> AsyncIterator[None]:
-        """Hold a place for a sample while it is accepted.
+    async def admission(self, new: NewOperation, *, patient: bool) -> AsyncIterator[None]:
+        """Hold a place for a sample while it is accepted. A retry has its place.
+
+        Args:
+            new: the sample.
+            patient: wait for a place for as long as a poll is held; else there is one or none.
 
         Raises:
-            Rejected: there is none (429), and this is not the retry of one that has a place.
+            Rejected: there is none (429).
         """
-        most = self._settings.most_samples
-        full = len(self._tasks) + self._entering >= most and new.failure is None
+        full = self._full and new.failure is None
         if full and await self._ledger.operation_at(new.scope, new.seq_id) is None:
-            raise Rejected(
-                429,
-                f"{most} samples are waiting or under way, as many as are taken at a time; "
-                "send this one again.",
-                retry_after=_BUSY_SECONDS,
-            )
+            await self._room(self._settings.poll_seconds if patient else 0.0)
         self._entering += 1
         try:
             yield
         finally:
             self._entering -= 1
+            self._freed.set()
+
+    @property
+    def _full(self) -> bool:
+        return len(self._tasks) + self._entering >= self._settings.most_samples
+
+    async def _room(self, seconds: float) -> None:
+        """Wait for a place; raises `Rejected` (429) when there is none in that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._full:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise Rejected(
+                429,
+                f"{self._settings.most_samples} samples are waiting or under way, as many as are "
+                "taken at a time; send this one again.",
+                retry_after=_BUSY_SECONDS,
+            ) from None
+
+    def _ended(self, request_id: str) -> None:
+        self._tasks.pop(request_id, None)
+        self._freed.set()
 
     async def cancel(self, request_id: str) -> None:
         """Stop a sample; its future fails and says so. One that has ended stays as it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from everstep.ledger import Event, Ledger, Session, SessionQuery, Stored
+from everstep.ledger import Event, Ledger, Session, SessionQuery, Stored, as_texts
 from everstep.runtime.access import OWNER
 from everstep.runtime.errors import Rejected
 from everstep.wire import types
@@ -48,15 +48,13 @@ class SessionViews:
         """A page of the sessions that meet a search, newest first."""
         cursor, owner = request.cursor, request.owner
         finished = _finished(request.statuses)
-        if isinstance(owner, types.UserSearchOwner) and OWNER not in owner.owner_urns:
-            return types.SessionSearchResponse(sessions=[])
-        if finished == []:
+        if not owned_by(owner) or finished == []:
             return types.SessionSearchResponse(sessions=[])
         found = await self._ledger.directory.search(
             SessionQuery(
                 session_id=request.session_id,
                 words=(request.display_name or "").split(),
-                project_ids=request.project_ids,
+                project_ids=projects(request.project_ids),
                 user_metadata=request.user_metadata,
                 finished=finished,
                 before=(cursor.last_created_at, cursor.last_session_id) if cursor else None,
@@ -92,6 +90,18 @@ def _finished(statuses: list[Any] | None) -> list[str | None] | None:
     return wanted
 
 
+def owned_by(owner: types.SearchOwner) -> bool:
+    """Whether a search for what is somebody's looks at what is here."""
+    return not isinstance(owner, types.UserSearchOwner) or OWNER in owner.owner_urns
+
+
+def projects(project_ids: list[str] | None) -> list[str | None] | None:
+    """The projects that a search wants; None among them: no project. None: whichever."""
+    if project_ids is None:
+        return None
+    return [*project_ids, *([None] if NO_PROJECT in project_ids else [])]
+
+
 def _summary(session: Session, stored: Stored | None) -> types.SessionSummary:
     status: dict[str, Any] = {"type": "active"}
     if session.finished is not None:
@@ -106,7 +116,7 @@ def _summary(session: Session, stored: Stored | None) -> types.SessionSummary:
             "status": status,
             "checkpoints_count": stored.count if stored else 0,
             "display_name": session.display_name,
-            "user_metadata": {key: str(value) for key, value in session.user_metadata.items()},
+            "user_metadata": as_texts(session.user_metadata),
             "checkpoint_storage_bytes": stored.size_bytes if stored else 0,
         }
     )

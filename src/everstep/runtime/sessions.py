@@ -72,6 +72,9 @@ class Sessions:
     ) -> types.CreateSamplingSessionResponse:
         """Create a sampler on a checkpoint or a base model; a retry gets the same one.
 
+        A number that was given to a sampler of something else is no retry: Tinkex has two counters
+        in a session. Then this sampler gets an id of its own.
+
         Args:
             request: names the one or the other.
             token: the weights access token that was sent with it, if any.
@@ -81,15 +84,24 @@ class Sessions:
         """
         session_id = await self._acceptance.session_id(request.session_id)
         sampler_id = names.sampler_id(session_id, request.sampling_session_seq_id)
+        sampler = await self._sampler(sampler_id, request, token)
+        if not _samples_from(sampler, request):
+            subject = request.model_path or request.base_model or ""
+            twin = names.twin_sampler_id(sampler_id, subject)
+            sampler = await self._sampler(twin, request, token)
+        return types.CreateSamplingSessionResponse(sampling_session_id=sampler.sampler_id)
+
+    async def _sampler(
+        self, sampler_id: str, request: types.CreateSamplingSessionRequest, token: str | None
+    ) -> Sampler:
+        """The sampler with an id; one is created for the request if there is none."""
         known = await self._ledger.sampler(sampler_id)
-        if known is None:
-            base_model, path = await self.subject(request, token)
-            read = event("read", path, purpose="sampling") if path is not None else None
-            now = datetime.now(UTC)
-            known = await self._ledger.create_sampler(
-                Sampler(sampler_id, session_id, base_model, path, now), read
-            )
-        return types.CreateSamplingSessionResponse(sampling_session_id=known.sampler_id)
+        if known is not None:
+            return known
+        base_model, path = await self.subject(request, token)
+        read = event("read", path, purpose="sampling") if path is not None else None
+        new = Sampler(sampler_id, request.session_id, base_model, path, datetime.now(UTC))
+        return await self._ledger.create_sampler(new, read)
 
     async def subject(
         self, request: types.CreateSamplingSessionRequest, token: str | None
@@ -131,3 +143,10 @@ class Sessions:
         return types.GetSamplerResponse(
             sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.model_path
         )
+
+
+def _samples_from(sampler: Sampler, request: types.CreateSamplingSessionRequest) -> bool:
+    """Whether a sampler is what a request asks for."""
+    if request.model_path is not None:
+        return sampler.model_path == request.model_path
+    return (sampler.model_path, sampler.base_model) == (None, request.base_model)

@@ -21,8 +21,8 @@ class Settings:
         device: torch device of the worker (``cpu``, ``cuda``); None takes CUDA when it is there.
         dtype: dtype of the base weights (``float32``, ``bfloat16``); None chooses by device.
         gap_seconds: how long an operation waits for a missing lower ``seq_id`` before it fails.
-        poll_seconds: how long a poll for a result is held, below the 45 s after which clients
-            give up.
+        poll_seconds: how long a poll for a result is held, or a sample for which there is no place,
+            below the 45 s after which clients give up.
         replay_seconds: a run is snapshotted when replaying it would cost more than this.
         min_ttl_seconds: smallest accepted ``ttl_seconds``.
         max_ttl_seconds: largest accepted ``ttl_seconds``.
@@ -41,6 +41,8 @@ class Settings:
         scrub_interval_seconds: how often it does.
         collect_interval_seconds: how often what nobody needs any more is removed.
         collect_grace_seconds: for how long it stays all the same.
+        abandoned_seconds: an unnamed sampler save is collected when for so long it was not used,
+            and nothing was heard of its session's client.
         worker_attempts: how often one operation may end its worker before it is failed.
         most_samples: how many samples wait or are under way at a time; a client that sends more
             is asked to wait (429).
@@ -68,6 +70,7 @@ class Settings:
     scrub_interval_seconds: float = 24 * 3600.0
     collect_interval_seconds: float = 3600.0
     collect_grace_seconds: float = 3600.0
+    abandoned_seconds: float = 7 * 24 * 3600.0
     worker_attempts: int = 3
     most_samples: int = 4096
     prefix_bytes: int = 256 << 20

@@ -1,6 +1,6 @@
 """Upkeep of the vault: what nobody needs any more, and removing it.
 
-    ended       unnamed sampler saves of sessions that ended
+    ended       unnamed sampler saves of sessions that ended, or whose client went away
     expired     checkpoints whose time was up a grace period ago
     orphaned    manifests that the index doesn't know, that no operation is about to record, and
                 that are older than the grace period
@@ -73,7 +73,7 @@ class Upkeep:
         known = {each.path for each in await self._ledger.every_checkpoint()}
         awaited = {_awaited(each) for each in await self._ledger.pending_operations(SAVES)}
         orphaned = [each for each in old if path_of(each) not in known and each not in awaited]
-        return Leftovers(await self._ledger.directory.ended(), expired, orphaned)
+        return Leftovers(await self._checkpoints.ended(), expired, orphaned)
 
     async def remove(self, found: Leftovers) -> None:
         """Remove checkpoints that may go, unless something else was saved under their names."""

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from everstep.engine.info import ModelInfo
-from everstep.ledger import Checkpoint, Ledger, Run
+from everstep.ledger import Checkpoint, CheckpointQuery, Ledger, Run
 from everstep.runtime.accept import Acceptance
 from everstep.runtime.access import OWNER, Access
 from everstep.runtime.checkpoints import Checkpoints
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.payloads import optimizer_of
+from everstep.runtime.session_views import owned_by, projects
 from everstep.wire import types
 from everstep.wire.errors import WireError
 from everstep.wire.paths import CheckpointKind, TinkerPath
@@ -139,6 +140,34 @@ class Views:
         return types.CheckpointsListResponse(
             checkpoints=[_checkpoint(c) for c in found],
             cursor=types.Cursor(offset=offset, limit=limit, total_count=total),
+        )
+
+    async def search_checkpoints(
+        self,
+        request: types.CheckpointSearchRequest,
+        kinds: Collection[CheckpointKind] = ALL_KINDS,
+    ) -> types.CheckpointSearchResponse:
+        """A page of the checkpoints of some kinds that meet a search, newest first."""
+        if not owned_by(request.owner):
+            return types.CheckpointSearchResponse(checkpoints=[])
+        cursor, kind = request.cursor, request.checkpoint_type
+        found = await self._ledger.directory.search_checkpoints(
+            CheckpointQuery(
+                kinds=[str(each) for each in kinds if kind in (None, str(each))],
+                project_ids=projects(request.project_ids),
+                user_metadata=request.user_metadata,
+                base_models=request.base_models,
+                before=(cursor.last_created_at, cursor.last_checkpoint_uuid) if cursor else None,
+                limit=request.limit + 1,
+            )
+        )
+        page, last = found[: request.limit], None
+        if len(found) > request.limit:
+            last = types.CheckpointSearchCursor(
+                last_created_at=page[-1].created_at, last_checkpoint_uuid=page[-1].path
+            )
+        return types.CheckpointSearchResponse(
+            checkpoints=[_checkpoint(each) for each in page], next_cursor=last
         )
 
     async def _training_run(self, run: Run) -> types.TrainingRun:

@@ -24,9 +24,9 @@ _NO_KEYS = (
 async def audit_log(
     request: Request,
     event_type: EventType = "all",
-    day: date | None = None,
+    day: Annotated[date | None, Query(lt=date.max)] = None,
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
-    cursor: Annotated[int, Query(ge=0)] = 0,
+    cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
 ) -> types.AuditLogResponse:
     """What was done in a day, in order; `limit` and `cursor` are ours."""
     administration = runtime_of(request).administration
@@ -59,6 +59,17 @@ async def auth_token() -> types.AuthTokenResponse:
     """No tokens stand for API keys here."""
     raise Rejected(
         404, "This service exchanges no API keys for tokens: send the key itself (X-API-Key)."
+    )
+
+
+@router.post("/external_weights_upload_start", responses=errors(404))
+@router.post("/external_weights_upload_finish", responses=errors(404))
+async def external_weights_upload() -> types.ErrorResponse:
+    """Adapters from elsewhere are imported here, not uploaded file by file."""
+    raise Rejected(
+        404,
+        "This service takes no uploads file by file: `everstep checkpoint import` brings an "
+        "adapter in with one request (/everstep/checkpoints/import).",
     )
 
 

@@ -16,7 +16,7 @@ from everstep.wire.publication import SetTtlRequest
 
 router = APIRouter(tags=["checkpoints"])
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Offset = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, lt=2**63)]
 AccessScope = Literal["owned", "accessible"]
 """Of whom: on a service with one owner, both mean everything."""
 _CHECKPOINT = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
@@ -64,6 +64,17 @@ async def checkpoints(
 ) -> types.CheckpointsListResponse:
     """A page of all checkpoints, newest first."""
     return await runtime_of(request).views.user_checkpoints(limit, offset, known_kinds(request))
+
+
+@router.post(
+    "/checkpoints/search",
+    openapi_extra=takes(types.CheckpointSearchRequest),
+    responses=errors(400, 413),
+)
+async def search_checkpoints(request: Request) -> types.CheckpointSearchResponse:
+    """A page of the checkpoints that meet a search, newest first."""
+    message = parse(types.CheckpointSearchRequest, await body_of(request))
+    return await runtime_of(request).views.search_checkpoints(message, known_kinds(request))
 
 
 @router.delete(_CHECKPOINT, status_code=204, responses=errors(400, 404))

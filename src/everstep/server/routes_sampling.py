@@ -55,10 +55,17 @@ async def join_sampling_session(request: Request) -> types.JoinSamplingSessionRe
     openapi_extra=takes(types.SampleRequest),
     responses=errors(400, 404, 413, 429),
 )
-async def asample(request: Request) -> types.UntypedAPIFuture:
-    """Sample sequences, and logprobs of the prompt."""
+async def asample(
+    request: Request, x_tinker_sampling_backpressure: Annotated[str | None, Header()] = None
+) -> types.UntypedAPIFuture:
+    """Sample sequences, and logprobs of the prompt.
+
+    While the service has no place for another sample, clients that know what to do then and say so
+    (X-Tinker-Sampling-Backpressure) are refused with 429 at once; others wait first.
+    """
     message = parse(types.SampleRequest, await body_of(request))
-    return await runtime_of(request).submit(message)
+    patient = x_tinker_sampling_backpressure is None
+    return await runtime_of(request).submit(message, patient=patient)
 
 
 async def _followed(

@@ -12,6 +12,8 @@ from pydantic import Field
 
 from everstep.wire.base import Request, Response
 
+LONGEST_TOKEN_SECONDS = 10 * 365 * 24 * 3600
+
 
 class SetTtlRequest(Request):
     """Has a checkpoint expire so many seconds from now; a null, which has to be sent: never."""
@@ -61,7 +63,7 @@ class CreateWeightsTokenRequest(Request):
     """
 
     tinker_path: str
-    ttl_seconds: int | None = Field(default=None, ge=1)
+    ttl_seconds: int | None = Field(default=None, ge=1, le=LONGEST_TOKEN_SECONDS)
 
 
 class WeightsTokenResponse(Response):

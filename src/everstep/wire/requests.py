@@ -58,7 +58,7 @@ class SessionHeartbeatRequest(Request):
 class FinishReason(Request):
     """How a session ended."""
 
-    type: str = "success"
+    type: Literal["success", "errored", "interrupted"] = "success"
 
 
 class FinishSessionRequest(Request):
@@ -287,7 +287,7 @@ class SamplingSessionFuturesTarget(Request):
 
     type: Literal["sampling_session"] = "sampling_session"
     sampling_session_id: str
-    cloned_sampler_id: int = 0
+    cloned_sampler_id: Annotated[int, Field(ge=0, le=10**9)] = 0
 
 
 class FuturesRetrieveRequest(Request):
@@ -301,6 +301,6 @@ class FuturesRetrieveRequest(Request):
     """
 
     target: SamplingSessionFuturesTarget
-    prev_cursor: int = 0
+    prev_cursor: SeqId = 0
     timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     retrieved_request_ids: list[str] = Field(default_factory=list)

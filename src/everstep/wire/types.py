@@ -20,6 +20,11 @@ from everstep.wire.administration import (
     WhoamiResponse,
 )
 from everstep.wire.base import Request, Response, parse
+from everstep.wire.checkpoint_search import (
+    CheckpointSearchCursor,
+    CheckpointSearchRequest,
+    CheckpointSearchResponse,
+)
 from everstep.wire.custom_losses import (
     CreateCustomLossRequest,
     CreateCustomLossResponse,
@@ -217,6 +222,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointArchiveUrlResponse",
     "CheckpointBillingEvent",
+    "CheckpointSearchCursor",
+    "CheckpointSearchRequest",
+    "CheckpointSearchResponse",
     "CheckpointType",
     "CheckpointsListResponse",
     "ClientConfigRequest",
