@@ -254,7 +254,7 @@ class Runtime:
         request: Request | types.UnloadModelRequest,
         *,
         in_order: bool = False,
-        patient: bool = True,
+        patient: bool = False,
     ) -> types.UntypedAPIFuture:
         """Accept a request durably and have it executed in its turn.
 
@@ -372,7 +372,7 @@ class Runtime:
             self.sampling.start(operation)
 
     async def _append(
-        self, entry: Entry, *, in_order: bool, patient: bool = True
+        self, entry: Entry, *, in_order: bool, patient: bool = False
     ) -> types.UntypedAPIFuture:
         new = entry.operation
         if new.kind != names.SAMPLE:
