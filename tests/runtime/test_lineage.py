@@ -174,6 +174,16 @@ def test_a_run_that_is_brought_back_goes_on_with_its_lineage(
         assert parents(service, save(service, child, "own")) == [first]
 
 
+def test_a_save_that_was_deleted_is_still_what_the_run_stood_on(home: Path, pico: Model) -> None:
+    with Local(home, pico).killed() as service:
+        run = service.new_run()
+        gone = save(service, run, "gone")
+        answer = service.http.delete(f"training_runs/{run}/checkpoints/weights/gone")
+        assert answer.status_code < 300, answer.text
+    with service.after() as service:
+        assert parents(service, save(service, run, "next")) == [gone]
+
+
 def test_a_run_whose_ledger_was_lost_goes_on_with_its_lineage(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
