@@ -104,7 +104,10 @@ def children() -> set[int]:
     """The ids of this process's living children."""
     found = set()
     for task in Path("/proc/self/task").glob("*/children"):
-        for child in task.read_text().split():
+        of_task = ""
+        with contextlib.suppress(OSError):  # the thread ended
+            of_task = task.read_text()
+        for child in of_task.split():
             with contextlib.suppress(OSError):  # it ended
                 state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
                 if state not in "ZX":

@@ -35,13 +35,19 @@ class Looper:
         self.run = self.service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
         self.rest = self.service.create_rest_client()
         self.rounds = 0
+        self._seen: list[Any] = []
         self.copies: list[str] = []
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Its rounds, and what it has seen in this one: it changes as the client gets on."""
+        return self.rounds, len(self._seen)
 
     def round(self) -> list[Any]:
         """Train, save, sample, load, publish, copy, delete; returns all that was seen."""
         sdk, run, number = self.sdk, self.run, self.rounds
         self.rounds += 1
-        seen: list[Any] = []
+        seen = self._seen = []
         steps = [self._step(number * 3 + step) for step in range(2)]
         saved = run.save_state(f"s{number}")
         for_sampling = run.save_weights_for_sampler("sampled" if number == 0 else f"w{number}")

@@ -162,7 +162,7 @@ class Keeper:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         try:
             found = children.read_text().split()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the service ended
             return None
         return int(found[-1]) if found else None
 

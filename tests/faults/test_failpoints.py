@@ -72,13 +72,16 @@ def test_killed_at_every_failpoint_no_client_notices(
             for start, (name, count) in enumerate(points, start=1):
                 if keeper.starts <= start:
                     keeper.kill()  # the process before this one lives on; this one is armed
+                mark = fired(tmp_path, start) / name
                 for _ in range(MOST_ROUNDS):
                     rounds = {sdk: pool.submit(each.round) for sdk, each in loopers.items()}
                     if name.startswith("runtime.recover"):
-                        give_it_something_to_recover(keeper, set(rounds.values()))
+                        give_it_something_to_recover(
+                            keeper, list(loopers.values()), set(rounds.values()), mark
+                        )
                     for sdk, numbers in rounds.items():
                         seen[sdk].append(numbers.result())
-                    if (fired(tmp_path, start) / name).exists():
+                    if mark.exists():
                         break
                 else:
                     pytest.fail(f"{name}@{count} was not reached in {MOST_ROUNDS} rounds")
@@ -90,11 +93,16 @@ def test_killed_at_every_failpoint_no_client_notices(
         assert seen[sdk] == uninterrupted(sdk, service.url, seed, len(seen[sdk]))
 
 
-def give_it_something_to_recover(keeper: Keeper, rounds: set[Future[Any]]) -> None:
-    """Kill the worker again and again while the clients go round."""
-    while wait(rounds, timeout=0.5, return_when=ALL_COMPLETED).not_done:
-        if keeper.ready():
+def give_it_something_to_recover(
+    keeper: Keeper, loopers: list[Looper], rounds: set[Future[Any]], mark: Path
+) -> None:
+    """Kill the worker whenever a client has got on, until the service was killed over it."""
+    before: list[tuple[int, int]] = []
+    while not mark.exists() and wait(rounds, timeout=0.1, return_when=ALL_COMPLETED).not_done:
+        now = [looper.progress for looper in loopers]
+        if now != before and keeper.ready():  # without progress, runs wait longer each time
             keeper.kill_worker()
+            before = now
 
 
 def fired(tmp_path: Path, start: int) -> Path:

@@ -113,7 +113,7 @@ def machine(directory: Path) -> Iterator[Machine]:
             yield running
 
 
-def through(victim: Machine, service: Service, cuts: Callable[[], None]) -> None:
+def through(victim: Machine, service: Service, cuts: Callable[[list[Looper]], None]) -> None:
     """Have clients go round while power is cut; then look at what they saw, and what is left."""
     loopers = [Looper(sdk, victim.keeper.url, seed) for sdk, seed in SEEDS.items()]
     done = threading.Event()
@@ -127,7 +127,7 @@ def through(victim: Machine, service: Service, cuts: Callable[[], None]) -> None
     with ThreadPoolExecutor(len(loopers)) as pool:
         running = [pool.submit(go_round, looper) for looper in loopers]
         try:
-            cuts()
+            cuts(loopers)
         finally:
             done.set()
         seen = [each.result() for each in running]
@@ -144,22 +144,36 @@ def test_at_every_failpoint_of_the_service(tmp_path: Path, service: Service) -> 
             through(victim, service, partial(cut_at_each, victim))
 
 
-def cut_at_each(victim: Machine) -> None:
+def cut_at_each(victim: Machine, loopers: list[Looper]) -> None:
     """Cut the power where the service hangs; what starts then hangs at the next failpoint."""
     victim.arm(CHOSEN[0])
     victim.keeper.kill()
     for name, following in zip(CHOSEN, [*CHOSEN[1:], None], strict=True):
-        recovering = name.startswith("runtime.recover")
-        victim.keeper.wait_until(partial(hangs, victim, killing=recovering))
+        if name.startswith("runtime.recover"):
+            victim.keeper.wait_until(Recovering(victim, loopers).hangs)
+        else:
+            victim.keeper.wait_until(victim.hangs)
         victim.arm(following)
         victim.lose_power()
 
 
-def hangs(victim: Machine, *, killing: bool) -> bool:
-    """Whether it hangs where it is to; ``killing``: give it something to recover until it does."""
-    if killing and not victim.hangs() and victim.keeper.ready():
-        victim.keeper.kill_worker()
-    return victim.hangs()
+class Recovering:
+    """Gives the service something to recover until it hangs at that."""
+
+    def __init__(self, victim: Machine, loopers: list[Looper]) -> None:
+        self._victim = victim
+        self._loopers = loopers
+        self._before: list[tuple[int, int]] = []
+
+    def hangs(self) -> bool:
+        """Whether it does; where not, the worker is killed if a client has got on meanwhile."""
+        if self._victim.hangs():
+            return True
+        now = [looper.progress for looper in self._loopers]
+        if now != self._before and self._victim.keeper.ready():
+            self._victim.keeper.kill_worker()  # without progress, runs wait longer each time
+            self._before = now
+        return False
 
 
 def test_at_random_moments(tmp_path: Path, service: Service) -> None:
@@ -168,7 +182,7 @@ def test_at_random_moments(tmp_path: Path, service: Service) -> None:
             through(victim, service, partial(cut_at_random, victim, chance))
 
 
-def cut_at_random(victim: Machine, chance: random.Random) -> None:
+def cut_at_random(victim: Machine, chance: random.Random, loopers: list[Looper]) -> None:
     """Cut the power at moments that the seed repeats."""
     for _ in range(RANDOM_CUTS):
         victim.keeper.wait_ready()
