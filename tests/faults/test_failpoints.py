@@ -27,7 +27,7 @@ from tests.faults import test_imports
 from tests.faults.cycle import IDENTITY, Looper, uninterrupted
 from tests.faults.keeper import Keeper
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BY_HAND = ("runtime.import.",)
 """Imports are made by hand; `test_imports` kills them."""
 POINTS = [name for name in failpoints.registered() if not name.startswith(BY_HAND)]

@@ -33,7 +33,7 @@ from tests.faults.test_failpoints import POINTS, check_all_listed_load
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600 + 3 * SOAK),
+    pytest.mark.timeout(1200 + 3 * SOAK),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 SIZE = 256 << 20
