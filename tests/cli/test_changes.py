@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import everstep
+from everstep.cli import outcomes
+from everstep.cli.errors import Code
+from everstep.client._errors import APIConnectionError
 from everstep.vault.keys import blob_key
 from tests.cli.remote import refused, said, told, typed
 from tests.client.keeping_service import KeepingService
@@ -59,6 +63,9 @@ def test_published_limited_and_tagged(url: str, save: Callable[..., str]) -> Non
     assert listed(url, a)["expires_at"] is None
     now = told(url, "checkpoint", "tag", a, "good=yes", "why=a=b", "--remove", "loss")
     assert now["user_metadata"] == {"good": "yes", "why": "a=b"} == listed(url, a)["user_metadata"]
+    loop = save("loop", user_metadata={"everstep_run": "loop"})
+    assert said(url, "checkpoint", "tag", loop, "x=y") == "x  y\n"
+    assert "everstep_run" not in said(url, "checkpoint", "info", loop)
 
 
 def test_each_of_several_is_done_for_itself(url: str, save: Callable[..., str]) -> None:
@@ -67,6 +74,46 @@ def test_each_of_several_is_done_for_itself(url: str, save: Callable[..., str]) 
     done = typed(url, "checkpoint", "publish", missing, a)
     assert done.exit_code == 3 and missing in done.stderr
     assert listed(url, a)["public"]
+
+
+def test_what_is_not_there_keeps_nothing_else_from_being_deleted_or_verified(
+    url: str, save: Callable[..., str]
+) -> None:
+    a = save("a")
+    missing = a + "0"
+    checked = typed(url, "checkpoint", "verify", missing, a, "--json")
+    report = json.loads(checked.stdout)
+    assert checked.exit_code == 3 and not report["ok"] and missing in checked.stderr
+    assert {each["tinker_path"]: each["ok"] for each in report["results"]} == {
+        a: True,
+        missing: False,
+    }
+    assert "ok       " + a in typed(url, "checkpoint", "verify", missing, a).stdout
+    assert refused(url, "checkpoint", "delete", "nothing", a, "--yes")[0] == 2
+    assert listed(url, a) is not None, "wrong usage is told before anything is done"
+    done = typed(url, "checkpoint", "delete", missing, a, "--json", "--yes")
+    assert done.exit_code == 3 and missing in done.stderr
+    errors = {each["tinker_path"]: each["error"] for each in json.loads(done.stdout)["results"]}
+    assert errors[a] is None and "checkpoint list" in errors[missing]
+    assert listed(url, a) is None
+
+
+def test_where_nothing_is_meant_programs_are_told_so(url: str) -> None:
+    none = ("--name", "no-checkpoint-is-called-that")
+    assert told(url, "checkpoint", "delete", *none, "--yes") == {"results": []}
+    assert told(url, "checkpoint", "delete", *none, "--dry-run") == {"results": []}
+    assert said(url, "checkpoint", "verify", *none) == "No checkpoints.\n"
+
+
+def test_a_service_that_is_gone_is_not_tried_for_each() -> None:
+    tried = []
+
+    def do(path: str) -> None:
+        tried.append(path)
+        raise APIConnectionError("gone")
+
+    done = outcomes.each(["a", "b", "c"], do)
+    assert tried == ["a"] and [each.code for each in done] == [Code.UNREACHABLE] * 3
 
 
 def test_verified_where_it_lies(url: str, service: Service, save: Callable[..., str]) -> None:
@@ -138,6 +185,7 @@ def test_deleted_by_path_and_by_filter_once_that_is_agreed_to(
         (("set-ttl", "tinker://a/weights/b"), "--never"),
         (("set-ttl", "tinker://a/weights/b", "--ttl", "1h", "--never"), "--never"),
         (("set-ttl", "tinker://a/weights/b", "--ttl", "soon"), "7d"),
+        (("set-ttl", "tinker://a/weights/b", "--ttl", "999999999w"), "longer"),
         (("tag", "tinker://a/weights/b"), "KEY=VALUE"),
         (("tag", "tinker://a/weights/b", "x"), "KEY=VALUE"),
         (("verify", "tinker://a/weights/b", "--run", "a"), "filters"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import everstep
-from everstep.cli import doctor_home, doctor_service, tensor_diff
+from everstep.cli import diff_work, doctor_home, doctor_service, tensor_diff
 from everstep.cli.errors import Refused
 from everstep.cli.target import Service as Target
 from everstep.wire.inspection import CheckpointDetailsResponse
@@ -66,6 +68,30 @@ def test_downloaded_whole_and_as_they_were_saved(saved: Saved, tmp_path: Path) -
     assert refused(saved.url, "checkpoint", "download", saved.a + "0", "-o", tmp_path)[0] == 3
 
 
+def test_interrupted_by_ctrl_c_a_download_goes_on_where_it_was(
+    saved: Saved, tmp_path: Path
+) -> None:
+    whole = httpx.Response.iter_raw
+    begun, asked = 1 << 16, []
+
+    def cut(self: httpx.Response, size: int | None = None) -> Iterator[bytes]:
+        yield next(iter(whole(self, begun)))
+        raise KeyboardInterrupt
+
+    def seen(self: httpx.Response, size: int | None = None) -> Iterator[bytes]:
+        asked.append(self.request.headers.get("range"))
+        yield from whole(self, size)
+
+    words = ("checkpoint", "download", saved.a, "-o", tmp_path)
+    with mock.patch.object(httpx.Response, "iter_raw", cut):
+        assert typed(saved.url, *words).exit_code == 130
+    assert not directory(tmp_path, saved.a).exists()
+    with mock.patch.object(httpx.Response, "iter_raw", seen):
+        said(saved.url, *words)
+    assert asked == [f"bytes={begun}-"]
+    assert [*tmp_path.iterdir()] == [directory(tmp_path, saved.a)], "and nothing lies beside it"
+
+
 def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) -> None:
     honest = Target.details
 
@@ -75,9 +101,15 @@ def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) 
         files = [each.model_copy(update={"blake3": "0" * 64}) for each in details.files]
         return details.model_copy(update={"files": files})
 
+    told(saved.url, "checkpoint", "download", saved.b, "-o", tmp_path)
     with mock.patch.object(Target, "details", lying):
         code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
-    assert code == 1 and "hash" in text
+        assert code == 1 and "hash" in text
+        again = ("checkpoint", "download", saved.b, "-o", tmp_path, "--force")
+        assert refused(saved.url, *again)[0] == 1
+    (kept,) = tmp_path.iterdir()
+    assert kept == directory(tmp_path, saved.b), "it is there when it is whole, and not before"
+    assert load_file(kept / "adapter_model.safetensors"), "and what was there stays until then"
 
 
 def test_where_the_service_tells_no_hashes_every_tensor_is_fetched_and_read(
@@ -111,6 +143,26 @@ def test_what_differs_is_told_tensor_by_tensor(saved: Saved, tmp_path: Path) -> 
     assert json.loads(offline.stdout)["tensors"] == report["tensors"]
     text = typed(saved.url, "checkpoint", "diff", saved.a, local[1], "--limit", 3).stdout
     assert saved.a in text and "3 are shown" in text and "lora_B" in text
+
+
+def test_side_by_side_fits_a_narrow_terminal(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    facts = {"step": "1", "note": "x" * 40}
+    a = diff_work.Side("a", Path("a"), facts, [])
+    b = diff_work.Side("b", Path("b"), {**facts, "step": "2"}, [])
+    diff_work._print_facts(a, b)
+    wide = diff_work.Side("b", Path("b"), {**facts, "note": "y" * 40}, [])
+    diff_work._print_facts(a, wide)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert all(len(line) <= 60 for line in lines), lines
+    assert [line.split() for line in lines[-2:]] == [
+        ["≠", "A", "note", "x" * 40],
+        ["≠", "B", "note", "y" * 40],
+    ]
 
 
 def test_what_is_the_same_is_told(saved: Saved) -> None:
@@ -189,6 +241,18 @@ def test_the_doctor_looks_at_the_key_and_at_other_services(tmp_path: Path) -> No
         found = [*doctor_service.findings(other.url, "sk-1", tmp_path)]
     assert (found[0].name, found[0].state) == ("API key", "problem")
     assert "tml-" in found[0].found
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8055", "http://[bad", "ftp://host"])
+def test_the_doctor_names_an_address_that_is_none(address: str, tmp_path: Path) -> None:
+    (found,) = doctor_service.findings(address, KEY, tmp_path)
+    assert (found.name, found.state) == ("service", "problem")
+    assert address in found.found and "http://HOST:PORT" in found.found
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, "key"), (404, "address"), (500, "log")])
+def test_the_doctor_says_why_no_models_are_told(status: int, advice: str) -> None:
+    assert advice in str(doctor_service._no_models(httpx.Response(status, text="no")).advice)
 
 
 def test_a_download_of_a_hosted_kind_of_service_is_refused_when_it_has_none(

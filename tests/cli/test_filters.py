@@ -94,6 +94,14 @@ def test_whatever_is_typed_is_a_time_or_is_told(text: str) -> None:
         assert "7d" in str(error) or "calendar" in str(error)
 
 
+@given(st.text(max_size=12) | st.from_regex(r"[0-9]{1,9}[smhdw]?", fullmatch=True))
+def test_whatever_is_typed_is_a_span_or_is_told(text: str) -> None:
+    try:
+        assert read_span(text) >= 0
+    except WrongUsage as error:
+        assert "7d" in str(error) or "longer" in str(error)
+
+
 @pytest.mark.parametrize("kind", CheckpointKind)
 def test_a_kind_has_two_names(kind: CheckpointKind) -> None:
     assert read_kind(str(kind)) is read_kind(kind.segment) is kind

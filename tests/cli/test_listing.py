@@ -8,11 +8,16 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from unittest import mock
 
 import pytest
+from httpx import Response
 
 import everstep
+from everstep.cli.target import Service as Target
 from tests.cli.remote import refused, said, told, typed
 from tests.client.keeping_service import KeepingService
 from tests.conftest import Service
@@ -101,6 +106,12 @@ def test_runs_are_listed_by_use_and_by_the_names_of_their_loops(saved: Saved) ->
 
 def test_sessions_are_listed_found_and_told(saved: Saved) -> None:
     assert saved.session in said(saved.url, "session", "list", "--limit", 0)
+    with connect(everstep, saved.url) as other:
+        other.create_lora_training_client(MODEL, 4, 1).result()
+    short = typed(saved.url, "session", "list", "--limit", 1)
+    assert "--limit 0 shows all" in short.stderr
+    assert told(saved.url, "session", "list", "--limit", 1)["more"] is True
+    assert told(saved.url, "session", "list", "--limit", 0)["more"] is False
     found = told(saved.url, "session", "search", "CLI", "--project", "lab", "--status", "success")
     assert [each["session_id"] for each in found["sessions"]] == [saved.session]
     assert found["sessions"][0]["checkpoints_count"] == 3
@@ -162,6 +173,52 @@ def test_a_service_that_can_not_be_reached_is_told_at_once() -> None:
     assert code == 4 and "everstep serve" in text and "--base-url" in text
     code, text = refused("http://example.invalid", "run", "list", "--api-key", "key")
     assert code == 5 and "tml-" in text
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8055", "http://[bad", "ftp://host", "http://"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    code, text = refused(address, "run", "list")
+    assert code == 2 and repr(address) in text and "http://HOST:PORT" in text
+
+
+class _Other(BaseHTTPRequestHandler):
+    """Some server that has nothing to do with the protocol."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.send_error(501)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_of_something_else_is_told_at_once() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Other) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            code, text = refused(url, "checkpoint", "list")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert code == 4 and "not as a Tinker service" in text and "--base-url" in text
+
+
+def test_a_service_that_refuses_the_key_is_told_by_its_own_words() -> None:
+    with mock.patch.object(Target, "send", return_value=Response(401, json={"detail": "not you"})):
+        assert refused("http://127.0.0.1:1", "run", "list") == (
+            5,
+            "everstep: the service refused: not you",
+        )
+
+
+def test_a_service_that_starts_is_waited_for_and_that_is_told(saved: Saved) -> None:
+    with mock.patch.object(Target, "send", return_value=Response(503, text="starting")):
+        done = typed(saved.url, "run", "info", saved.run)
+    assert done.exit_code == 0 and "answers 503" in done.stderr
 
 
 def test_without_an_address_the_service_of_the_home_is_meant(

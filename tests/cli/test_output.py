@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import pty
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import typer
+from rich.cells import cell_len
 
+import everstep
 from everstep.cli import completion, output
 from everstep.cli.errors import Code, NotOffered, exit_code, text_of, told
 from everstep.client._errors import APIConnectionError, status_error
@@ -15,6 +24,7 @@ from everstep.wire.errors import WireError
 from everstep.wire.inspection import TagCheckpointRequest
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
+from tests.scenario import MODEL, connect
 
 PATH = "tinker://853138c3-ddd1-4f60-b320-7870875ce7b8:train:0/weights/step-000100"
 HEADERS = ("saved (UTC)", "size", "", "path")
@@ -49,6 +59,30 @@ def test_in_a_narrow_terminal_a_path_has_a_line_of_its_own(
 ) -> None:
     lines = printed(monkeypatch, capsys, 80, "1")
     assert lines == [PATH, "  saved (UTC) 2026-11-25 09:37 · size 270.1 KiB · public"]
+
+
+def test_columns_stand_below_their_headers_whatever_a_name_is_written_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output.print_rows(("name", "path"), [("実験 🚀", PATH), ("plain", PATH)])
+    lines = capsys.readouterr().out.splitlines()
+    assert {cell_len(line.partition("tinker://")[0]) for line in lines[1:]} == {9}
+
+
+def test_a_name_can_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2Jb\nc"
+    output.print_rows(("name", "path"), [(name, PATH)])
+    output.print_facts([("name", name)])
+    told_ = capsys.readouterr().out
+    assert "\x1b" not in told_ and told_.count("a·[2Jb·c") == 2 and len(told_.splitlines()) == 3
+
+
+def test_json_can_be_read_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    output.print_json({"name": "größe 🚀"})
+    plain.seek(0)
+    assert json.loads(plain.read()) == {"name": "größe 🚀"}
 
 
 @pytest.mark.parametrize(
@@ -104,3 +138,69 @@ def test_the_shell_completes_paths_and_runs_of_the_service(
     assert completion.run_ids("no run begins so") == []
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:1")
     assert completion.run_ids("") == completion.checkpoint_paths("") == []
+
+
+WORDS = {
+    "everstep\ncheckpoint\ninfo\ntinker\n:\n//a": (["tinker://a"], True),
+    "everstep\ncheckpoint\ninfo\ntinker\n:": (["tinker:"], True),
+    "everstep\ncheckpoint\ninfo\ntinker\n:\n//a\n:\ntrain\n:\n0": (["tinker://a:train:0"], True),
+    "everstep\ncheckpoint\ninfo\ntinker\n:\n//a\nnext": (["tinker://a", "next"], False),
+    "everstep\ncheckpoint\ninfo\ntinker://a": (["tinker://a"], False),
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_bash_took_apart_at_colons_is_joined(words: str) -> None:
+    environment = {
+        "_EVERSTEP_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count("\n")),
+    }
+    completion.join_words(environment)
+    expected, joined = WORDS[words]
+    assert environment["COMP_WORDS"].split("\n") == ["everstep", "checkpoint", "info", *expected]
+    assert environment["COMP_CWORD"] == str(2 + len(expected))
+    assert (completion._JOINED in environment) == joined
+
+
+@pytest.mark.slow
+def test_bash_completes_a_path_with_colons(service: Service) -> None:
+    with connect(everstep, service.url) as client:
+        run = client.create_lora_training_client(MODEL, 4, 1).result()
+        path = run.save_state("completed-in-bash").result().path
+    bin_ = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "TINKER_BASE_URL": service.url,
+        "TERM": "dumb",
+        "PS1": "$ ",
+    }
+    own, theirs = pty.openpty()
+    bash = ["bash", "--norc", "--noprofile", "-i"]
+    with subprocess.Popen(
+        bash, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        try:
+            os.write(own, b'eval "$(everstep --show-completion bash)"; echo rea""dy\n')
+            _read_until(own, b"ready\r\n")
+            typed = f"everstep checkpoint info {path[:20]}"
+            os.write(own, typed.encode() + b"\t")
+            shown = b""
+            while path.encode() not in shown:
+                found = _read_until(own, b"\a", path.encode())
+                shown += found
+                if found.endswith(b"\a"):
+                    os.write(own, b"\t")  # the service didn't answer in time
+        finally:
+            process.kill()
+            os.close(own)
+            os.close(theirs)
+
+
+def _read_until(terminal: int, *ends: bytes) -> bytes:
+    """What a terminal shows until one of these."""
+    found = b""
+    while not any(end in found for end in ends):
+        found += os.read(terminal, 1024)
+    return found

@@ -172,13 +172,38 @@ def test_a_run_is_not_begun_twice_and_not_gone_on_with_otherwise(
     assert code == 1 and "--resume" in text and f"step {STEPS}" in text
     again = told(service.url, *words, *OPTIONS, "--resume")
     assert (again["state"], again["tinker_path"]) == ("finished before", trained["tinker_path"])
+    assert again["sampler_path"] == trained["sampler_path"]
+    runs = told(service.url, "run", "list")["total"]
+    other_rank = [*OPTIONS, "--resume", "--rank", 8]
+    code, text = refused(service.url, *words, *other_rank)
+    assert code == 1 and "rank is 4 there and 8 here. Go on with" in text
     code, text = refused(service.url, *words, "--resume", "--rank", 4, "--batch-size", 3)
+    assert told(service.url, "run", "list")["total"] == runs, "no run is begun to be refused"
     assert code == 1 and "batch_size was 4 and is 3" in text
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text() + '{"prompt": "a", "completion": "b"}\n')
     words[1] = other
     code, text = refused(service.url, *words, *OPTIONS, "--resume")
     assert code == 1 and "data was" in text
+
+
+def test_killed_before_it_saved_what_is_sampled_from_it_does_that_when_it_goes_on(
+    service: Service, data: Path, trained: Any, tmp_path: Path
+) -> None:
+    told(service.url, "checkpoint", "delete", trained["sampler_path"], "--yes")
+    words = ["train", data, "--name", "cli-trained", "--output", tmp_path, *OPTIONS, "--resume"]
+    again = told(service.url, *words)
+    trained["sampler_path"] = again["sampler_path"]
+    assert again["state"] == "finished before"
+    assert told(service.url, "checkpoint", "diff", trained["tinker_path"], again["sampler_path"])
+
+
+def test_a_learning_rate_of_nothing_is_one(service: Service, data: Path, tmp_path: Path) -> None:
+    words = ["train", data, "--name", "cli-still", "--output", tmp_path, *OPTIONS]
+    assert told(service.url, *words, "--learning-rate", 0, "--epochs", 1, "--resume")
+    first = told(service.url, "checkpoint", "list", "--name", "cli-still.*")["checkpoints"]
+    a, b = (each["tinker_path"] for each in first[:2])
+    assert told(service.url, "checkpoint", "diff", a, b)["same"]
 
 
 def test_the_checkpoints_are_those_that_the_policy_keeps(service: Service, trained: Any) -> None:

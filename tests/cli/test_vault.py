@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from everstep.cli import app
 from everstep.ledger import Ledger, Run
+from everstep.runtime import pruning
 from everstep.vault.keys import manifest_key
 from tests.vault.homes import RUN, Home, rot
 
@@ -22,10 +23,12 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-def vault(home: Path, *arguments: str, code: int = 0, answer: str = "") -> str:
+def vault(
+    home: Path, *arguments: str, code: int = 0, answer: str = "", columns: str = "200"
+) -> str:
     """The command's standard output and error."""
     done = CliRunner().invoke(
-        app, ["vault", *arguments, "--home", str(home)], input=answer, env={"COLUMNS": "200"}
+        app, ["vault", *arguments, "--home", str(home)], input=answer, env={"COLUMNS": columns}
     )
     assert done.exit_code == code, done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -45,7 +48,7 @@ def names(home: Home) -> set[str]:
 
 def test_a_sound_home_verifies(home: Home) -> None:
     home.save("x", b"content")
-    assert "1 checkpoints, 2 files, 13 bytes: all as they were written." in vault(
+    assert "1 checkpoint, 2 files, 13 bytes: all as they were written." in vault(
         home.path, "verify"
     )
     assert told(home.path, "verify", "--all")["ok"] is True
@@ -89,7 +92,7 @@ def test_quarantine_moves_hides_and_is_healed(home: Home) -> None:
 
 def test_a_home_that_is_none_is_told(tmp_path: Path) -> None:
     for command in ("verify", "gc", "rebuild", "quarantined"):
-        assert "no everstep home" in vault(tmp_path / "none", command, code=1)
+        assert "no everstep home" in vault(tmp_path / "none", command, code=3)
     assert not (tmp_path / "none").exists()
 
 
@@ -162,6 +165,33 @@ def test_prune_keeps_the_last_and_the_best(home: Home) -> None:
     assert home.listed() == ["d"]
 
 
+def test_prune_tells_programs_what_is_deleted_when_it_is(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(home)
+
+    async def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(pruning, "delete", full)
+    policy = ["--run", RUN, "--keep-last", "1", "--yes", "--json"]
+    text = vault(home.path, "prune", *policy, code=1)
+    assert text == "everstep: the disk is full\n" and home.listed() == ["a", "b", "c", "d"]
+
+
+def test_a_path_is_never_broken_however_narrow_the_terminal_is(home: Home) -> None:
+    manifest = home.save("a-checkpoint-with-a-long-name", b"content")
+    home.save("b", b"b")
+    rot(home.blob(manifest))
+    text = vault(home.path, "prune", "--run", RUN, "--keep-last", "1", "--dry-run", columns="40")
+    path = f"{PATH}/a-checkpoint-with-a-long-name"
+    assert path in text
+    assert path in vault(home.path, "verify", code=1, columns="40")
+    vault(home.path, "verify", "--quarantine", code=1)
+    text = vault(home.path, "quarantined", columns="40")
+    assert path in text and told(home.path, "quarantined")[0]["file"] in text
+
+
 def test_prune_spares_the_only_good_one(home: Home) -> None:
     scored(home)
     for name in "bcd":
@@ -171,17 +201,20 @@ def test_prune_spares_the_only_good_one(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "code", "text"),
     [
-        (["--run", RUN], "keep something"),
-        (["--run", RUN, "--keep-best", "1"], "needs a metric"),
-        (["--run", "none:train:0", "--keep-last", "1"], "There is no run none:train:0"),
-        (["--run", RUN, "--keep-last", "1", "--json"], "--yes or --dry-run"),
+        (["--run", RUN], 2, "keep something"),
+        (["--run", RUN, "--keep-best", "1"], 2, "needs a metric"),
+        (["--run", "none:train:0", "--keep-last", "1"], 3, "There is no run none:train:0"),
+        (["--run", RUN, "--keep-last", "1", "--json"], 2, "--yes or --dry-run"),
+        (["--run", RUN, "--keep-last", "1"], 1, "There is nobody to ask: give --yes"),
     ],
 )
-def test_prune_refuses_what_makes_no_sense(home: Home, arguments: list[str], text: str) -> None:
+def test_prune_refuses_what_makes_no_sense(
+    home: Home, arguments: list[str], code: int, text: str
+) -> None:
     scored(home)
-    assert text in vault(home.path, "prune", *arguments, code=1)
+    assert text in vault(home.path, "prune", *arguments, code=code)
     assert home.listed() == ["a", "b", "c", "d"]
 
 
@@ -207,7 +240,7 @@ def test_a_lost_index_is_made_anew(home: Home) -> None:
     home.snapshot(b"s")
     before, (run,) = rows(home)
     lose_the_database(home.path)
-    assert "2 checkpoints and 1 runs are back" in vault(home.path, "rebuild")
+    assert "2 checkpoints and 1 run are back" in vault(home.path, "rebuild")
     after, (again,) = rows(home)
     assert [each.path for each in after] == [each.path for each in before]
     for old, new in zip(before, after, strict=True):

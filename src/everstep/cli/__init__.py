@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from everstep.cli import completion
 from everstep.cli.checkpoint import app as checkpoint_app
 from everstep.cli.doctor import doctor
 from everstep.cli.errors import told
@@ -170,4 +174,8 @@ def conformance(
 
 def main() -> None:
     """Entry point of the command."""
+    completion.join_words(os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # some locales lack what we print
     app()

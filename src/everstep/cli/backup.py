@@ -187,7 +187,7 @@ def _print_backup(note: BackupNote, path: Path, as_json: bool) -> None:
         return
     out = output.console()
     if note.left_out:
-        out.print(tables.lines("Left out", note.left_out.items()))
+        tables.print_remarks("Left out", note.left_out.items())
         out.print("Earlier backups are kept; they may have it.")
     out.print(
         f"{path}: {note.checkpoints} checkpoints and snapshots, {note.files} files, "

@@ -33,25 +33,26 @@ def verify(
     Another service than Everstep has no hashes to compare with: there each is fetched, and its
     tensors are read. Exits with 1 when something is damaged.
     """
-    from everstep.cli import checkpoint_views, listing, output
+    from everstep.cli import checkpoint_views, listing, outcomes, output
 
     wanted = filters.Filters.of(run, kind, before, after, name)
     if paths and wanted.given:
         raise WrongUsage("give paths, or filters.")
     with target.service() as service:
         chosen = paths or [each.tinker_path for each in listing.checkpoints(service.rest, wanted)]
-        found = []
+        found: list[VerifyCheckpointResponse] = []
         with output.steps("verifying", len(chosen), quiet=target.as_json) as advance:
-            for path in dict.fromkeys(chosen):
+
+            def verify_one(path: str) -> None:
                 found.append(_verified(service, path))
                 advance(1)
-    if target.as_json:
-        ok = all(each.ok for each in found)
-        output.print_json({"ok": ok, "results": [each.model_dump(mode="json") for each in found]})
-    else:
-        checkpoint_views.print_verified(found)
-    if not all(each.ok for each in found):
-        raise typer.Exit(Code.FAILED)
+
+            looked = outcomes.each(chosen, verify_one)
+    checkpoint_views.tell_verified(found, looked, target.as_json)
+    codes = [Code.FAILED for each in found if not each.ok]
+    codes += [each.code for each in looked if each.error is not None]
+    if codes:
+        raise typer.Exit(codes[0])
 
 
 def _verified(service: Service, path: str) -> VerifyCheckpointResponse:

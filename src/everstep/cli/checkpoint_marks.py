@@ -81,7 +81,7 @@ def tag(
     if target.as_json:
         output.print_json(now.model_dump(mode="json"))
     else:
-        output.print_facts(now.user_metadata.items())
+        output.print_facts(output.own_metadata(now.user_metadata).items())
 
 
 def read_pair(text: str) -> tuple[str, str]:

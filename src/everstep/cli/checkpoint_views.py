@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from everstep.cli import output
+from everstep.cli.outcomes import Outcome
 from everstep.wire.inspection import CheckpointDetailsResponse, VerifyCheckpointResponse
 from everstep.wire.responses import Checkpoint, WeightsInfoResponse
 
 _HEADERS = ("saved (UTC)", "size", "expires", "", "path")
-_LOOP = "everstep_loop"
 
 
 def print_list(shown: Sequence[Checkpoint], total: int) -> None:
@@ -68,8 +68,8 @@ def print_info(
     ]
     facts += _trained(checkpoint, info)
     facts += _made(details)
-    metadata = checkpoint.user_metadata or {}
-    facts += [(f"· {k}", v) for k, v in metadata.items() if not k.startswith(_LOOP)]
+    own = output.own_metadata(checkpoint.user_metadata)
+    facts += [(f"· {key}", value) for key, value in own.items()]
     output.print_facts(facts)
 
 
@@ -106,9 +106,37 @@ def _made(details: CheckpointDetailsResponse | None) -> list[tuple[str, str | No
     ]
 
 
-def print_verified(found: Sequence[VerifyCheckpointResponse]) -> None:
-    """Print what a verification found: a line each, and of damaged ones what is wrong."""
+def tell_verified(
+    found: Sequence[VerifyCheckpointResponse], looked: Sequence[Outcome], as_json: bool
+) -> None:
+    """Print what a verification found.
+
+    Args:
+        found: of those that could be read.
+        looked: what came of each.
+        as_json: print JSON.
+    """
+    failed = [each for each in looked if each.error is not None]
+    if not as_json:
+        if found or not failed:
+            _print_verified(found)
+    else:
+        results = [each.model_dump(mode="json") for each in found]
+        results += [
+            {"tinker_path": each.tinker_path, "ok": False, "files": [], "error": each.error}
+            for each in failed
+        ]
+        output.print_json({"ok": all(each["ok"] for each in results), "results": results})
+    for each in failed:
+        output.messages().print(f"everstep: {each.tinker_path}: {each.error}")
+
+
+def _print_verified(found: Sequence[VerifyCheckpointResponse]) -> None:
+    """Print a line for each, and of damaged ones what is wrong."""
     out = output.console()
+    if not found:
+        out.print("No checkpoints.")
+        return
     for each in found:
         out.print(f"{'ok' if each.ok else 'DAMAGED':<7}  {each.tinker_path}")
         if each.error is not None:

@@ -79,8 +79,8 @@ def _side(service: Service | None, name: str, target: Target) -> Iterator[Side]:
         fetch(service, name, directory, quiet=target.as_json)
         facts = {"saved": f"{output.time_text(checkpoint.time)} UTC"}
         facts |= _configuration(directory) | _made(details)
-        metadata = checkpoint.user_metadata or {}
-        facts |= {f"· {k}": v for k, v in metadata.items() if not k.startswith("everstep_")}
+        own = output.own_metadata(checkpoint.user_metadata)
+        facts |= {f"· {key}": value for key, value in own.items()}
         if details is None:
             yield Side(name, directory, facts)
         else:
@@ -139,7 +139,7 @@ def _made(details: CheckpointDetailsResponse | None) -> dict[str, str]:
         return {}
     return {
         "step": str(details.step),
-        "seed": str(details.lora.get("seed")),
+        "seed": str(details.lora.get("seed", "–")),
         "optimizer": "none" if details.optimizer is None else str(details.optimizer["type"]),
         "base": details.base_fingerprint[:16],
     }
@@ -180,14 +180,8 @@ def _print(
             out.print(f"   from {each}")
     if related := _related(a, b):
         out.print(f"   {related}")
-    keys = [*a.facts, *(key for key in b.facts if key not in a.facts)]
-    rows = [(key, a.facts.get(key, "–"), b.facts.get(key, "–")) for key in keys]
-    marked = [
-        ("", key, left, "=") if left == right else ("≠", key, left, right)
-        for key, left, right in rows
-    ]
     out.print()
-    output.print_columns(("", "", "A", "B"), marked)
+    _print_facts(a, b)
     out.print()
     differing = [each for each in found if each.status != "same"]
     if not differing:
@@ -203,6 +197,24 @@ def _print(
         f"{len(differing)} of {output.counted(len(found), 'tensor')} differ, {same} are the same, "
         f"bit for bit." + (f" {len(shown)} are shown." if len(shown) < len(differing) else "")
     )
+
+
+def _print_facts(a: Side, b: Side) -> None:
+    """Print what is known of both side by side; where the terminal is too narrow, below another."""
+    keys = [*a.facts, *(key for key in b.facts if key not in a.facts)]
+    both = [(key, a.facts.get(key, "–"), b.facts.get(key, "–")) for key in keys]
+    beside = [
+        ("", key, left, "=") if left == right else ("≠", key, left, right)
+        for key, left, right in both
+    ]
+    if output.fits(beside):
+        output.print_columns(("", "", "A", "B"), beside)
+        return
+    below = [("", key, left) for key, left, right in both if left == right]
+    for key, left, right in both:
+        if left != right:
+            below += [("≠ A", key, left), ("≠ B", key, right)]
+    output.print_columns(("", "", "A and B"), below)
 
 
 def _row(each: TensorDifference) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from everstep.cli.errors import Refused
 from everstep.cli.finding import Finding, ok, problem, warning
+from everstep.cli.output import counted
 
 _LITTLE_BYTES = 5 << 30
 
@@ -65,11 +66,11 @@ def _ledger(home: Path) -> Finding:
         runs, checkpoints, damaged = asyncio.run(look())
     except (LedgerError, Refused, OSError) as error:
         return problem("ledger", str(error), "'everstep ledger verify' says more.")
-    found = f"{runs} runs, {checkpoints} checkpoints"
+    found = f"{counted(runs, 'run')}, {counted(checkpoints, 'checkpoint')}"
     if damaged:
         return problem(
             "ledger",
-            f"{found}; {damaged} rows are damaged",
+            f"{found}; damaged: {counted(damaged, 'row')}",
             "'everstep ledger verify' names them and says what to do.",
         )
     return ok("ledger", found)
@@ -86,11 +87,11 @@ def _vault(home: Path) -> Finding:
         return problem(
             "vault", str(error), "'everstep vault verify --quarantine' puts it out of the way."
         )
-    found = f"{manifests} checkpoints and snapshots can be read"
+    found = f"checkpoints and snapshots that can be read: {manifests:,}"
     if notes:
         return warning(
             "vault",
-            f"{found}; {notes} damaged files are in quarantine",
+            f"{found}; in quarantine: {counted(notes, 'damaged file')}",
             "'everstep vault quarantined' names them; 'everstep restore' may have them.",
         )
     return ok("vault", f"{found}; 'everstep vault verify' hashes them")

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
 from everstep.cli.finding import Finding, ok, problem, warning
+from everstep.cli.output import counted
 
 _OLDEST = (3, 11)
 _SERVER = {
@@ -76,7 +77,7 @@ def _torch() -> Finding:
     except (ImportError, OSError) as error:
         return problem("torch", f"can't be imported: {error}", "Install another build of torch.")
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    found = f"{torch.__version__}, {threads} threads on {cores} cores"
+    found = f"{torch.__version__}, {counted(threads, 'thread')} on {counted(cores, 'core')}"
     if torch.cuda.is_available():
         return ok("torch", f"{found}, CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}")
     if threads > cores:

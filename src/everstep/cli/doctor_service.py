@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 
 from everstep.cli import running
-from everstep.cli.errors import Refused
+from everstep.cli.errors import Refused, WrongUsage
 from everstep.cli.finding import Finding, ok, problem, warning
+from everstep.cli.target import address
 
 _SECONDS = 10.0
 _SKEW_SECONDS = 60.0
@@ -27,7 +28,10 @@ def findings(base_url: str | None, api_key: str | None, home: Path) -> Iterator[
         home: whose service it is, where no address is given.
     """
     try:
-        url = base_url if base_url not in (None, "local") else running.address(home)
+        url = running.address(home) if base_url in (None, "", "local") else address(str(base_url))
+    except WrongUsage as refusal:
+        yield problem("service", str(refusal), "Correct it, or unset TINKER_BASE_URL.")
+        return
     except Refused as refusal:
         yield problem("service", str(refusal), "Try again in a minute.")
         return
@@ -128,11 +132,7 @@ def _release(client: httpx.Client, url: str) -> Finding:
 def _models(client: httpx.Client, url: str, api_key: str | None) -> Iterator[Finding]:
     answer = client.get(f"{url}/api/v1/get_server_capabilities")
     if not answer.is_success:
-        yield problem(
-            "models",
-            f"the service answers {answer.status_code}: {answer.text[:200]}",
-            "Look at its log: a model may not load.",
-        )
+        yield _no_models(answer)
         return
     names = [each["model_name"] for each in answer.json()["supported_models"]]
     if not names:
@@ -141,6 +141,15 @@ def _models(client: httpx.Client, url: str, api_key: str | None) -> Iterator[Fin
     yield ok("models", f"{', '.join(names)}: loaded")
     for name in names if len(names) == 1 else ():
         yield _tokenizer(url, api_key, name)
+
+
+def _no_models(answer: httpx.Response) -> Finding:
+    if answer.status_code in (401, 403):
+        return problem("models", "the service refuses the API key", "Ask for a key that it knows.")
+    found = f"the service answers {answer.status_code}: {' '.join(answer.text[:200].split())}"
+    if answer.status_code in (404, 405, 501):
+        return problem("models", found, "Make sure that this is the address of a Tinker service.")
+    return problem("models", found, "Look at its log: a model may not load.")
 
 
 def _tokenizer(url: str, api_key: str | None, model: str) -> Finding:

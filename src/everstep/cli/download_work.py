@@ -16,6 +16,7 @@ from everstep.cli import listing, outcomes, output, tensor_diff
 from everstep.cli.errors import Refused
 from everstep.cli.target import Service, Target
 from everstep.client import download_checkpoint
+from everstep.vault.local import sync_directory
 from everstep.wire.inspection import (
     CheckpointDetailsResponse,
     VerifiedFile,
@@ -31,9 +32,7 @@ def download(target: Target, paths: Sequence[str], parent: Path, force: bool) ->
         def one(path: str) -> dict[str, Any]:
             listing.one(service.rest, path)
             directory = parent / directory_name(path)
-            if force and directory.is_dir():
-                shutil.rmtree(directory)
-            files = fetch(service, path, directory, quiet=target.as_json)
+            files = fetch(service, path, directory, quiet=target.as_json, force=force)
             size = sum(each.stat().st_size for each in files)
             if not target.as_json:
                 told = f"{output.counted(len(files), 'file')}, {output.size_text(size)}"
@@ -49,14 +48,19 @@ def directory_name(path: str) -> str:
     return path.removeprefix(SCHEME).replace("/", "_")
 
 
-def fetch(service: Service, path: str, directory: Path, *, quiet: bool) -> list[Path]:
+def fetch(
+    service: Service, path: str, directory: Path, *, quiet: bool, force: bool = False
+) -> list[Path]:
     """Fetch a checkpoint's files into a directory; goes on with what an earlier attempt left.
+
+    The directory appears, or takes the place of the one before, when all of it is verified.
 
     Args:
         service: where it lies.
         path: of the checkpoint.
         directory: must not be there, or be empty.
         quiet: show no bar.
+        force: it may be there, and is replaced.
 
     Returns:
         The files.
@@ -64,6 +68,22 @@ def fetch(service: Service, path: str, directory: Path, *, quiet: bool) -> list[
     Raises:
         Refused: the directory is in use, or a file has another hash than its manifest says.
     """
+    if directory.exists() and (not directory.is_dir() or (not force and any(directory.iterdir()))):
+        raise Refused(f"{directory} is there already: choose another --output, or --force.")
+    stage = directory.absolute().with_name(f".{directory.name}.unverified")
+    shutil.rmtree(stage, ignore_errors=True)  # of an attempt that was killed
+    found = _fetched(service, path, stage, quiet)
+    try:
+        check(service.details(path), found)
+    except Refused:
+        shutil.rmtree(stage)
+        raise
+    _appear(stage, directory)
+    return [directory / each.relative_to(stage) for each in found]
+
+
+def _fetched(service: Service, path: str, directory: Path, quiet: bool) -> list[Path]:
+    """Fetch, with a bar."""
     terminal = Console(stderr=True)
     off = quiet or not terminal.is_terminal
     columns = output.transfer_columns("{task.description}")
@@ -72,17 +92,21 @@ def fetch(service: Service, path: str, directory: Path, *, quiet: bool) -> list[
 
         def show(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name)
+                tasks[name] = bar.add_task(name, total=total)
             bar.update(tasks[name], completed=done, total=total)
 
-        try:
-            files = download_checkpoint(service.client, path, directory, progress=show)
-        except FileExistsError as error:
-            raise Refused(
-                f"{directory} is there already: choose another --output, or --force."
-            ) from error
-    check(service.details(path), files)
-    return files
+        return download_checkpoint(service.client, path, directory, progress=show)
+
+
+def _appear(stage: Path, directory: Path) -> None:
+    """Put what was fetched in its place, and only then remove what was there."""
+    before = directory.absolute().with_name(f".{directory.name}.before")
+    if directory.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        directory.rename(before)
+    stage.rename(directory)
+    sync_directory(directory.absolute().parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def fetched_and_read(service: Service, path: str) -> VerifyCheckpointResponse:
@@ -117,8 +141,8 @@ def check(details: CheckpointDetailsResponse | None, files: Sequence[Path]) -> N
         expected = known.get(file.name)
         if expected is not None and _hash(file) != expected:
             raise Refused(
-                f"{file} is not what the service saved: its hash is another. Delete the directory, "
-                "and try again."
+                f"{file.name} came, and is not what the service saved: its hash is another. "
+                "Nothing of it is kept; try again."
             )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from everstep.cli.completion import run_ids
 from everstep.cli.errors import WrongUsage
 from everstep.wire.errors import WireError
 from everstep.wire.paths import CheckpointKind
@@ -25,7 +26,10 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _RUN_NAME = "everstep_run"
 
-Run = Annotated[str | None, typer.Option("--run", metavar="ID", help="Of this run.")]
+Run = Annotated[
+    str | None,
+    typer.Option("--run", metavar="ID", help="Of this run.", autocompletion=run_ids),
+]
 Kind = Annotated[
     str | None,
     typer.Option("--kind", metavar="KIND", help="training, sampler or external."),
@@ -138,9 +142,13 @@ def read_span(text: str) -> int:
         WrongUsage: it is none.
     """
     found = _AGO.fullmatch(text if not text.isdecimal() else f"{text}s")
-    if found is None:
+    try:
+        span = found and timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError as error:
+        raise WrongUsage(f"{text!r} is longer than any service keeps anything.") from error
+    if span is None:
         raise WrongUsage(f"{text!r} is no span: give one as 90s, 30m, 12h, 7d or 2w.")
-    return int(timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds())
+    return int(span.total_seconds())
 
 
 def read_kind(text: str) -> CheckpointKind:

@@ -52,4 +52,5 @@ def _print(damaged: list[str], as_json: bool) -> None:
         return
     for each in damaged:
         print(each)
-    print(f"{len(damaged)} rows are damaged." if damaged else "Every row is what was written.")
+    count = output.counted(len(damaged), "row")
+    print(f"Damaged: {count}." if damaged else "Every row is what was written.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from everstep.cli.errors import NotFound
 from everstep.cli.filters import Filters
 from everstep.client import RestClient
@@ -73,13 +71,6 @@ def one(rest: RestClient, path: str) -> Checkpoint:
             f"'everstep checkpoint list --run {parsed.run_id}' lists what is there."
         )
     return found[0]
-
-
-def chosen(rest: RestClient, paths: Sequence[str], filters: Filters) -> list[Checkpoint]:
-    """The checkpoints of these paths; without any, all that the filters admit."""
-    if not paths:
-        return checkpoints(rest, filters)
-    return [one(rest, path) for path in dict.fromkeys(paths)]
 
 
 def _no_run(run_id: str) -> NotFound:

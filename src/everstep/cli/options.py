@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everstep.cli.errors import Refused
+from everstep.cli.errors import NotFound
 
 Home = Annotated[
     Path, typer.Option(envvar="EVERSTEP_HOME", help="Where everything is kept.", file_okay=False)
@@ -27,10 +27,13 @@ DEFAULT_HOME = Path("~/.everstep")
 
 
 def existing_home(home: Path, vault: str | None = None) -> Path:
-    """The home's full path; raises `Refused` when it has no vault, or another one than that."""
+    """The home's full path; raises `NotFound` when it has no vault.
+
+    With ``vault``, `VaultElsewhere` when that is not where its vault lies.
+    """
     home = home.expanduser().resolve()
     if not (home / "vault").is_dir():
-        raise Refused(f"There is no everstep home at {home}: it has no vault. Choose --home.")
+        raise NotFound(f"There is no everstep home at {home}: it has no vault. Choose --home.")
     if vault is not None:
         from everstep.vault.location import check
 

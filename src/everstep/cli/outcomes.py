@@ -32,12 +32,17 @@ class Outcome:
 def each(paths: Iterable[str], do: Callable[[str], dict[str, Any] | None]) -> list[Outcome]:
     """Do something to each of some checkpoints; one that fails keeps none of the others up.
 
+    When the service is gone, or refuses the key, the others are not tried.
+
     Args:
         paths: of the checkpoints.
         do: does it, and gives what more is told to programs.
     """
-    done = []
+    done: list[Outcome] = []
     for path in dict.fromkeys(paths):
+        if done and done[-1].code in (Code.UNREACHABLE, Code.NO_ACCESS):
+            done.append(Outcome(path, "not tried, for the same reason", done[-1].code))
+            continue
         try:
             done.append(Outcome(path, told=do(path)))
         except Exception as error:

@@ -8,12 +8,14 @@ line of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -64,7 +66,7 @@ def transfer_columns(what: str) -> tuple[ProgressColumn, ...]:
     return (
         TextColumn(what, markup=False),
         BarColumn(),
-        DownloadColumn(),
+        DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
@@ -106,9 +108,15 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each == "\n" else "·" for each in text)
 
 
+def in_line(text: str) -> str:
+    """The same in one line, whatever somebody gave as a name."""
+    return printable(text).replace("\n", "·")
+
+
 def print_json(content: Any) -> None:
-    """Print a value for programs."""
-    print(json.dumps(content, indent=1, ensure_ascii=False))
+    """Print a value for programs; where standard output can't hold a character, its escape."""
+    whole = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(content, indent=1, ensure_ascii=not whole))
 
 
 def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -119,26 +127,41 @@ def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         rows: of text, a cell a column.
     """
     out = console()
-    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
-    wide = sum(widths) + len(_GAP) * (len(widths) - 1)
-    if out.is_terminal and wide > out.width:
+    if not fits([headers, *rows]):
         for *cells, path in rows:
             told = (
-                f"{name} {cell}".strip() for name, cell in zip(headers, cells, strict=False) if cell
+                f"{name} {in_line(cell)}".strip()
+                for name, cell in zip(headers, cells, strict=False)
+                if cell
             )
-            out.print(Text(path, style="bold"))
+            out.print(Text(in_line(path), style="bold"))
             out.print(Text("  " + " · ".join(told), style="dim"))
         return
     print_columns([each.upper() for each in headers], rows)
 
 
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the terminal is wide enough for a row a line; what is no terminal always is."""
+    out = console()
+    return not out.is_terminal or sum(_widths(rows)) <= out.width
+
+
 def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below their headers, a line each, however long."""
     out = console()
-    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
+    widths = _widths([headers, *rows])
     for index, row in enumerate([headers, *rows]):
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        out.print(Text(_GAP.join(padded).rstrip(), style="" if index else "bold"))
+        shown = map(in_line, row)
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(shown, widths, strict=True)
+        )
+        out.print(Text("".join(padded).rstrip(), style="" if index else "bold"))
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """How many columns of a terminal each column takes, with the gap behind all but the last."""
+    widest = [max(cell_len(in_line(cell)) for cell in cells) for cells in zip(*rows, strict=True)]
+    return [width + len(_GAP) for width in widest[:-1]] + widest[-1:]
 
 
 def print_listing(
@@ -164,10 +187,16 @@ def print_listing(
 def print_facts(facts: Iterable[tuple[str, str | None]]) -> None:
     """Print what is known of one thing, a line each; what is None is left out."""
     known = [(name, value) for name, value in facts if value is not None]
-    width = max((len(name) for name, _ in known), default=0)
+    known = [(in_line(name), in_line(value)) for name, value in known]
+    width = max((cell_len(name) for name, _ in known), default=0)
     out = console()
     for name, value in known:
-        out.print(Text.assemble((name.ljust(width) + _GAP, "bold"), value))
+        out.print(Text.assemble((name + " " * (width - cell_len(name)) + _GAP, "bold"), value))
+
+
+def own_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The user's part of ``user_metadata``, without what training loops keep there."""
+    return {k: v for k, v in (metadata or {}).items() if not k.startswith("everstep_")}
 
 
 _STATES = {"ok": "green", "warning": "yellow", "problem": "bold red"}

@@ -87,13 +87,8 @@ def info(
             ("owner", run.model_owner),
             ("last used", f"{output.time_text(run.last_request_time)} UTC"),
             ("state", "corrupted: it takes no operations" if run.corrupted else None),
-            *((f"· {key}", value) for key, value in _own(run.user_metadata)),
+            *((f"· {k}", v) for k, v in output.own_metadata(run.user_metadata).items()),
         ]
     )
     output.console().print()
     checkpoint_views.print_list(saved, len(saved))
-
-
-def _own(metadata: dict[str, str] | None) -> list[tuple[str, str]]:
-    """What the user gave, without what training loops keep there."""
-    return [(k, v) for k, v in (metadata or {}).items() if not k.startswith("everstep_")]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from everstep.cli.completion import SessionId
 from everstep.cli.options import Yes
 from everstep.cli.target import Target, with_target
 
@@ -16,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-SessionId = Annotated[str, typer.Argument(metavar="SESSION")]
 
 
 @app.command("list")

@@ -57,55 +57,63 @@ def show_all(target: Target, limit: int) -> None:
     """Print the newest sessions; their ids alone, of a service that can't search."""
     with target.service() as service:
         try:
-            found = _found(service, request(None, [], [], []), limit)
+            found, more = _found(service, request(None, [], [], []), limit)
         except APIStatusError as error:
             if error.status_code not in _ROUTES:
                 raise
-            ids = _ids(service.rest, limit)
+            ids, more = _ids(service.rest, limit)
         else:
-            _print(target, found)
+            _print(target, found, more)
             return
     if target.as_json:
-        output.print_json({"sessions": [{"session_id": each} for each in ids]})
+        output.print_json({"sessions": [{"session_id": each} for each in ids], "more": more})
         return
     for each in ids:
         print(each)
+    _tell_more(len(ids), more)
 
 
 def show_found(target: Target, wanted: types.SessionSearchRequest, limit: int) -> None:
     """Print the sessions that meet a search."""
     with target.service() as service:
         with service.optional("searching sessions"):
-            found = _found(service, wanted, limit)
-        _print(target, found)
+            found, more = _found(service, wanted, limit)
+        _print(target, found, more)
 
 
 def _found(
     service: Service, wanted: types.SessionSearchRequest, limit: int
-) -> list[types.SessionSummary]:
+) -> tuple[list[types.SessionSummary], bool]:
+    """The first so many, and whether there are more."""
     found: list[types.SessionSummary] = []
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             page = service.rest.search_sessions(wanted).result()
         found += page.sessions
-        if page.next_cursor is None or (limit and len(found) >= limit):
-            return found[: limit or None]
+        if page.next_cursor is None or (limit and len(found) > limit):
+            return found[: limit or None], bool(limit) and len(found) > limit
         wanted = wanted.model_copy(update={"cursor": page.next_cursor})
 
 
-def _ids(rest: RestClient, limit: int) -> list[str]:
+def _ids(rest: RestClient, limit: int) -> tuple[list[str], bool]:
     found: list[str] = []
     while True:
         page = rest.list_sessions(_IDS_AT_ONCE, len(found)).result().sessions
         found += page
-        if len(page) < _IDS_AT_ONCE or (limit and len(found) >= limit):
-            return found[: limit or None]
+        if len(page) < _IDS_AT_ONCE or (limit and len(found) > limit):
+            return found[: limit or None], bool(limit) and len(found) > limit
 
 
-def _print(target: Target, found: Sequence[types.SessionSummary]) -> None:
+def _tell_more(shown: int, more: bool) -> None:
+    if more:
+        output.messages().print(f"The newest {shown:,}; --limit 0 shows all.")
+
+
+def _print(target: Target, found: Sequence[types.SessionSummary], more: bool) -> None:
     if target.as_json:
-        output.print_json({"sessions": [each.model_dump(mode="json") for each in found]})
+        sessions = [each.model_dump(mode="json") for each in found]
+        output.print_json({"sessions": sessions, "more": more})
         return
     rows = [
         (
@@ -120,6 +128,7 @@ def _print(target: Target, found: Sequence[types.SessionSummary]) -> None:
         for each in found
     ]
     output.print_listing(_HEADERS, rows, len(found), "session")
+    _tell_more(len(found), more)
 
 
 def _status(session: types.SessionSummary) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVa
 
 import typer
 
-from everstep.cli.errors import NoAccess, NotOffered, Unreachable, told
+from everstep.cli.errors import NoAccess, NotOffered, Unreachable, WrongUsage, told
 from everstep.cli.options import DEFAULT_HOME, Home, Json
 
 if TYPE_CHECKING:
@@ -80,14 +80,15 @@ class Target:
             models: ``NAME=PATH_OR_HUB_ID`` to serve, should one be started.
 
         Raises:
-            Unreachable: there is none, or it doesn't answer.
+            WrongUsage: the address can't be one.
+            Unreachable: there is none, it doesn't answer, or it is none of the protocol.
             NoAccess: there is no API key, or it can't be one.
         """
         from everstep.client import ServiceClient
-        from everstep.client._errors import APIConnectionError, LocalServiceError, TinkerError
+        from everstep.client._errors import LocalServiceError, TinkerError
 
         home = self.home.expanduser().resolve()
-        url = self.base_url or self._running(home, create)
+        url = address(self.base_url) if self.base_url else self._running(home, create)
         try:
             with _status(f"starting a service on {home}", shown=url == "local"):
                 client = ServiceClient(base_url=url, api_key=self.api_key, home=home, models=models)
@@ -99,13 +100,7 @@ class Target:
             ) from error
         with client:
             service = Service(client, self)
-            try:
-                service.send("GET", "/healthz")
-            except APIConnectionError as error:
-                raise Unreachable(
-                    f"{error}. Start a service with 'everstep serve', or give --base-url URL of "
-                    "one that runs; 'everstep doctor' says more."
-                ) from error
+            service.greet()
             yield service
 
     def _running(self, home: Path, create: bool) -> str:
@@ -150,6 +145,36 @@ class Service:
 
         answer = self.send("GET", "/everstep/info")
         return read(ServiceInfoResponse, body_of(answer)) if answer.status_code == 200 else None
+
+    def greet(self) -> None:
+        """See whether it is a service of the protocol, and says so.
+
+        Raises:
+            Unreachable: it does not answer, or as something else does.
+            APIStatusError: it refuses the API key.
+        """
+        from everstep.client._errors import APIConnectionError, status_error
+        from everstep.client._http import body_of
+
+        try:
+            answer = self.send("GET", "/healthz")
+            if answer.status_code in _NO_ROUTE:
+                answer = self.send("GET", "/get_server_capabilities")
+        except APIConnectionError as error:
+            raise Unreachable(
+                f"{error}. Start a service with 'everstep serve', or give --base-url URL of "
+                "one that runs; 'everstep doctor' says more."
+            ) from error
+        body = body_of(answer)
+        if answer.status_code in (401, 403):
+            raise status_error(answer.status_code, body)
+        if answer.status_code >= 500 and answer.status_code not in _NO_ROUTE:
+            _tell_waiting(f"{self.url} answers {answer.status_code}; it is asked again for a while")
+        elif not isinstance(body, dict) or not answer.is_success:
+            raise Unreachable(
+                f"{self.url} answers, and not as a Tinker service does. Correct --base-url or "
+                "TINKER_BASE_URL; 'everstep doctor' says more."
+            )
 
     def send(self, method: str, path: str) -> httpx.Response:
         """Send a request once; whatever comes back."""
@@ -232,6 +257,29 @@ def with_target(command: Callable[Concatenate[Target, P], None]) -> Callable[...
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     del run.__wrapped__
     return run
+
+
+def address(text: str) -> str:
+    """A service's address as it was given, or ``local``; raises `WrongUsage` where it is none."""
+    import httpx
+
+    try:
+        url = httpx.URL(text)
+        known = text == "local" or (url.scheme in ("http", "https") and bool(url.host))
+    except httpx.InvalidURL:
+        known = False
+    if not known:
+        raise WrongUsage(
+            f"--base-url (TINKER_BASE_URL): {text!r} is no address; give http://HOST:PORT, "
+            "https://HOST, or 'local'."
+        )
+    return text
+
+
+def _tell_waiting(text: str) -> None:
+    from everstep.cli.output import messages
+
+    messages().print(f"everstep: {text}")
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from everstep import (
     LoopState,
     Recovery,
     Resumed,
-    ServiceClient,
     resume_or_create,
 )
-from everstep.cli import output
+from everstep.cli import listing, output
 from everstep.cli.errors import Refused, WrongUsage
+from everstep.cli.filters import Filters
 from everstep.cli.models import PICO, served_model
 from everstep.cli.models import learning_rate as suitable_learning_rate
 from everstep.cli.stopping import Wish, stop_wished
@@ -29,6 +29,9 @@ from everstep.cli.training_loop import Epochs, Meter, train
 from everstep.cli.training_text import Tokenizer, datums, read_examples
 from everstep.client import _catalogue as catalogue
 from everstep.client._futures import APIFuture
+from everstep.wire.paths import CheckpointKind
+
+_OF = "everstep_of"
 
 
 @dataclass(frozen=True)
@@ -83,23 +86,20 @@ def run(target: Target, plan: Plan) -> None:
     _, spec = served_model(plan.model or PICO)
     with target.service(create=True, models=(spec,)) as service:
         model, longest = _model(service, plan)
-        if not plan.resume:
-            _refuse_known(service, plan.name)
-        resumed = resume_or_create(
-            service.client, plan.name, model, rank=plan.rank, seed=plan.seed
-        ).result()
-        tokenizer: Tokenizer = resumed.client.get_tokenizer()
-        data = Epochs(datums(examples, tokenizer, longest), plan.batch_size, plan.seed)
+        rate = plan.learning_rate
         settings = {
             "data": digest,
             "batch_size": plan.batch_size,
-            "learning_rate": plan.learning_rate or suitable_learning_rate(model),
+            "learning_rate": suitable_learning_rate(model) if rate is None else rate,
             "max_length": longest,
             "seed": plan.seed,
         }
-        _refuse_changed(resumed, settings)
+        _refuse_other(service, plan, settings)
+        resumed = _resumed(service, plan, model)
+        tokenizer: Tokenizer = resumed.client.get_tokenizer()
+        data = Epochs(datums(examples, tokenizer, longest), plan.batch_size, plan.seed)
         with Record(plan.directory) as record:
-            _Training(target, plan, service.client, resumed, data, settings, record).run()
+            _Training(target, plan, service, resumed, data, settings, record).run()
 
 
 def _model(service: Service, plan: Plan) -> tuple[str, int]:
@@ -116,28 +116,39 @@ def _model(service: Service, plan: Plan) -> tuple[str, int]:
     raise Refused(f"{service.url} does not serve {wanted}; it serves {names}.")
 
 
-def _refuse_known(service: Service, name: str) -> None:
-    known = APIFuture.of(catalogue.find(service.rest, name)).result()
-    if known:
+def _refuse_other(service: Service, plan: Plan, settings: dict[str, Any]) -> None:
+    """Raise `Refused` when a run would be begun twice, or go on otherwise than it began."""
+    known = APIFuture.of(catalogue.find(service.rest, plan.name)).result()
+    if known and not plan.resume:
         raise Refused(
-            f"There are {output.counted(len(known), 'checkpoint')} of a run {name!r}, at step "
+            f"There are {output.counted(len(known), 'checkpoint')} of a run {plan.name!r}, at step "
             f"{known[-1].state.step} last. Go on with it by --resume, or choose another --name."
         )
+    for each in known:
+        before = each.state.user
+        changed = [
+            f"{name} was {before[name]} and is {now}"
+            for name, now in settings.items()
+            if before.get(name, now) != now
+        ]
+        if changed:
+            raise _other(f"{each.path} is of a run with other settings: {'; '.join(changed)}")
 
 
-def _refuse_changed(resumed: Resumed, settings: dict[str, Any]) -> None:
-    """Raise `Refused` when a run would go on with other data or settings than it began with."""
-    before = resumed.state.user
-    changed = [
-        f"{name} was {before[name]} and is {now}"
-        for name, now in settings.items()
-        if before.get(name, now) != now
-    ]
-    if changed:
-        raise Refused(
-            f"{resumed.report.path} is of a run with other settings: {'; '.join(changed)}. Go on "
-            "with what it began with, or choose another --name."
-        )
+def _resumed(service: Service, plan: Plan, model: str) -> Resumed:
+    """The run, from its newest checkpoint or new; raises `Refused` for another model or rank."""
+    try:
+        return resume_or_create(
+            service.client, plan.name, model, rank=plan.rank, seed=plan.seed
+        ).result()
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise _other(str(error)) from error
+
+
+def _other(found: str) -> Refused:
+    return Refused(f"{found}. Go on with what it began with, or choose another --name.")
 
 
 class _Training:
@@ -157,7 +168,7 @@ class _Training:
         self,
         target: Target,
         plan: Plan,
-        service: ServiceClient,
+        service: Service,
         resumed: Resumed,
         data: Epochs,
         settings: dict[str, Any],
@@ -183,12 +194,13 @@ class _Training:
             self._says.print(f"passed over {skipped.path}: {skipped.reason}")
         self._says.print(self._told_begin())
         if self._state.step >= self._total:
-            self._tell("finished before", report.path)
+            sampler = self._sampler_of(report.path) or self._save_sampler(report.path)
+            self._tell("finished before", report.path, sampler)
             return
         with (
             stop_wished(self._told_wish) as self._wish,
             Checkpointer(self._resumed, self._plan.policy()) as saves,
-            Recovery(self._service, self._resumed, saves) as recovery,
+            Recovery(self._service.client, self._resumed, saves) as recovery,
         ):
             try:
                 recovery.run(lambda state: self._loop(state, saves))
@@ -197,8 +209,19 @@ class _Training:
                 self._tell("stopped", path)
                 raise typer.Exit(self._wish.exit_code) from None
             path = saves.finish(self._state, self._loss).result().path
-        sampler = self._resumed.client.save_weights_for_sampler(self._plan.name).result().path
-        self._tell("finished", path, sampler)
+        self._tell("finished", path, self._save_sampler(path))
+
+    def _sampler_of(self, path: str | None) -> str | None:
+        """The checkpoint to sample from that goes with one; None: it ended before it saved that."""
+        filters = Filters(kind=CheckpointKind.SAMPLER, name=self._plan.name)
+        saved = listing.checkpoints(self._service.rest, filters)
+        paths = (each.tinker_path for each in saved if (each.user_metadata or {}).get(_OF) == path)
+        return next(paths, None)
+
+    def _save_sampler(self, path: str | None) -> str:
+        name, metadata = self._plan.name, {_OF: str(path)}
+        saved = self._resumed.client.save_weights_for_sampler(name, user_metadata=metadata)
+        return saved.result().path
 
     def _loop(self, state: LoopState, saves: Checkpointer) -> None:
         self._state = state
@@ -226,7 +249,7 @@ class _Training:
     def _told_begin(self) -> str:
         report, state = self._resumed.report, self._state
         if report.path is None:
-            return f"{self._plan.name}: a new run of {self._total} steps"
+            return f"{self._plan.name}: a new run of {output.counted(self._total, 'step')}"
         return (
             f"{self._plan.name}: goes on at step {state.step} of {self._total}, epoch "
             f"{state.epoch}, position {state.position}, from {report.path}"
@@ -262,7 +285,7 @@ class _Training:
                 (how, f"at step {self._state.step} of {self._total}"),
                 ("loss", None if loss is None else f"{loss:.4f} nats a token"),
                 ("checkpoint", path),
-                ("to sample", None if sampler is None else f"everstep sample --from {sampler} …"),
+                ("to sample", sampler and f"everstep sample PROMPT --from {sampler}"),
                 ("losses", f"{self._record.losses}, drawn in {self._record.picture.name}"),
                 ("to go on", "the same command with --resume" if again else None),
             ]

@@ -106,14 +106,14 @@ def prune(
     """
     with told():
         from everstep.cli import vault_prune
-        from everstep.cli.errors import Refused
+        from everstep.cli.errors import WrongUsage
         from everstep.vault.retention import Policy
 
         try:
             age = timedelta(seconds=ttl) if ttl is not None else None
             policy = Policy(keep_last, keep_best, metric, mode, age)
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise WrongUsage(str(error)) from error
         vault_prune.prune(existing_home(home, vault), run, policy, dry_run, yes, as_json)
 
 

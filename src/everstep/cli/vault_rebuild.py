@@ -76,8 +76,11 @@ def rebuild(home: Path, vault_url: str | None, as_json: bool) -> bool:
         return done.report.ok
     out = output.console()
     if done.report.damaged:
-        out.print(tables.damage_table(done.report.damaged))
-    out.print(f"{done.checkpoints} checkpoints and {done.runs} runs are back in the index.")
+        tables.print_damaged(done.report.damaged)
+    out.print(
+        f"{output.counted(done.checkpoints, 'checkpoint')} and {output.counted(done.runs, 'run')} "
+        "are back in the index."
+    )
     if done.unknown_runs:
         out.print("Not enough is known of the runs " + ", ".join(done.unknown_runs))
     return done.report.ok

@@ -1,12 +1,11 @@
-"""What the vault's commands print: tables for people, JSON for programs."""
+"""What the vault's commands print: lines for people, JSON for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
-
+from everstep.cli import output
 from everstep.runtime.checkpoints import path_of
 from everstep.vault import CheckpointId, Note
 from everstep.vault.verify import Damage, Report
@@ -49,38 +48,30 @@ def note_json(note: Note) -> dict[str, Any]:
     }
 
 
-def damage_table(damaged: Iterable[Damage]) -> Table:
-    """Damaged files and whom they touch."""
-    table = _table("Damaged", "file", "what is wrong", "touches")
-    for each in damaged:
-        table.add_row(each.key, each.reason, _all(each.checkpoints))
-    return table
+def print_damaged(damaged: Iterable[Damage]) -> None:
+    """Print damaged files and whom they touch."""
+    _print_files("Damaged", ((each.key, each.reason, each.checkpoints) for each in damaged))
 
 
-def quarantine_table(notes: Iterable[Note]) -> Table:
-    """Quarantined files and whom they touch."""
-    table = _table("In quarantine", "file", "since", "why", "touches")
-    for note in notes:
-        since = f"{note.found_at:%Y-%m-%d %H:%M}"
-        table.add_row(note.key, since, note.reason, _all(note.checkpoints))
-    return table
+def print_quarantined(notes: Iterable[Note]) -> None:
+    """Print quarantined files and whom they touch."""
+    rows = (
+        (note.key, f"since {output.time_text(note.found_at)}: {note.reason}", note.checkpoints)
+        for note in notes
+    )
+    _print_files("In quarantine", rows)
 
 
-def lines(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """A table of checkpoints or files with one remark each."""
-    table = _table(title, "", "")
-    table.show_header = False
-    for row in rows:
-        table.add_row(*row)
-    return table
+def print_remarks(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print checkpoints or files, each behind a remark."""
+    output.print_columns((title, ""), [(remark, name) for name, remark in rows])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _all(checkpoints: Iterable[CheckpointId]) -> str:
-    return "\n".join(called(each) for each in checkpoints) or "no checkpoint"
+def _print_files(title: str, rows: Iterable[tuple[str, str, Iterable[CheckpointId]]]) -> None:
+    out = output.console()
+    out.print(title, style="bold")
+    for key, remark, checkpoints in rows:
+        out.print(key)
+        out.print(f"  {remark}")
+        for text in [called(each) for each in checkpoints] or ["no checkpoint"]:
+            out.print(f"  touches {text}")

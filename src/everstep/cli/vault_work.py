@@ -80,11 +80,12 @@ def verify(home: Path, everything: bool, quarantine: bool, as_json: bool) -> boo
 def _print_report(report: Report, notes: list[Note]) -> None:
     out = output.console()
     if report.quarantined:
-        out.print(tables.quarantine_table(report.quarantined))
+        tables.print_quarantined(report.quarantined)
     if report.damaged:
-        out.print(tables.damage_table(report.damaged))
+        tables.print_damaged(report.damaged)
     out.print(
-        f"{report.checkpoints} checkpoints, {report.files} files, {readable(report.size)}: "
+        f"{output.counted(report.checkpoints, 'checkpoint')}, "
+        f"{output.counted(report.files, 'file')}, {readable(report.size)}: "
         + ("all as they were written." if report.ok else f"{len(report.damaged)} damaged.")
     )
     if notes:
@@ -99,7 +100,7 @@ def quarantined(home: Path, as_json: bool) -> None:
     if as_json:
         output.print_json([tables.note_json(note) for note in notes])
     elif notes:
-        output.console().print(tables.quarantine_table(notes))
+        tables.print_quarantined(notes)
     else:
         output.console().print("Nothing is in quarantine.")
 
@@ -136,11 +137,12 @@ def print_collected(done: CollectResponse, as_json: bool) -> None:
     rows += [(path, "not in the index") for path in done.orphaned]
     rows += [(digest, "no checkpoint names it") for digest in done.files] if done.dry_run else []
     if rows:
-        out.print(tables.lines("To be removed" if done.dry_run else "Removed", rows))
+        tables.print_remarks("To be removed" if done.dry_run else "Removed", rows)
     checkpoints = len(done.ended) + len(done.expired) + len(done.orphaned)
     verb = "would be removed" if done.dry_run else "removed"
     out.print(
-        f"{checkpoints} checkpoints and {len(done.files)} files {verb}: {readable(done.bytes)}."
+        f"{output.counted(checkpoints, 'checkpoint')} and {output.counted(len(done.files), 'file')}"
+        f" {verb}: {readable(done.bytes)}."
     )
 
 
