@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -170,13 +171,13 @@ def test_bash_completes_a_path_with_colons(service: Service) -> None:
         path = run.save_state("completed-in-bash").result().path
     bin_ = Path(sys.executable).parent
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "TINKER_BASE_URL"},
         "PATH": f"{bin_}:{os.environ['PATH']}",
-        "TINKER_BASE_URL": service.url,
         "TERM": "dumb",
         "PS1": "$ ",
     }
     own, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 500))
     bash = ["bash", "--norc", "--noprofile", "-i"]
     with subprocess.Popen(
         bash, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
@@ -184,7 +185,7 @@ def test_bash_completes_a_path_with_colons(service: Service) -> None:
         try:
             os.write(own, b'eval "$(everstep --show-completion bash)"; echo rea""dy\n')
             _read_until(own, b"ready\r\n")
-            typed = f"everstep checkpoint info {path[:20]}"
+            typed = f"everstep checkpoint info --base-url {service.url} {path[:20]}"
             os.write(own, typed.encode() + b"\t")
             shown = b""
             while path.encode() not in shown:
