@@ -12,7 +12,7 @@ from everstep.cli import app
 KEY = "tml-test"
 
 
-def typed(url: str, *words: object, answer: str | None = None) -> Result:
+def typed(url: str, *words: object, answer: str | bytes | None = None) -> Result:
     """What a command gives, typed with a service's address in the environment."""
     env = {"TINKER_BASE_URL": url, "TINKER_API_KEY": KEY, "TERM": "dumb", "COLUMNS": "200"}
     return CliRunner().invoke(app, [str(word) for word in words], env=env, input=answer)
@@ -30,7 +30,7 @@ def told(url: str, *words: object) -> Any:
     return json.loads(said(url, *words, "--json"))
 
 
-def refused(url: str, *words: object, answer: str | None = None) -> tuple[int, str]:
+def refused(url: str, *words: object, answer: str | bytes | None = None) -> tuple[int, str]:
     """The exit code of a command that fails, and what it says of that in one line."""
     done = typed(url, *words, answer=answer)
     assert done.exit_code not in (0, None)

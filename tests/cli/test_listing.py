@@ -146,6 +146,8 @@ def test_a_session_is_finished_when_that_is_agreed_to(service: Service) -> None:
     ("words", "code", "says"),
     [
         (("run", "info", "nothing"), 3, "everstep run list"),
+        (("run", "info", ""), 2, "everstep run list"),
+        (("checkpoint", "list", "--run", ""), 2, "everstep run list"),
         (("checkpoint", "info", "tinker://nothing/weights/x"), 3, "everstep run list"),
         (("checkpoint", "info", "nothing"), 2, "tinker://<run>/"),
         (("checkpoint", "list", "--kind", "big"), 2, "training, sampler, external"),

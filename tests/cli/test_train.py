@@ -277,3 +277,9 @@ def test_what_can_not_be_sampled_from_is_told(
 ) -> None:
     found, text = refused(service.url, "sample", "x", *words)
     assert (found, says in text) == (code, True), text
+
+
+def test_a_prompt_that_is_no_text_is_told(service: Service) -> None:
+    for words, answer in ((("-",), b"\xff\xfe"), (("\udcff",), None)):
+        code, text = refused(service.url, "sample", *words, "--from", MODEL, answer=answer)
+        assert code == 2 and "not UTF-8 text" in text

@@ -100,6 +100,8 @@ def text_of(error: Exception) -> str:
         return "; ".join(
             f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in problems()
         )
+    if isinstance(error, UnicodeEncodeError):
+        return f"what was typed is not UTF-8 text: {error}"
     text = str(error) or type(error).__name__
     if type(error).__name__ == "APIResponseValidationError":
         return text.splitlines()[0]  # the rest is pydantic's, field by field
@@ -107,6 +109,7 @@ def text_of(error: Exception) -> str:
 
 
 _FORESEEN = (
+    ("builtins", "UnicodeEncodeError", Code.USAGE),
     ("everstep.client._errors", "APIConnectionError", Code.UNREACHABLE),
     ("everstep.client._errors", "LocalServiceError", Code.UNREACHABLE),
     ("everstep.client._errors", "AuthenticationError", Code.NO_ACCESS),

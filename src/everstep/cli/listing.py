@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everstep.cli.errors import NotFound
+from everstep.cli.errors import NotFound, WrongUsage
 from everstep.cli.filters import Filters
 from everstep.client import RestClient
 from everstep.client import _catalogue as catalogue
@@ -42,6 +42,7 @@ def checkpoints(rest: RestClient, filters: Filters) -> list[Checkpoint]:
 
 def run(rest: RestClient, run_id: str) -> TrainingRun:
     """One run; raises `NotFound` where there is none."""
+    _check_run(run_id)
     try:
         return rest.get_training_run(run_id).result()
     except NotFoundError as error:
@@ -50,6 +51,7 @@ def run(rest: RestClient, run_id: str) -> TrainingRun:
 
 def of_run(rest: RestClient, run_id: str) -> list[Checkpoint]:
     """The checkpoints of a run; raises `NotFound` where there is no such run."""
+    _check_run(run_id)
     try:
         return rest.list_checkpoints(run_id).result().checkpoints
     except NotFoundError as error:
@@ -71,6 +73,12 @@ def one(rest: RestClient, path: str) -> Checkpoint:
             f"'everstep checkpoint list --run {parsed.run_id}' lists what is there."
         )
     return found[0]
+
+
+def _check_run(run_id: str) -> None:
+    """Raise `WrongUsage` for no id at all, such as a variable that is empty: it would mean all."""
+    if not run_id.strip():
+        raise WrongUsage("the run's id is empty; 'everstep run list' lists them.")
 
 
 def _no_run(run_id: str) -> NotFound:

@@ -53,7 +53,7 @@ def sample(
     from everstep.cli.models import served_model
     from everstep.wire.types import ModelInput, SamplingParams
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read(prompt)
     base = source is not None and not source.startswith(SCHEME)
     models = (served_model(str(source))[1],) if base else ()
     with target.service(create=True, models=models) as service:
@@ -80,6 +80,17 @@ def sample(
             output.console().print(f"--- {number} ({each.stop_reason})", style="dim")
         decoded = tokenizer.decode(each.tokens, skip_special_tokens=True)
         print(output.printable(decoded) if sys.stdout.isatty() else decoded)
+
+
+def _read(prompt: str) -> str:
+    """The prompt; of standard input where it is ``-``."""
+    if prompt != "-":
+        prompt.encode()  # what is no text can't be, and that is told
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise WrongUsage(f"What came on standard input is not UTF-8 text: {error}.") from error
 
 
 def _client(service: Service, source: str | None) -> tuple[SamplingClient, str]:

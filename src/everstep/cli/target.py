@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 
@@ -261,14 +262,12 @@ def with_target(command: Callable[Concatenate[Target, P], None]) -> Callable[...
 
 def address(text: str) -> str:
     """A service's address as it was given, or ``local``; raises `WrongUsage` where it is none."""
-    import httpx
-
     try:
-        url = httpx.URL(text)
-        known = text == "local" or (url.scheme in ("http", "https") and bool(url.host))
-    except httpx.InvalidURL:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
         known = False
-    if not known:
+    if not known and text != "local":
         raise WrongUsage(
             f"--base-url (TINKER_BASE_URL): {text!r} is no address; give http://HOST:PORT, "
             "https://HOST, or 'local'."
