@@ -174,8 +174,9 @@ def conformance(
 
 def main() -> None:
     """Entry point of the command."""
-    completion.join_words(os.environ)
+    there = completion.join_words(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # some locales lack what we print
-    app()
+    with completion.behind(there):
+        app()

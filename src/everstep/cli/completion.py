@@ -1,35 +1,39 @@
 """Completion of run ids and checkpoint paths from the service, where it answers at once.
 
 Bash takes a word apart at its colons, and replaces only what is behind the last one: so the pieces
-are joined before typer sees them (`join_words`), and what is offered begins behind that colon.
-Other shells, and a bash whose COMP_WORDBREAKS has no colon, are given whole words.
+are joined before typer sees them (`join_words`), and what is offered begins behind that colon
+(`behind`). Other shells, and a bash whose COMP_WORDBREAKS has no colon, are given whole words.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 _SECONDS = 2.0
-_JOINED = "_EVERSTEP_COMPLETE_JOINED"
 
 
-def join_words(environment: MutableMapping[str, str]) -> None:
+def join_words(environment: MutableMapping[str, str]) -> str:
     """Join the words of a command line that bash took apart, where bash asks for a completion.
 
     Args:
         environment: of the process, in which typer finds the words.
+
+    Returns:
+        What of the last word stays as it is; nothing where that was not taken apart.
     """
     if environment.get("_EVERSTEP_COMPLETE") != "complete_bash":
-        return
+        return ""
     try:
         cursor = int(environment["COMP_CWORD"])
     except (KeyError, ValueError):
-        return
+        return ""
     words: list[str] = []
     after_colon = joined = False
     for word in environment.get("COMP_WORDS", "").split("\n")[: cursor + 1]:
@@ -42,8 +46,22 @@ def join_words(environment: MutableMapping[str, str]) -> None:
         after_colon = colon
     environment["COMP_WORDS"] = "\n".join(words)
     environment["COMP_CWORD"] = str(len(words) - 1)
-    if joined:
-        environment[_JOINED] = "1"
+    return words[-1][: words[-1].rfind(":") + 1] if joined else ""
+
+
+@contextmanager
+def behind(prefix: str) -> Iterator[None]:
+    """Take a prefix from each line that is printed inside; without one, leave all alone."""
+    if not prefix:
+        yield
+        return
+    told = io.StringIO()
+    try:
+        with redirect_stdout(told):
+            yield
+    finally:
+        for line in told.getvalue().splitlines():
+            print(line.removeprefix(prefix))
 
 
 def run_ids(incomplete: str, ctx: typer.Context | None = None) -> list[str]:
@@ -65,8 +83,7 @@ def session_ids(incomplete: str, ctx: typer.Context | None = None) -> list[str]:
 
 
 def _beginning(text: str, rows: list[dict[str, Any]], field: str) -> list[str]:
-    there = text.rfind(":") + 1 if _JOINED in os.environ else 0
-    return [row[field][there:] for row in rows if str(row.get(field, "")).startswith(text)]
+    return [row[field] for row in rows if str(row.get(field, "")).startswith(text)]
 
 
 def _ask(route: str, ctx: typer.Context | None, **parameters: int) -> dict[str, Any]:
