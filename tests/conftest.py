@@ -15,6 +15,10 @@ import pytest
 
 from tests.buckets.bucket import Bucket, Server
 
+# A shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 READY = "everstep: ready at "
 GRACE = 10.0
 
