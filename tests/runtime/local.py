@@ -44,9 +44,14 @@ class Gate:
         self._open.set()
         self._reached = threading.Event()
 
-    def pass_through(self) -> None:
+    def pass_through(self) -> bool:
+        """Wait until it is open; returns whether one may go on, or is to look at what came."""
         self._reached.set()
         assert self._open.wait(60), "nobody opened the gate"
+        return True
+
+    def knock(self) -> None:
+        """Say that something came for who waits before it."""
 
     def wait_reached(self) -> None:
         """Wait until someone stands before it, or passed it, since it was shut."""
@@ -248,6 +253,7 @@ class Local:
                 header = message.header
                 asked.setdefault(header["id"], (header["command"], header.get("run", "")))
                 inbox.put(message)
+                self.steps.knock()
             ended.set()
             inbox.put(None)
             self.steps.open()
@@ -273,8 +279,7 @@ class Local:
                     if message is None:
                         return
                     commands.handle(message)
-                self.steps.pass_through()
-                if not ended.is_set():
+                if self.steps.pass_through() and not ended.is_set():
                     turns.step()
 
 

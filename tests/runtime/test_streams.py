@@ -21,23 +21,41 @@ LENGTH = 12
 
 
 class Steps(Gate):
-    """Lets so many steps of the worker through."""
+    """Lets so many steps of the worker through; what comes meanwhile is heard, as by a real one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._allowed = threading.Semaphore(0)
+        self._changed = threading.Condition()
+        self._allowed = 0
         self._free = False
+        self._knocked = False
 
-    def pass_through(self) -> None:
-        if not self._free:
-            assert self._allowed.acquire(timeout=60), "nobody let a step through"
+    def pass_through(self) -> bool:
+        with self._changed:
+            woken = self._changed.wait_for(
+                lambda: self._free or self._allowed > 0 or self._knocked, timeout=60
+            )
+            assert woken, "nobody let a step through"
+            if self._knocked:
+                self._knocked = False
+                return False
+            self._allowed -= 0 if self._free else 1
+            return True
+
+    def knock(self) -> None:
+        with self._changed:
+            self._knocked = True
+            self._changed.notify()
 
     def let(self, count: int) -> None:
-        self._allowed.release(count)
+        with self._changed:
+            self._allowed += count
+            self._changed.notify()
 
     def open(self) -> None:
-        self._free = True
-        self._allowed.release()
+        with self._changed:
+            self._free = True
+            self._changed.notify()
 
 
 @pytest.fixture
