@@ -162,7 +162,7 @@ def test_the_official_command_line_prints_something_useful(service: Service) -> 
             text=True,
             check=False,
         )
-        return done.stdout + done.stderr
+        return f"{done.stdout}{done.stderr}\n(exit code {done.returncode})"
 
     assert "Error" not in command("checkpoint", "publish", path)
     assert "Error" not in command("checkpoint", "set-ttl", path, "--ttl", "3600")
