@@ -249,19 +249,13 @@ def test_it_follows_on_when_the_other_service_is_back(here: Service, there: Ther
         assert following.stdout is not None
         assert len(json.loads(following.stdout.readline())["copied"]) == 2
         away.set()
-        for line in following.stdout:
-            if failed := json.loads(line)["failed"]:
-                break
-        assert failed == {source.url: "the service refused: closed for a moment"}
+        assert first(following, "failed") == {
+            source.url: "the service refused: closed for a moment"
+        }
         there.training.save_state("later").result()
         away.clear()
-        for line in following.stdout:
-            if copied := json.loads(line)["copied"]:
-                break
-        assert list(copied) == [f"tinker://{there.run}/weights/later"]
-        following.send_signal(signal.SIGINT)
-        assert following.wait(60) == 0
-        following.stdout.close()
+        assert list(first(following, "copied")) == [f"tinker://{there.run}/weights/later"]
+        interrupt(following)
 
 
 def command(here: Service, url: str, run: str, *words: str) -> subprocess.Popen[str]:
@@ -271,18 +265,27 @@ def command(here: Service, url: str, run: str, *words: str) -> subprocess.Popen[
     return subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, env=env)
 
 
+def first(following: subprocess.Popen[str], field: str) -> dict[str, str]:
+    """What the first look that has any tells in a field."""
+    assert following.stdout is not None
+    return next(told for line in following.stdout if (told := json.loads(line)[field]))
+
+
+def interrupt(following: subprocess.Popen[str]) -> None:
+    """Stop it by Ctrl-C; that is no failure."""
+    following.send_signal(signal.SIGINT)
+    assert following.wait(60) == 0
+    assert following.stdout is not None
+    following.stdout.close()
+
+
 def test_it_follows_until_it_is_stopped(here: Service, there: There) -> None:
     following = command(here, there.url, there.run, "--follow", "--every", "0.2")
     assert following.stdout is not None
     assert len(json.loads(following.stdout.readline())["copied"]) == 2
     there.training.save_state("later").result()
-    for line in following.stdout:
-        if copied := json.loads(line)["copied"]:
-            break
-    assert list(copied) == [f"tinker://{there.run}/weights/later"]
-    following.send_signal(signal.SIGINT)
-    assert following.wait(60) == 0
-    following.stdout.close()
+    assert list(first(following, "copied")) == [f"tinker://{there.run}/weights/later"]
+    interrupt(following)
 
 
 def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 import httpx
 import pyrage
 
+from tests.faults.keeper import Keeper
 from tests.scenario import MODEL, connect, data
 
 TRACING = threading.Lock()
@@ -17,6 +19,29 @@ TRACING = threading.Lock()
 SAMPLED = 6
 IDENTITY = pyrage.x25519.Identity.generate()
 RECIPIENT = str(IDENTITY.to_public())
+
+
+class Setbacks:
+    """Give a service something to recover: its worker is killed whenever a client has got on.
+
+    Without progress in between, runs would wait longer each time, and recover nothing.
+
+    Args:
+        keeper: of the service.
+        loopers: its clients.
+    """
+
+    def __init__(self, keeper: Keeper, loopers: Collection[Looper]) -> None:
+        self._keeper = keeper
+        self._loopers = loopers
+        self._before: list[tuple[int, int]] = []
+
+    def next(self) -> None:
+        """Kill the worker, if it is time."""
+        now = [looper.progress for looper in self._loopers]
+        if now != self._before and self._keeper.ready():
+            self._keeper.kill_worker()
+            self._before = now
 
 
 class Looper:

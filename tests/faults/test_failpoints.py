@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from concurrent.futures import ALL_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import pyrage
 import pytest
@@ -24,7 +23,7 @@ from everstep.vault import Vault
 from everstep.wire.paths import CheckpointKind, parse_path
 from tests.conftest import Service
 from tests.faults import test_imports
-from tests.faults.cycle import IDENTITY, Looper, uninterrupted
+from tests.faults.cycle import IDENTITY, Looper, Setbacks, uninterrupted
 from tests.faults.keeper import Keeper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -76,9 +75,9 @@ def test_killed_at_every_failpoint_no_client_notices(
                 for _ in range(MOST_ROUNDS):
                     rounds = {sdk: pool.submit(each.round) for sdk, each in loopers.items()}
                     if name.startswith("runtime.recover"):
-                        give_it_something_to_recover(
-                            keeper, list(loopers.values()), set(rounds.values()), mark
-                        )
+                        setbacks = Setbacks(keeper, loopers.values())
+                        while not mark.exists() and wait(rounds.values(), timeout=0.1).not_done:
+                            setbacks.next()
                     for sdk, numbers in rounds.items():
                         seen[sdk].append(numbers.result())
                     if mark.exists():
@@ -91,18 +90,6 @@ def test_killed_at_every_failpoint_no_client_notices(
             looper.close()
     for sdk, seed in SEEDS.items():
         assert seen[sdk] == uninterrupted(sdk, service.url, seed, len(seen[sdk]))
-
-
-def give_it_something_to_recover(
-    keeper: Keeper, loopers: list[Looper], rounds: set[Future[Any]], mark: Path
-) -> None:
-    """Kill the worker whenever a client has got on, until the service was killed over it."""
-    before: list[tuple[int, int]] = []
-    while not mark.exists() and wait(rounds, timeout=0.1, return_when=ALL_COMPLETED).not_done:
-        now = [looper.progress for looper in loopers]
-        if now != before and keeper.ready():  # without progress, runs wait longer each time
-            keeper.kill_worker()
-            before = now
 
 
 def fired(tmp_path: Path, start: int) -> Path:

@@ -30,6 +30,7 @@ from everstep.cli.errors import Refused, exit_code, text_of
 from everstep.cli.stopping import Wish, stop_wished
 from everstep.cli.target import Service, Target
 from everstep.client import ServiceClient, download_checkpoint
+from everstep.client._downloads import unfinished_of
 from everstep.interchange.archive import files_of, pack
 from everstep.wire.paths import CheckpointKind, TinkerPath, parse_path
 from everstep.wire.responses import Checkpoint
@@ -241,21 +242,16 @@ def _hash(text: str) -> str:
 
 def _clear(files: Path) -> None:
     """Remove what a download left, also one that was killed as it became complete."""
-    for leftover in (files, _unfinished(files)):
+    for leftover in (files, unfinished_of(files)):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _keep_only(directory: Path, places: Iterable[Path]) -> None:
     """Remove what was on its way of checkpoints that are gone there, or were saved anew."""
-    kept = {name for files in places for name in (files.name, _unfinished(files).name)}
+    kept = {name for files in places for name in (files.name, unfinished_of(files).name)}
     for leftover in directory.iterdir():
         if leftover.name not in kept:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _unfinished(files: Path) -> Path:
-    """Where `download_checkpoint` keeps what is not complete."""
-    return files.with_name(f".{files.name}.part")
 
 
 def _print(done: Round, as_json: bool) -> None:

@@ -91,8 +91,8 @@ def _found(
             warnings.simplefilter("ignore", ExperimentalWarning)
             page = service.rest.search_sessions(wanted).result()
         found += page.sessions
-        if page.next_cursor is None or (limit and len(found) > limit):
-            return found[: limit or None], bool(limit) and len(found) > limit
+        if page.next_cursor is None or _beyond(found, limit):
+            return found[: limit or None], _beyond(found, limit)
         wanted = wanted.model_copy(update={"cursor": page.next_cursor})
 
 
@@ -101,8 +101,13 @@ def _ids(rest: RestClient, limit: int) -> tuple[list[str], bool]:
     while True:
         page = rest.list_sessions(_IDS_AT_ONCE, len(found)).result().sessions
         found += page
-        if len(page) < _IDS_AT_ONCE or (limit and len(found) > limit):
-            return found[: limit or None], bool(limit) and len(found) > limit
+        if len(page) < _IDS_AT_ONCE or _beyond(found, limit):
+            return found[: limit or None], _beyond(found, limit)
+
+
+def _beyond(found: Sequence[object], limit: int) -> bool:
+    """Whether there are more than are to be shown; 0: all are."""
+    return 0 < limit < len(found)
 
 
 def _tell_more(shown: int, more: bool) -> None:

@@ -154,6 +154,7 @@ class Service:
             Unreachable: it does not answer, or as something else does.
             APIStatusError: it refuses the API key.
         """
+        from everstep.cli.output import messages
         from everstep.client._errors import APIConnectionError, status_error
         from everstep.client._http import body_of
 
@@ -170,7 +171,9 @@ class Service:
         if answer.status_code in (401, 403):
             raise status_error(answer.status_code, body)
         if answer.status_code >= 500 and answer.status_code not in _NO_ROUTE:
-            _tell_waiting(f"{self.url} answers {answer.status_code}; it is asked again for a while")
+            messages().print(
+                f"everstep: {self.url} answers {answer.status_code}; it is asked again for a while"
+            )
         elif not isinstance(body, dict) or not answer.is_success:
             raise Unreachable(
                 f"{self.url} answers, and not as a Tinker service does. Correct --base-url or "
@@ -273,12 +276,6 @@ def address(text: str) -> str:
             "https://HOST, or 'local'."
         )
     return text
-
-
-def _tell_waiting(text: str) -> None:
-    from everstep.cli.output import messages
-
-    messages().print(f"everstep: {text}")
 
 
 @contextmanager

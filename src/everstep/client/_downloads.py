@@ -78,6 +78,11 @@ def download_checkpoint(
     return work.finish()
 
 
+def unfinished_of(target: Path) -> Path:
+    """Where a download lies before it is complete, beside the directory that it becomes."""
+    return target.absolute().with_name(f".{target.absolute().name}.part")
+
+
 class _Work:
     """What there is of a download before it is complete.
 
@@ -88,7 +93,7 @@ class _Work:
 
     def __init__(self, target: Path, tinker_path: str) -> None:
         self._target = target
-        self._root = target.absolute().with_name(f".{target.absolute().name}.part")
+        self._root = unfinished_of(target)
         self.files, self.unfinished = self._root / "files", self._root / "unfinished"
         mine = self._root / "checkpoint"
         if not mine.exists() or mine.read_text() != tinker_path:

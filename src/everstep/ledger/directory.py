@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, and_, func, or_, select
 
 from everstep.ledger import audit, seals
 from everstep.ledger import queries as q
@@ -102,13 +103,8 @@ class Directory:
         columns = t.sessions.c
         order = (columns.created_at.desc(), columns.session_id.desc())
         query = select(t.sessions).where(*_conditions(wanted)).order_by(*order)
-
-        def work(connection: Connection) -> list[Session]:
-            rows = seals.intact(t.sessions, connection.execute(query))
-            found = (q.record(Session, row) for row in rows)
-            return list(islice((each for each in found if _meets(each, wanted)), wanted.limit))
-
-        return await self._writer.run(work)
+        meets = partial(_meets, wanted)
+        return await self._first(Session, t.sessions, query, meets, wanted.limit)
 
     async def members(self, session_id: str) -> tuple[list[str], list[str]]:
         """The ids of a session's runs and samplers, oldest first."""
@@ -162,13 +158,27 @@ class Directory:
             where.append(_behind(columns.created_at, columns.path, *wanted.before))
         order = (columns.created_at.desc(), columns.path.desc())
         query = select(t.checkpoints).where(*where).order_by(*order)
+        pairs = wanted.user_metadata.items()
 
-        def work(connection: Connection) -> list[Checkpoint]:
-            rows = seals.intact(t.checkpoints, connection.execute(query))
-            found = (q.record(Checkpoint, row) for row in rows)
-            pairs = wanted.user_metadata.items()
-            meets = (each for each in found if pairs <= (each.user_metadata or {}).items())
-            return list(islice(meets, wanted.limit))
+        def meets(checkpoint: Checkpoint) -> bool:
+            return pairs <= (checkpoint.user_metadata or {}).items()
+
+        return await self._first(Checkpoint, t.checkpoints, query, meets, wanted.limit)
+
+    async def _first(
+        self,
+        record: type[q.Record],
+        table: Table,
+        query: Select[Any],
+        meets: Callable[[q.Record], bool],
+        limit: int,
+    ) -> list[q.Record]:
+        """The first intact rows of a query that also meet what the database can't tell."""
+
+        def work(connection: Connection) -> list[q.Record]:
+            rows = seals.intact(table, connection.execute(query))
+            found = (q.record(record, row) for row in rows)
+            return list(islice(filter(meets, found), limit))
 
         return await self._writer.run(work)
 
@@ -301,7 +311,7 @@ def _among(column: Column[Any], values: Sequence[str | None]) -> ColumnElement[b
     return or_(some, column.is_(None)) if None in values else some
 
 
-def _meets(session: Session, wanted: SessionQuery) -> bool:
+def _meets(wanted: SessionQuery, session: Session) -> bool:
     """Whether a session meets what the database can't tell: SQLite knows no case but ASCII's."""
     if not wanted.user_metadata.items() <= as_texts(session.user_metadata).items():
         return False

@@ -124,11 +124,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Rejected)
     async def rejected(request: Request, error: Rejected) -> JSONResponse:
-        return _error(request, error.status, error.detail, error.retry_after)
+        return _error(request, *refusal(error))
 
     @app.exception_handler(WireError)
     async def wire_error(request: Request, error: WireError) -> JSONResponse:
-        return _error(request, 413 if isinstance(error, BodyTooLarge) else 400, str(error))
+        return _error(request, *refusal(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -153,8 +153,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreFailed)
     async def unreachable(request: Request, error: StoreFailed) -> JSONResponse:
-        _log.error("the vault's store failed", reason=str(error))
-        return _error(request, 503, f"The service can't reach its vault; try again. {error}")
+        return _error(request, *refusal(error))
 
     @app.exception_handler(NotWritten)
     async def not_written(request: Request, error: NotWritten) -> JSONResponse:
@@ -162,6 +161,16 @@ def add_error_handlers(app: FastAPI) -> None:
         return _error(
             request, 503, "The service could not write to its disk; nothing was accepted."
         )
+
+
+def refusal(error: Rejected | WireError | StoreFailed) -> tuple[int, str, float | None]:
+    """How a request is refused, in whatever form: status, text, and seconds until it may come."""
+    if isinstance(error, Rejected):
+        return error.status, error.detail, error.retry_after
+    if isinstance(error, StoreFailed):
+        _log.error("the vault's store failed", reason=str(error))
+        return 503, f"The service can't reach its vault; try again. {error}", None
+    return 413 if isinstance(error, BodyTooLarge) else 400, str(error), None
 
 
 def _error(

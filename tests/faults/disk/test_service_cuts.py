@@ -26,7 +26,7 @@ from everstep import failpoints
 from everstep.testing.crashfs import CrashFS, scratch
 from everstep.testing.devices import why_not
 from tests.conftest import Service
-from tests.faults.cycle import Looper, uninterrupted
+from tests.faults.cycle import Looper, Setbacks, uninterrupted
 from tests.faults.disk.limits import SOAK, rounds
 from tests.faults.keeper import Keeper
 from tests.faults.test_failpoints import POINTS, check_all_listed_load
@@ -150,30 +150,18 @@ def cut_at_each(victim: Machine, loopers: list[Looper]) -> None:
     victim.keeper.kill()
     for name, following in zip(CHOSEN, [*CHOSEN[1:], None], strict=True):
         if name.startswith("runtime.recover"):
-            victim.keeper.wait_until(Recovering(victim, loopers).hangs)
+            victim.keeper.wait_until(partial(hangs_over, victim, Setbacks(victim.keeper, loopers)))
         else:
             victim.keeper.wait_until(victim.hangs)
         victim.arm(following)
         victim.lose_power()
 
 
-class Recovering:
-    """Gives the service something to recover until it hangs at that."""
-
-    def __init__(self, victim: Machine, loopers: list[Looper]) -> None:
-        self._victim = victim
-        self._loopers = loopers
-        self._before: list[tuple[int, int]] = []
-
-    def hangs(self) -> bool:
-        """Whether it does; where not, the worker is killed if a client has got on meanwhile."""
-        if self._victim.hangs():
-            return True
-        now = [looper.progress for looper in self._loopers]
-        if now != self._before and self._victim.keeper.ready():
-            self._victim.keeper.kill_worker()  # without progress, runs wait longer each time
-            self._before = now
-        return False
+def hangs_over(victim: Machine, setbacks: Setbacks) -> bool:
+    """Whether it hangs at what it recovers from; where not, the next setback."""
+    if not victim.hangs():
+        setbacks.next()
+    return victim.hangs()
 
 
 def test_at_random_moments(tmp_path: Path, service: Service) -> None:

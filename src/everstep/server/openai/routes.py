@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from everstep.ledger import NotWritten
 from everstep.runtime import OperationFailed, Rejected
 from everstep.runtime.text_completions import TextCompletions
-from everstep.server.common import body_of, retry_headers, runtime_of
+from everstep.server.common import body_of, refusal, retry_headers, runtime_of
 from everstep.server.openai import models
 from everstep.server.openai.answers import ChatForm, Form, TextForm, error_body
 from everstep.server.openai.carrying_out import ClientGone, accept, answer, chunks, status_of
@@ -23,7 +23,7 @@ from everstep.server.openai.plan import Plan, plan_chat, plan_text
 from everstep.server.openapi import errors, takes
 from everstep.vault import StoreFailed
 from everstep.wire.base import parse
-from everstep.wire.errors import BodyTooLarge, WireError
+from everstep.wire.errors import WireError
 from everstep.wire.openai import (
     ChatCompletionRequest,
     CompletionErrorResponse,
@@ -42,16 +42,12 @@ class _Route(APIRoute):
         async def told(request: Request) -> Response:
             try:
                 return await handler(request)
-            except Rejected as error:
-                return _error(error.status, error.detail, error.retry_after)
+            except (Rejected, WireError, StoreFailed) as error:
+                return _error(*refusal(error))
             except OperationFailed as failure:
                 return _error(status_of(failure), failure.message)
-            except WireError as error:
-                return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
             except NotWritten:
                 return _error(503, "The service could not write to its disk.")
-            except StoreFailed as error:
-                return _error(503, f"The service can't reach its vault; try again. {error}")
 
         return told
 
