@@ -24,6 +24,47 @@ class PortTaken(OSError):
     """The address is in use."""
 
 
+class Server(uvicorn.Server):
+    """Uvicorn's server, as `run` stops it.
+
+    Args:
+        config: the application, and how it is served.
+        stopping: set as a stop begins, so that long polls end before open requests are waited for.
+    """
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._signalled = False
+
+    def once_serving(self, call: Callable[[], None]) -> None:
+        """Call once the socket is taken up: the application is ready before that."""
+
+        async def watch() -> None:
+            while not (self.started or self.should_exit):  # noqa: ASYNC110  uvicorn has no event
+                await asyncio.sleep(0.005)
+            if self.started:
+                call()
+
+        self._watch = asyncio.get_running_loop().create_task(watch())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; on Ctrl-C after another signal: without closing the runtime.
+
+        A first Ctrl-C is none too many where the server stops already: with the process that
+        started this one, standard input ends just before.
+        """
+        first, self._signalled = not self._signalled, True
+        super().handle_exit(sig, frame)
+        if first:
+            self.force_exit = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the long polls, the open requests, then the application."""
+        self._stopping.set()
+        await super().shutdown(sockets)
+
+
 def run(
     home: Path,
     host: str,
@@ -66,17 +107,17 @@ def run(
         failure.append(error)
         server.should_exit = True
 
-    app = create_app(open_runtime, lambda: _when_serving(server, lambda: ready(address)), fail)
-    server = uvicorn.Server(
+    app = create_app(open_runtime, lambda: server.once_serving(lambda: ready(address)), fail)
+    server = Server(
         uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
-        )
+        ),
+        app.state.stopping,
     )
-    _end_polls_first(server, app.state.stopping)
     if until_stdin_closes:
         threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,35 +144,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _when_serving(server: uvicorn.Server, call: Callable[[], None]) -> None:
-    """Call once the server has taken up its socket: the application is ready before that."""
-
-    async def watch() -> None:
-        while not (server.started or server.should_exit):  # noqa: ASYNC110  uvicorn has no event
-            await asyncio.sleep(0.005)
-        if server.started:
-            call()
-
-    task = asyncio.get_running_loop().create_task(watch())
-    server.__dict__["ready_task"] = task
-
-
-def _end_polls_first(server: uvicorn.Server, stopping: asyncio.Event) -> None:
-    """Let a stop end the long polls before it waits for open requests."""
-    shutdown = server.shutdown
-
-    async def stop(sockets: list[socket.socket] | None = None) -> None:
-        stopping.set()
-        await shutdown(sockets)
-
-    server.shutdown = stop  # type: ignore[method-assign]
-
-
 def _already_handled(number: int, frame: FrameType | None) -> None:
     """Uvicorn stops on the signal, then raises it again for whoever was there before it."""
 
 
-def _stop_at_eof(server: uvicorn.Server) -> None:
+def _stop_at_eof(server: Server) -> None:
     # not `sys.stdin`: Python aborts when it ends while a thread holds the lock of its buffer
     while os.read(sys.stdin.fileno(), 4096):
         pass
