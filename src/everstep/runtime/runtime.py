@@ -8,32 +8,27 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from everstep.engine.info import ModelInfo
 from everstep.failpoints import Failpoint
-from everstep.ledger import Ledger, LedgerDamaged, NewOperation, Operation, SequenceConflict
+from everstep.ledger import Ledger, NewOperation, Operation, SequenceConflict
 from everstep.runtime import names
 from everstep.runtime.accept import Acceptance, Entry, Request
 from everstep.runtime.access import Access
-from everstep.runtime.actors import Actors
 from everstep.runtime.administration import Administration
 from everstep.runtime.care import Care
 from everstep.runtime.checkpoint_details import CheckpointDetails
 from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.completions import Completions
 from everstep.runtime.copies import Copies
-from everstep.runtime.custom_losses import CustomLosses
 from everstep.runtime.downloads import Downloads
 from everstep.runtime.errors import OperationFailed, Rejected
 from everstep.runtime.followers import SampleEvent
-from everstep.runtime.futures import Futures, future_of
+from everstep.runtime.futures import future_of
 from everstep.runtime.gaps import skip_gap
 from everstep.runtime.housekeeping import Housekeeping
 from everstep.runtime.imports import Imports
 from everstep.runtime.lifetimes import Lifetimes
 from everstep.runtime.links import Links
-from everstep.runtime.sampling import Sampling
+from everstep.runtime.scheduling import Scheduling
 from everstep.runtime.session_views import SessionViews
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
@@ -46,7 +41,6 @@ from everstep.vault import Vault, open_vault
 from everstep.vault.location import settle
 from everstep.wire import types
 
-_log = structlog.get_logger("everstep.runtime")
 _FARTHEST_AHEAD = 10_000
 _VALIDATED = Failpoint("runtime.accept.validated", "a request is sound, and not in the ledger")
 _ACCEPTED = Failpoint("runtime.accept.accepted", "a request is in the ledger, no one was told")
@@ -106,20 +100,11 @@ class Runtime:
             self.lifetimes,
             parts.settings,
         )
-        self.sampling = Sampling(
-            parts.ledger, parts.worker, parts.checkpoints, parts.settings, self._announce
+        self._scheduling = Scheduling(
+            parts.ledger, parts.vault, parts.worker, parts.checkpoints, parts.settings
         )
-        self.completions = Completions(parts.ledger, parts.settings)
-        self._custom_losses = CustomLosses(parts.ledger, self._announce)
-        self._actors = Actors(
-            parts.ledger,
-            parts.vault,
-            parts.worker,
-            parts.checkpoints,
-            parts.settings,
-            self._announce,
-        )
-        self._futures = Futures(parts.ledger)
+        self.sampling = self._scheduling.sampling
+        self.completions = self._scheduling.completions
         self._stopping = False
         self.checkpoints = parts.checkpoints
         self.sessions = Sessions(parts.ledger, parts.checkpoints, self._acceptance, self.access)
@@ -184,7 +169,7 @@ class Runtime:
             runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
             await checkpoints.follow_quarantine()
             await runtime.lifetimes.settle()
-            await runtime._go_on()
+            await runtime._scheduling.go_on()
         except BaseException:
             await ledger.close()
             raise
@@ -245,7 +230,7 @@ class Runtime:
         await self._housekeeping.close()
         await self.sampling.close()
         await self.traces.close()
-        await self._actors.close()
+        await self._scheduling.actors.close()
         await self._parts.worker.close()
         await self._ledger.close()
 
@@ -290,7 +275,7 @@ class Runtime:
             await self._acceptance.session_id(request.session_id)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
-        return future_of(await self._custom_losses.create(request))
+        return future_of(await self._scheduling.custom_losses.create(request))
 
     async def refuse(
         self, kind: str, model_id: str, seq_id: int, message: str, *, in_order: bool = False
@@ -307,7 +292,7 @@ class Runtime:
     async def waits_for(self, request_id: str) -> str | None:
         """Why an operation is not executed at the moment; None where it is, or is queued."""
         operation = await self._ledger.operation(request_id)
-        actor = self._actors.find(operation.scope) if operation is not None else None
+        actor = self._scheduling.actors.find(operation.scope) if operation is not None else None
         if actor is not None and actor.waits_for is not None:
             return actor.waits_for
         return None if self._parts.worker.ready else "the service's worker loads its models"
@@ -325,7 +310,7 @@ class Runtime:
         Raises:
             UnknownFuture: there is no such operation.
         """
-        return await self._futures.wait(request_id, seconds)
+        return await self._scheduling.futures.wait(request_id, seconds)
 
     async def follow(self, request_id: str, position: int = 0) -> AsyncIterator[SampleEvent]:
         """Read a sample along as it is drawn.
@@ -349,27 +334,7 @@ class Runtime:
         """
         return await self.sampling.follow(request_id, position)
 
-    # Acceptance and scheduling
-
-    async def _go_on(self) -> None:
-        """Schedule what was accepted and not finished, the busiest runs first."""
-        for waiting in await self._ledger.backlog():
-            if waiting.kind == names.SAMPLE:
-                await self._go_on_sampling(waiting.scope)
-            elif waiting.kind == names.CREATE_CUSTOM_LOSS:
-                await self._custom_losses.go_on(waiting.scope)
-            elif waiting.kind != names.UNLOAD_MODEL:
-                self._actors.of(waiting.scope)
-
-    async def _go_on_sampling(self, scope: str) -> None:
-        try:
-            operations = await self._ledger.operations(scope, status="pending")
-        except LedgerDamaged as damage:
-            _log.error("samples can't be gone on with", sampler=scope, because=str(damage))
-            operations = []
-            await self._ledger.corrupt(scope, str(damage))
-        for operation in operations:
-            self.sampling.start(operation)
+    # Acceptance
 
     async def _append(
         self, entry: Entry, *, in_order: bool, patient: bool = False
@@ -378,7 +343,7 @@ class Runtime:
         if new.kind != names.SAMPLE:
             await self._check_not_far_ahead(new.scope, new.seq_id)
         for skipped in await skip_gap(self._ledger, new) if in_order else ():
-            self._schedule(skipped)
+            self._scheduling.schedule(skipped)
         if new.kind != names.SAMPLE:
             return await self._accept(entry)
         async with self.sampling.admission(new, patient=patient):
@@ -400,7 +365,7 @@ class Runtime:
             operation = await self._gave_up(new, error)
         _ACCEPTED()
         if entry.executes:
-            self._schedule(operation)
+            self._scheduling.schedule(operation)
         if entry.rejected is not None:
             raise entry.rejected
         return future_of(operation)
@@ -414,7 +379,9 @@ class Runtime:
 
     async def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
         """Raise `Rejected` (400) for a place that no client can have come to by counting."""
-        actor = self._actors.find(scope)  # it counts from the start again while it is brought back
+        actor = self._scheduling.actors.find(
+            scope
+        )  # it counts from the start again while it is brought back
         after = seq_id - _FARTHEST_AHEAD - 1
         if after < 0 or (actor is not None and after < actor.position):
             return
@@ -425,29 +392,10 @@ class Runtime:
                 "sequence ids count up by one.",
             )
 
-    def _schedule(self, operation: Operation) -> None:
-        """Have an operation executed; a finished one only takes its place in the order."""
-        if operation.kind == names.SAMPLE:
-            if operation.status == "pending":
-                self.sampling.start(operation)
-            else:
-                self._announce(operation)
-            return
-        if operation.seq_id == 0 and operation.status == "failed":
-            return
-        if operation.kind == names.UNLOAD_MODEL:
-            return
-        self._actors.of(operation.scope).push(operation)
-
-    def _announce(self, operation: Operation) -> None:
-        """Wake whoever waits for an operation."""
-        self.completions.note(operation)
-        self._futures.announce(operation)
-
     async def _unload(self, request: types.UnloadModelRequest) -> types.UntypedAPIFuture:
         """Let a run leave memory. It keeps everything, and comes back with its next request."""
         run = await self._acceptance.run(request.model_id)
-        actor = self._actors.find(run.run_id)
+        actor = self._scheduling.actors.find(run.run_id)
         if actor is not None:
             await actor.unload()
         entry = self._acceptance.unload(
