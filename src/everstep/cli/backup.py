@@ -72,8 +72,11 @@ def backup(home: Path, directory: Path, *, link: bool, keep: int, as_json: bool)
     if directory == home or directory.is_relative_to(home):
         raise Refused(f"{directory} lies in the home that is to be kept; choose another directory.")
     vault = open_vault(home, writer=False)
-    with contextlib.closing(BackupDirectory(directory)) as place, vault.held():
-        stage = place.stage()
+    with (
+        contextlib.closing(BackupDirectory(directory)) as place,
+        vault.held(),
+        place.stage() as stage,
+    ):
         now = datetime.now(UTC)
         chosen, left_out = _choose(vault, home / DATABASE, stage / DATABASE)
         with output.progress_bar("backing up", quiet=as_json) as progress:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
@@ -100,6 +101,10 @@ def text_of(error: Exception) -> str:
         return "; ".join(
             f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in problems()
         )
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and error.strerror:
+        where = error.filename2 or error.filename
+        place = f" for {where}" if where else ""
+        return f"there is no room left{place} ({error.strerror}). Make some, and try again."
     if isinstance(error, UnicodeEncodeError):
         return f"what was typed is not UTF-8 text: {error}"
     text = str(error) or type(error).__name__
@@ -108,6 +113,7 @@ def text_of(error: Exception) -> str:
     return text
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FORESEEN = (
     ("builtins", "UnicodeEncodeError", Code.USAGE),
     ("everstep.client._errors", "APIConnectionError", Code.UNREACHABLE),

@@ -59,6 +59,7 @@ def download_checkpoint(
         FileExistsError: there is something in the directory.
         DownloadError: a file could not be had, or is not what it should be.
         TinkerError: the service refuses it.
+        OSError: it can't be written, as on a full disk; what came is kept for the next attempt.
     """
     kind = parse_path(tinker_path).kind
     target = Path(directory)
@@ -73,9 +74,13 @@ def download_checkpoint(
         elif not _fetch_archive(rest, tinker_path, work, fetcher):
             with _exported(service, tinker_path, kind) as export:
                 _fetch_external(rest, export, work, fetcher, renew=True)
+        return work.finish()
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = str(target)
+        raise
     finally:
         fetcher.close()
-    return work.finish()
 
 
 def unfinished_of(target: Path) -> Path:

@@ -23,6 +23,7 @@ from everstep.client._errors import (
     TinkerError,
     status_error,
 )
+from everstep.client._outage import Outage
 from everstep.client._version import VERSION
 
 _log = logging.getLogger("everstep.client")
@@ -65,6 +66,7 @@ class Http:
         }
         self.base_url = base_url.rstrip("/")
         self._lost = lost
+        self._outage = Outage(self.base_url)
         self._client = httpx.AsyncClient(
             headers=own,
             auth=auth,
@@ -173,16 +175,20 @@ class Http:
     @contextmanager
     def _reached(self, method: str, path: str, seconds: float) -> Iterator[None]:
         """Raise what tells that a service was not reached, or went away."""
+        sent = monotonic()
         try:
             yield
         except httpx.TimeoutException as error:
+            self._outage.begins(sent, monotonic(), error)
             raise APITimeoutError(f"{method} {path}: no answer in {seconds:g} s") from error
         except httpx.RequestError as error:  # also of a body that is cut, or can't be decoded
             if (lost := self._lost()) is not None:
                 raise type(lost)(*lost.args) from error
+            self._outage.begins(sent, monotonic(), error)
             raise APIConnectionError(
                 f"{method} {path}: {self.base_url} can't be reached: {error!r}"
             ) from error
+        self._outage.ends(monotonic())
 
     async def request(
         self, method: str, path: str, *, hand_back: Container[int] = (), **arguments: Any

@@ -42,7 +42,7 @@ def copy_database(source: Path, target: Path) -> None:
             there.backup(here, pages=-1)
             here.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
-        raise LedgerError(f"{source} can't be copied: {error}") from error
+        raise LedgerError(f"{source} can't be copied to {target}: {error}") from error
     check_database(target)
     handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -158,13 +158,18 @@ class BackupDirectory:
                 raise CheckpointDamaged(f"{path}: the manifest there is that of {manifest.id}")
             yield manifest
 
-    def stage(self) -> Path:
-        """An empty directory to write a backup in; what a broken one left is removed."""
-        for leftover in (self.path / "tmp").iterdir():
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Path]:
+        """An empty directory to write a backup in; a broken one leaves nothing of itself."""
+        for leftover in (self.path / "tmp").iterdir():  # of a process that died
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         stage = self.path / "tmp" / "stage"
         stage.mkdir()
-        return stage
+        try:
+            yield stage
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
 
     def take(
         self, source: Storage, ref: FileRef, *, link: bool, on_read: Callable[[int], None]

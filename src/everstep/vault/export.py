@@ -55,6 +55,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Raises:
         VaultError: something is there already.
         VaultBusy: another process is writing it.
+        OSError: a file can't be written; which says the target, where it says nothing itself.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise VaultError(f"{target} is there already, and not empty; choose another directory.")
@@ -67,8 +68,10 @@ def whole_directory(target: Path) -> Iterator[Path]:
             yield stage
             _sync_tree(stage)
             stage.rename(target)  # an empty directory gives way
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(stage, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:  # as of a full disk
+                error.filename = str(target)
             raise
         sync_directory(target.parent)
     finally:
