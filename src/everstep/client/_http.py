@@ -175,16 +175,15 @@ class Http:
     @contextmanager
     def _reached(self, method: str, path: str, seconds: float) -> Iterator[None]:
         """Raise what tells that a service was not reached, or went away."""
-        sent = monotonic()
         try:
             yield
         except httpx.TimeoutException as error:
-            self._outage.begins(sent, monotonic(), error)
+            self._outage.goes_on(monotonic(), error, silent_for=seconds)
             raise APITimeoutError(f"{method} {path}: no answer in {seconds:g} s") from error
         except httpx.RequestError as error:  # also of a body that is cut, or can't be decoded
             if (lost := self._lost()) is not None:
                 raise type(lost)(*lost.args) from error
-            self._outage.begins(sent, monotonic(), error)
+            self._outage.goes_on(monotonic(), error)
             raise APIConnectionError(
                 f"{method} {path}: {self.base_url} can't be reached: {error!r}"
             ) from error

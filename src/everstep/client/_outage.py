@@ -20,16 +20,16 @@ class Outage:
         self._since: float | None = None
         self._told = False
 
-    def begins(self, sent: float, now: float, error: Exception) -> None:
+    def goes_on(self, now: float, error: Exception, silent_for: float = 0.0) -> None:
         """Take note of a request without an answer.
 
         Args:
-            sent: when it was sent, on `monotonic`'s clock.
-            now: when it was given up.
+            now: when it was given up, on `monotonic`'s clock.
             error: what happened to it.
+            silent_for: seconds that it was waited for in vain; 0 where the connection broke.
         """
         if self._since is None:
-            self._since = sent
+            self._since = now - silent_for
         silence = now - self._since
         if silence > _PATIENCE_SECONDS and not self._told:
             self._told = True
