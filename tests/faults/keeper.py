@@ -53,7 +53,7 @@ class Keeper:
         self.url = f"http://127.0.0.1:{free_port()}"
         self._arguments = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home)]
         self._arguments += ["--port", self.url.rsplit(":", 1)[1], "--until-stdin-closes"]
-        self._arguments += ["--port", self.url.rsplit(":", 1)[1], *arguments]
+        self._arguments += arguments
         for setting in settings:
             self._arguments += ["--set", setting]
         for model in models:
