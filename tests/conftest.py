@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.buckets.bucket import Bucket, Server
+from tests.scenario import disconnect
 
 # A shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,6 +29,7 @@ class Service:
 
     def __init__(self, home: Path, *models: str) -> None:
         self.home = home
+        self.url = ""  # known once it is ready
         arguments = [sys.executable, "-m", "everstep.cli", "serve", "--port", "0"]
         arguments += ["--home", str(home), "--until-stdin-closes"]  # it ends with us, however
         for model in models:
@@ -66,6 +68,7 @@ class Service:
         """End it without warning."""
         self.process.kill()
         self.process.wait(60)
+        disconnect(self.url)
         for pipe in (self.process.stdin, self.process.stdout):
             pipe.close()
 

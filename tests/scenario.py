@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import tinker
+
 MODEL = "everstep/pico"
+_OFFICIAL: dict[str, list[tinker.ServiceClient]] = {}
+"""Official clients by the service that they are of."""
 
 
 def data(sdk: Any, count: int = 3, shift: int = 0) -> list[Any]:
@@ -38,4 +43,14 @@ def train(sdk: Any, client: Any, steps: int, shift: int = 0) -> list[tuple[float
 
 def connect(sdk: Any, url: str) -> Any:
     """A service client."""
-    return sdk.ServiceClient(base_url=url, api_key="tml-test")
+    client = sdk.ServiceClient(base_url=url, api_key="tml-test")
+    if sdk is tinker:
+        _OFFICIAL.setdefault(url, []).append(client)
+    return client
+
+
+def disconnect(url: str) -> None:
+    """End the background work of official clients whose service is gone: they complain for ever."""
+    for client in _OFFICIAL.pop(url, []):
+        with contextlib.suppress(RuntimeError):  # it is closed already
+            client.holder.close()

@@ -87,6 +87,15 @@ def test_what_a_loss_may_not_do_is_told(source: str, ranks: dict[str, int], text
         trace(bad(source), ranks, "session")
 
 
+def test_it_is_told_by_the_call_itself_as_the_official_sdk_does(
+    client: everstep.ServiceClient,
+) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        client.create_custom_loss(
+            bad("def loss(logprobs): return (logprobs * outside).sum(), {}"), {"logprobs": 1}
+        )
+
+
 def test_a_loss_that_runs_here_sends_its_gradient(
     fake: FakeService, client: everstep.ServiceClient, run: everstep.TrainingClient
 ) -> None:

@@ -14,7 +14,10 @@ from tests.faults.keeper import Keeper
 from tests.scenario import MODEL, connect, data
 
 TRACING = threading.Lock()
-"""torch.fx can't trace in two threads at once; the official client takes no care of that."""
+"""torch.fx can't trace in two threads at once; the official client takes no care of that.
+
+Both clients trace in the thread that calls them.
+"""
 
 SAMPLED = 6
 IDENTITY = pyrage.x25519.Identity.generate()

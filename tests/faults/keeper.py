@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.scenario import disconnect
+
 GIVE_UP_SECONDS = 120.0
 
 
@@ -94,6 +96,7 @@ class Keeper:
         self._process.kill()
         self._thread.join(GIVE_UP_SECONDS)
         self._http.close()
+        disconnect(self.url)
         assert in_time, "the service did not end"
         self.wait_until(lambda: not self.left_behind())
         return self._process.returncode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -245,10 +244,11 @@ class ServiceClient:
         Raises:
             ValueError: it can't be traced, or does what it may not.
         """
+        traced = trace(fn, input_ranks, session_id="")  # here, so that the caller gets its errors
 
         async def work() -> LossHandle:
             session_id = await self.holder.id()
-            handle = await asyncio.to_thread(trace, fn, input_ranks, session_id)
+            handle = replace(traced, session_id=session_id)
             if not self.holder.config.custom_loss_server_side:
                 return handle
             number = self.holder.next_id("custom_loss")
