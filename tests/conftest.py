@@ -73,17 +73,6 @@ class Service:
             pipe.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take long begins first, so that no process is at it when the others are through."""
-    items.sort(key=seconds_allowed, reverse=True)  # stable: a module's tests stay together
-
-
-def seconds_allowed(item: pytest.Item) -> float:
-    """What a test asks for; 0: what everyone gets."""
-    mark = item.get_closest_marker("timeout")
-    return float(mark.args[0]) if mark is not None else 0.0
-
-
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests that don't restart it."""
