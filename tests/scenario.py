@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import tinker
@@ -52,5 +51,6 @@ def connect(sdk: Any, url: str) -> Any:
 def disconnect(url: str) -> None:
     """End the background work of official clients whose service is gone: they complain for ever."""
     for client in _OFFICIAL.pop(url, []):
-        with contextlib.suppress(RuntimeError):  # it is closed already
-            client.holder.close()
+        holder = vars(client).get("_session_holder")  # asked for by its property it were made
+        if holder is not None:
+            holder.close()

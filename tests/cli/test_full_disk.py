@@ -24,6 +24,14 @@ ROOM = 40_000
 
 
 @pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Of these tests alone: a backup has everything only where nothing is damaged."""
+    running = Service(tmp_path_factory.mktemp("service") / "home")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
 def path(service: Service) -> str:
     with everstep.ServiceClient(base_url=service.url, api_key="tml-test") as client:
         run = client.create_lora_training_client(MODEL, 8, 1).result()

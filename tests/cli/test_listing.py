@@ -38,7 +38,7 @@ class Saved:
     sampler: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # once: it is found again by its names
 def saved(service: Service) -> Saved:
     metadata = {"everstep_run": "my-loop"}
     with everstep.ServiceClient(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ from tests.scenario import MODEL, connect, data, train
 
 TEXT = "The adapter was made by somebody else."
 IMPORT = "/api/v1/everstep/checkpoints/import"
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service without runs: nothing but what is asked of it changes its files."""
+    running = Service(tmp_path_factory.mktemp("quiet") / "home")
+    yield running
+    running.stop()
 
 
 def base_directory(service: Service) -> str:
@@ -400,10 +408,10 @@ def member(name: str, **fields: Any) -> bytes:
         ),
     ],
 )
-def test_what_is_not_to_be_trusted_is_refused(service: Service, body: bytes) -> None:
-    before = {path for path in service.home.rglob("*") if path.is_file()}
-    assert refused(service, body)
-    made = {path for path in service.home.rglob("*") if path.is_file()} - before
+def test_what_is_not_to_be_trusted_is_refused(quiet: Service, body: bytes) -> None:
+    before = {path for path in quiet.home.rglob("*") if path.is_file()}
+    assert refused(quiet, body)
+    made = {path for path in quiet.home.rglob("*") if path.is_file()} - before
     assert not [path for path in made if "imports" in path.parts or "blobs" in path.parts]
 
 
