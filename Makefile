@@ -4,7 +4,7 @@
 #   TORCH   what pip installs as torch, CPU build by default; for an NVIDIA GPU for example
 #           make quickstart TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 #   ARGS    for quickstart, fast and slow: passed on, as in ARGS="--data my.jsonl"
-#   JOBS    how many processes run tests
+#   JOBS    number of processes that run tests
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +30,7 @@ OTHERS := $(SDK_VERSIONS:%=$(SDKS)/%) $(SDKS)/cookbook
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test fast slow soak sdks lint format proto hooks clean
+.PHONY: help quickstart install test coverage fast slow soak bench models sdks lint format proto hooks clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,18 +42,27 @@ install: $(VENV)/.server ## Install into .venv; afterwards .venv/bin/everstep wo
 
 test: $(VENV)/.test $(OTHERS) ## Install, then everything that CI runs: lint, types, contracts, all tests
 	@$(MAKE) --no-print-directory lint
-	@echo "==> tests, fast and slow, with coverage"
-	@$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+	@echo "==> tests, fast and slow"
+	@$(PYTEST) $(ARGS)
 	@echo "==> all good"
 
-fast: $(VENV)/.test ## The fast tests only
-	@$(PYTEST) -m "not slow" $(ARGS)
+coverage: $(VENV)/.test ## The fast tests with branch coverage; tracing makes them half as fast
+	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered $(ARGS)
 
-soak: $(VENV)/.test ## Kill, cut and corrupt for SECONDS (default 600) a test; EVERSTEP_SEED repeats one
+fast: $(VENV)/.test ## The fast tests only, with a quarter of the random examples
+	@EVERSTEP_PROFILE=fast $(PYTEST) -m "not slow" $(ARGS)
+
+soak: $(VENV)/.test ## Fault tests for SECONDS (default 600) each, at every failpoint; EVERSTEP_SEED repeats one
 	@EVERSTEP_SOAK=$(or $(SECONDS),600) $(PYTEST) tests/faults $(ARGS)
+
+bench: $(VENV)/.test ## Each benchmark, briefly; prints one table of ratios. ARGS="--full", ARGS=steps
+	@$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 slow: $(VENV)/.test $(OTHERS) ## The slow tests only: real server processes, the official client
 	@$(PYTEST) -m slow $(ARGS)
+
+models: $(VENV)/.test ## Write the table of models, docs/models.md, from tiny models of every family
+	@$(BIN)/python -m tests.zoo.table
 
 sdks: $(OTHERS) ## Install the official SDKs of other ages, and the cookbook, for their tests
 
@@ -68,7 +77,7 @@ format: $(VENV)/.test ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff format .
 
 proto: $(VENV)/.test ## Generate the protobuf code from everstep.proto
-	@$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/everstep/wire/everstep.proto
+	@$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/everstep/wire/codecs/everstep.proto
 
 hooks: $(VENV)/.test ## Have git run the checks of .pre-commit-config.yaml before each commit
 	@$(PIP) -qq -c constraints.txt pre-commit

@@ -1,11 +1,11 @@
-"""Run a command to its end, or to the end of its time; whatever it started ends with it.
+"""Bounded run: runs a command for a limited time, and kills every process that it leaves behind.
 
     python3 .ci/bounded.py SECONDS COMMAND…
 
-Processes that outlive their parents are handed to this one, whatever session they are in; when the
-command is through they are named and killed. So nothing is left that could hold a pipe open which
-someone reads to its end. When the time is up each process is first asked where it is: Python with
-a fault handler, as pytest has it, prints the stack of every thread.
+Processes that outlive their parents are reparented to this one, whatever session they are in. When
+the command ends they are listed and killed, so none can hold a pipe open that somebody reads to its
+end. When the time is up every process gets SIGABRT first: Python with a fault handler, as pytest
+installs one, prints the stack of every thread.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-_TOO_LATE = 124
-_SECONDS_FOR_STACKS = 3.0
-_SECONDS_TO_DIE = 30.0
+_TIMED_OUT = 124
+_STACK_SECONDS = 3.0
+_KILL_SECONDS = 30.0
 
 
 def main(seconds: float, command: list[str]) -> int:
-    """Run it; returns its exit code, 124 when it took too long."""
+    """Run the command; returns its exit code, or 124 if it took too long."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -36,12 +36,12 @@ def main(seconds: float, command: list[str]) -> int:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         code = _wait_for(child)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _tell("left behind, and ended now", _descendants())
+        _report("left behind, killed", _descendants())
     except TimeoutError:
-        _tell(f"not through after {seconds / 60:g} minutes, and given up", _descendants())
+        _report(f"not finished after {seconds / 60:g} minutes, killed", _descendants())
         _signal(signal.SIGABRT)
-        time.sleep(_SECONDS_FOR_STACKS)
-        code = _TOO_LATE
+        time.sleep(_STACK_SECONDS)
+        code = _TIMED_OUT
     except KeyboardInterrupt:
         code = 128 + signal.SIGTERM
     finally:
@@ -54,7 +54,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def _wait_for(child: int) -> int:
-    """Until a child ends; those that were handed to us are reaped on the way."""
+    """Wait until a child ends, and reap reparented processes meanwhile."""
     while True:
         pid, status = os.wait()
         if pid == child:
@@ -62,8 +62,8 @@ def _wait_for(child: int) -> int:
 
 
 def _end_all() -> None:
-    """Kill and reap until there is nothing left, but for what the kernel itself holds."""
-    until = time.monotonic() + _SECONDS_TO_DIE
+    """Kill and reap until no process is left, for a bounded time: the kernel may hold some."""
+    until = time.monotonic() + _KILL_SECONDS
     while time.monotonic() < until:
         _signal(signal.SIGKILL)
         try:
@@ -72,7 +72,7 @@ def _end_all() -> None:
         except ChildProcessError:
             return
         time.sleep(0.05)
-    _tell("can't be ended", _descendants())
+    _report("can't be killed", _descendants())
 
 
 def _signal(number: int) -> None:
@@ -82,7 +82,7 @@ def _signal(number: int) -> None:
 
 
 def _descendants() -> dict[int, str]:
-    """The command lines of all living processes below this one."""
+    """Return the command lines of all living descendants of this process."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -107,9 +107,9 @@ def _command_line(pid: int) -> str:
     return b" ".join(words).decode(errors="replace")
 
 
-def _tell(what: str, processes: dict[int, str]) -> None:
+def _report(event: str, processes: dict[int, str]) -> None:
     for pid, command in processes.items():
-        print(f"==> {what}: {pid} {command[:200]}", flush=True)
+        print(f"==> {event}: {pid} {command[:200]}", flush=True)
 
 
 if __name__ == "__main__":

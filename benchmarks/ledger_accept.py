@@ -1,9 +1,9 @@
-"""How many operations a second are accepted durably, against the fsync rate of the same disk.
+"""Ledger accepts: durable operations per second, relative to the fsync rate of the same disk.
 
     python benchmarks/ledger_accept.py [--seconds 3] [--payload 2000] [--dir .]
 
-An accept is durable when it returns: one caller can't be quicker than the disk. Callers at the
-same time share commits, so many of them can. The limit is a loop of append + fsync to a file, of
+An accept is durable when it returns, so a single caller can't be faster than the disk. Concurrent
+callers share commits, so together they can. The limit is a loop of append + fsync to a file, with
 as many bytes as the payload.
 """
 
@@ -33,7 +33,7 @@ class Row:
 
 
 def fsyncs(directory: Path, seconds: float, payload: bytes) -> Row:
-    """Append and fsync, again and again."""
+    """Append and fsync repeatedly."""
     times = []
     with (directory / "plain").open("ab", buffering=0) as file:
         end = time.perf_counter() + seconds
@@ -45,7 +45,7 @@ def fsyncs(directory: Path, seconds: float, payload: bytes) -> Row:
 
 
 def bare_sqlite(directory: Path, seconds: float, payload: bytes) -> Row:
-    """One insert a commit, with the standard library alone."""
+    """Insert one row per commit with the standard library alone."""
     times = []
     connection = sqlite3.connect(directory / "bare.sqlite", isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -60,7 +60,7 @@ def bare_sqlite(directory: Path, seconds: float, payload: bytes) -> Row:
 
 
 async def accepts(directory: Path, seconds: float, payload: bytes, callers: int) -> Row:
-    """So many callers, each of which sends its next operation when the last was accepted."""
+    """Accept operations of concurrent callers, each of which waits for its previous one."""
     ledger = await Ledger.open(directory / f"{callers}.sqlite")
     times: list[float] = []
     before = ledger.commits
@@ -88,9 +88,9 @@ def row(name: str, times: list[float], commits: int, seconds: float) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
-    parser.add_argument("--payload", type=int, default=2000, help="bytes of an operation")
-    parser.add_argument("--dir", type=Path, default=Path(), help="a directory on the disk to test")
+    parser.add_argument("--seconds", type=float, default=3, help="duration of each measurement")
+    parser.add_argument("--payload", type=int, default=2000, help="size of an operation in bytes")
+    parser.add_argument("--dir", type=Path, default=Path(), help="directory on the disk to test")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir))
     payload = os.urandom(options.payload)

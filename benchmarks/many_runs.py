@@ -1,22 +1,23 @@
-"""How much memory do many live runs take? Runs that nobody uses at the moment are in the vault.
+"""Measure the memory of many live runs, of which idle ones are evicted to the vault.
 
     python benchmarks/many_runs.py [RUNS]
 
-Creates RUNS (default 2,000) runs on one service whose budget holds 20 of them, trains each a step,
-comes back to a random hundred, and checks that their numbers are those of a run that never left.
-Prints the memory of the service and its worker after 20 runs and after all, and draws it.
+Creates RUNS (default 2,000) runs on a service with memory for 20, trains each for a step, trains a
+random hundred for another, and compares their losses with those of a run that was never evicted.
+Prints the memory of the service and its worker after 20 runs and after all, and plots it.
 """
 
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from serving import serving
 
 import everstep
 
@@ -32,14 +33,14 @@ DATUM = everstep.Datum(
 
 
 def step(run: everstep.TrainingClient) -> float:
-    """One training step; returns its loss."""
+    """Train one step and return its loss."""
     passed = run.forward_backward([DATUM], "cross_entropy")
     run.optim_step(everstep.AdamParams(learning_rate=0.01)).result()
     return passed.result().metrics["loss:sum"]
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its children."""
+    """Return the resident memory of a process and its descendants, in MiB."""
     total = 0
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
@@ -54,29 +55,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         budget = IN_MEMORY * state_bytes(home / "measure")
-        with serving(home / "many", f"memory_bytes={budget}") as service:
+        with client_of(home / "many", f"memory_bytes={budget}") as service:
             report(service, count, home / "many")
 
 
 @contextmanager
-def serving(home: Path, *settings: str) -> Iterator[everstep.ServiceClient]:
-    """A service process on a home, and a client of it."""
-    command = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home), "--port", "0"]
-    for setting in settings:
-        command += ["--set", setting]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        address = next(line for line in process.stdout if "ready at" in line).split()[-1]
-        with everstep.ServiceClient(base_url=address) as service:
-            yield service
-        process.terminate()
+def client_of(home: Path, *settings: str) -> Iterator[everstep.ServiceClient]:
+    """Start a service on a home and yield a client of it."""
+    with (
+        serving(home, *settings) as served,
+        everstep.ServiceClient(base_url=served.address) as service,
+    ):
+        yield service
 
 
 def state_bytes(home: Path) -> int:
-    """What one run takes: its checkpoint and the buffer of gradients."""
-    with serving(home) as service:
+    """Return the memory of one run in bytes: its checkpoint and the buffer of gradients."""
+    with client_of(home) as service:
         run = service.create_lora_training_client(MODEL, rank=RANK, seed=1).result()
         step(run)
         run.save_state("size").result()
@@ -90,7 +85,7 @@ def state_bytes(home: Path) -> int:
 
 
 def report(service: everstep.ServiceClient, count: int, home: Path) -> None:
-    """Create the runs, come back to some, and print."""
+    """Create the runs, return to some, and print the figures."""
     pid = int((home / "ledger.sqlite.lock").read_text())
     runs, sizes, begin = [], [], time.perf_counter()
     expected: list[float] = []
@@ -107,7 +102,7 @@ def report(service: everstep.ServiceClient, count: int, home: Path) -> None:
     created = time.perf_counter() - begin
     begin = time.perf_counter()
     returning = random.Random(0).sample(runs, min(RETURNING, len(runs)))
-    assert all(step(run) == expected[1] for run in returning), "a run came back with other numbers"
+    assert all(step(run) == expected[1] for run in returning), "a restored run differs"
     back = time.perf_counter() - begin
     few = next(size for index, size in sizes if index >= IN_MEMORY)
     print(f"{'runs':>6}  memory of service and worker")
@@ -116,12 +111,12 @@ def report(service: everstep.ServiceClient, count: int, home: Path) -> None:
     last = sizes[-1][1]
     print(f"after {IN_MEMORY}: {few:.0f} MiB; after {count}: {last:.0f}; ratio {last / few:.2f}")
     print(f"create and train a step: {1000 * created / count:.0f} ms a run")
-    print(f"come back and train a step: {1000 * back / len(returning):.0f} ms; all exact")
+    print(f"restore and train a step: {1000 * back / len(returning):.0f} ms; all exact")
     draw(sizes)
 
 
 def draw(sizes: list[tuple[int, float]]) -> None:
-    """The memory over the number of runs, to many_runs.png."""
+    """Plot the memory over the number of runs to many_runs.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,7 +129,7 @@ def draw(sizes: list[tuple[int, float]]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title(f"live runs with memory for {IN_MEMORY}")
     figure.savefig("many_runs.png", dpi=120, bbox_inches="tight")
-    print("drawn in many_runs.png")
+    print("plot: many_runs.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long a durable, verified save and a verified load take, against what the machine can do.
+"""Benchmark of the vault: durable, verified saves and verified loads.
 
     python benchmarks/vault_save.py [--mb 256] [--repeat 5] [--dir .] [--plot vault.png]
 
-Everything is measured in one run, in turns, on one disk, and told as the median and as its ratio
-to a plain write + fsync of the same bytes (for saves) or to one copy in memory (for loads).
+One run measures all cases in turns on one disk. It prints the median of each and its ratio to the
+first row: a plain write + fsync of the same bytes (saves), or one copy in memory (loads).
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ import numpy as np
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import save
 
-from everstep.vault import Manifest, Vault
+from everstep.vault import FileRef, Manifest, Vault, gc
 
 _CHUNK = 8 << 20
 _TENSORS = 64
 
 
 class Case:
-    """The bytes of one checkpoint, new at every save, and a directory on the disk."""
+    """The content of a checkpoint, which changes for every save, and the ways to save and load it.
+
+    Args:
+        megabytes: the size of the content, in MiB.
+        directory: an existing directory on the disk to test.
+    """
 
     def __init__(self, megabytes: int, directory: Path) -> None:
         self.directory = directory
@@ -43,26 +49,28 @@ class Case:
         }
         self.bytes = memoryview(self.buffer.numpy()).cast("B")
         self.other = np.empty(self.bytes.nbytes, np.uint8)
-        self.other.fill(1)  # the pages are there
+        self.other.fill(1)  # allocates the pages
         self.vault = Vault(directory / "vault")
         self.number = 0
 
     def chunks(self) -> list[memoryview]:
-        """The content in the pieces in which the engine hands it over."""
+        """Return the content in chunks of the engine's size."""
         return [self.bytes[i : i + _CHUNK] for i in range(0, self.bytes.nbytes, _CHUNK)]
 
     def change(self) -> None:
-        """Make it another content, as a step does."""
+        """Change the content, as a training step does, and remove the files of earlier saves."""
         self.number += 1
         self.buffer[0] = self.number
-        self.vault.collect(0)
+        gc.collect(self.vault, 0)
         for kind in ("plain", "theirs"):
             for old in sorted(self.directory.glob(f"{kind}-*"))[:-1]:
                 old.unlink()
+        for old in sorted(self.directory.glob("dcp-*"))[:-1]:
+            shutil.rmtree(old)
         os.sync()
 
     def fresh(self, kind: str) -> Path:
-        """A new file, as the vault makes one; the last one stays until the next turn."""
+        """Return the path of a new file. The previous one exists until the next turn."""
         return self.directory / f"{kind}-{self.number:06d}"
 
     # Saves
@@ -86,10 +94,12 @@ class Case:
         with self.fresh("theirs").open("rb") as file:
             os.fsync(file.fileno())
 
+    def distributed_checkpoint(self) -> None:
+        save(dict(self.tensors), checkpoint_id=self.fresh("dcp"), no_dist=True)
+
     def vault_save(self) -> None:
-        with self.vault.pinned():
-            files = {"adapter_model.safetensors": self.vault.put(self.chunks())}
-            self.manifest = Manifest(
+        def manifest_of(files: dict[str, FileRef]) -> Manifest:
+            return Manifest(
                 kind="training",
                 run_id="bench",
                 name="x",
@@ -102,7 +112,10 @@ class Case:
                 position=self.number,
                 files=files,
             )
-            self.vault.commit(self.manifest, overwrite=True)
+
+        with self.vault.gc_paused():
+            contents = {"adapter_model.safetensors": self.chunks()}
+            self.vault.save(contents, manifest_of, overwrite=True)
 
     # Loads, from the page cache
 
@@ -136,11 +149,11 @@ class Case:
         )
 
 
-def measure(case: Case, works: dict[str, Callable[[], None]], repeat: int) -> dict[str, float]:
-    """The median seconds of each work, done in turns; nothing is left to be flushed between."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+def measure(case: Case, cases: dict[str, Callable[[], None]], repeat: int) -> dict[str, float]:
+    """Run the cases in turns, with a sync before each, and return the median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeat):
-        for name, work in works.items():
+        for name, work in cases.items():
             case.change()
             begin = time.perf_counter()
             work()
@@ -148,8 +161,8 @@ def measure(case: Case, works: dict[str, Callable[[], None]], repeat: int) -> di
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def tell(title: str, seconds: dict[str, float], megabytes: int) -> None:
-    """Print a table; the first row is what the others are compared with."""
+def print_table(title: str, seconds: dict[str, float], megabytes: int) -> None:
+    """Print a table with the ratio of each row to the first."""
     base = next(iter(seconds.values()))
     print(f"\n{title:<44}{'ms':>8}{'MB/s':>9}{'ratio':>8}")
     for name, each in seconds.items():
@@ -157,7 +170,7 @@ def tell(title: str, seconds: dict[str, float], megabytes: int) -> None:
 
 
 def plot(path: Path, tables: dict[str, dict[str, float]], megabytes: int) -> None:
-    """Draw the tables as bars."""
+    """Write a bar chart of the tables."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -178,17 +191,18 @@ def plot(path: Path, tables: dict[str, dict[str, float]], megabytes: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, default=256, help="MiB of one checkpoint")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--mb", type=int, default=256, help="size of the checkpoint in MiB")
+    parser.add_argument("--repeat", type=int, default=5, help="number of measurements of each case")
     parser.add_argument("--dir", type=Path, default=Path(), help="a directory on the disk to test")
-    parser.add_argument("--plot", type=Path, help="write a chart there")
+    parser.add_argument("--plot", type=Path, help="write a bar chart to this file")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir))
     try:
         case = Case(options.mb, directory)
         saves = {
             "write + fsync": case.plain_fsync,
-            "everstep vault: hash + put + commit, durable": case.vault_save,
+            "everstep vault: hashed, durable": case.vault_save,
+            "torch DCP, fsync, not hashed": case.distributed_checkpoint,
             "safetensors save_file + fsync": case.safetensors_fsync,
             "safetensors save_file, not durable": case.safetensors,
             "write, not durable": case.plain_write,
@@ -202,12 +216,12 @@ def main() -> None:
             "BLAKE3 of the bytes, one thread": case.blake3_one,
             "SHA-256 of the bytes": case.sha256,
         }
-        measure(case, saves, 2)  # warm up; and there is something to load
+        measure(case, saves, 2)  # warm up, and save a checkpoint to load
         print(f"{options.mb} MiB, median of {options.repeat}, {os.cpu_count()} cores")
         tables = {"save": measure(case, saves, options.repeat)}
         tables["load, files in memory"] = measure(case, loads, options.repeat)
         for title, seconds in tables.items():
-            tell(title, seconds, options.mb)
+            print_table(title, seconds, options.mb)
         if options.plot:
             plot(options.plot, tables, options.mb)
     finally:

@@ -1,10 +1,10 @@
-"""Two agents that learn together are saved and restored as one."""
+"""Save and restore two agents that learn together as one."""
 
 import everstep
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with everstep.ServiceClient() as service:
         group = everstep.CheckpointGroup(service, "duo", size=2, keep_last=1)
         restored = group.restore().result()
@@ -26,8 +26,8 @@ def main() -> None:
                 client.forward_backward([datum], "cross_entropy")
                 client.optim_step(everstep.AdamParams(learning_rate=5e-3))
             step += 1
-        whole = group.save_all(clients, everstep.LoopState(step)).result()
-        print(f"whole at step {whole.step}", *(member.path for member in whole.members), sep="\n  ")
+        saved = group.save_all(clients, everstep.LoopState(step)).result()
+        print(f"complete at step {saved.step}", *(m.path for m in saved.members), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Teach an adapter one sentence, then sample from it and look at its logprobs."""
+"""Teach an adapter one sentence, then sample from it and print the logprobs."""
 
 import everstep
 
@@ -6,7 +6,7 @@ SENTENCE = "Every step is kept, and every step comes back."
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with everstep.ServiceClient() as service:
         client = service.create_lora_training_client("everstep/pico", rank=16, seed=1).result()
         tokenizer = client.get_tokenizer()

@@ -1,10 +1,10 @@
-"""Train, save, resume on a new client: the same losses."""
+"""Train, save, and resume on a new client: the losses are the same."""
 
 import everstep
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with everstep.ServiceClient() as service:
         client = service.create_lora_training_client("everstep/pico", rank=16, seed=1).result()
         tokens = client.get_tokenizer()("Every step is kept, and every step comes back.")[

@@ -1,6 +1,6 @@
-"""A training loop that can be stopped anywhere, in any way, and goes on exactly where it was.
+"""A training loop that can be stopped anywhere, and resumes exactly where it stopped.
 
-Run it twice: the second time it goes on. Or stop it in the middle, by Ctrl-C or SIGKILL.
+Run it twice: the second run resumes. Or stop it in the middle, with Ctrl-C or SIGKILL.
 """
 
 import random
@@ -18,7 +18,7 @@ POLICY = everstep.CheckpointPolicy(every_steps=5, keep_last=2, keep_best=1, metr
 
 
 def main(steps: int, run_name: str) -> None:
-    """Train until so many steps were made in all."""
+    """Train up to a number of steps."""
     with everstep.ServiceClient() as service:
         resumed = everstep.resume_or_create(
             service, run_name, "everstep/pico", rank=16, seed=1
@@ -50,7 +50,7 @@ def main(steps: int, run_name: str) -> None:
 
 
 def datum(tokens: list[int]) -> everstep.Datum:
-    """One sentence, all of whose tokens are to be learned."""
+    """Build a datum whose loss covers all tokens of a sentence."""
     return everstep.Datum(
         model_input=everstep.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},

@@ -9,19 +9,32 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from everstep.worker.zygote import shared
+from tests import budget, helpers, profiles, scratch
 from tests.buckets.bucket import Bucket, Server
 from tests.scenario import disconnect
 
-# A shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt.
+# A shell's background jobs ignore Ctrl-C; processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+__all__ = ["profiles"]  # imported for its effect: Hypothesis's settings
+
 READY = "everstep: ready at "
 GRACE = 10.0
+KEPT = (b"multiprocessing", b"everstep.server.offload")
+"""Processes that outlive a test: Python's own helpers, and that of a module's service."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the time budget, and choose the place of temporary directories."""
+    budget.register(config)
+    scratch.choose(config)
 
 
 class Service:
@@ -29,9 +42,9 @@ class Service:
 
     def __init__(self, home: Path, *models: str) -> None:
         self.home = home
-        self.url = ""  # known once it is ready
+        self.url = ""  # set once it is ready
         arguments = [sys.executable, "-m", "everstep.cli", "serve", "--port", "0"]
-        arguments += ["--home", str(home), "--until-stdin-closes"]  # it ends with us, however
+        arguments += ["--home", str(home), "--until-stdin-closes"]  # it ends with this process
         for model in models:
             arguments += ["--model", model]
         self.log = home.parent / f"{home.name}.log"
@@ -50,6 +63,7 @@ class Service:
             raise
 
     def _wait_ready(self) -> str:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             text = line.decode().strip()
             if text.startswith(READY):
@@ -57,7 +71,7 @@ class Service:
         raise RuntimeError(f"the service did not start:\n{self.log.read_text()}")
 
     def stop(self) -> int:
-        """End it as a user would, and return its exit code."""
+        """Stop it as a user would; returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(60)
@@ -65,17 +79,35 @@ class Service:
             self.kill()
 
     def kill(self) -> None:
-        """End it without warning."""
+        """SIGKILL it."""
         self.process.kill()
         self.process.wait(60)
         disconnect(self.url)
         for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
             pipe.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zygote(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Let all services of a session with slow tests fork their workers from one zygote."""
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    if not slow or sys.platform != "linux" or shared.VARIABLE in os.environ:
+        yield
+        return
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as start:
+            start.setenv("OMP_NUM_THREADS", "1")  # as services have it, or they would not share it
+            path = stack.enter_context(shared.shared_zygote(tmp_path_factory.mktemp("zygote")))
+        patch.setenv(shared.VARIABLE, str(path))
+        yield
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service for all tests that don't restart it."""
+    """One service for all tests that neither stop it nor depend on its other contents."""
     running = Service(tmp_path_factory.mktemp("service") / "home")
     yield running
     with contextlib.suppress(ProcessLookupError):
@@ -83,15 +115,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """Every process that a test starts ends with it; where it doesn't, it is killed and told."""
+def no_process_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process behind, and kill the process."""
     before = children()
     yield
     left = {}
-    for pid in children() - before:
+    for pid in children() - before - helpers.KEPT:
         with contextlib.suppress(OSError):  # it ended
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"multiprocessing" in command or ends(pid):  # Python's own helpers stay
+            if any(name in command for name in KEPT) or ends(pid):
                 continue
             os.kill(pid, signal.SIGKILL)
             left[pid] = command
@@ -99,7 +131,7 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process is about to end: a library may have asked a program for something."""
+    """Return whether a process ends by itself within the grace period."""
     watched = os.pidfd_open(pid)
     try:
         return bool(select.select([watched], [], [], GRACE)[0])
@@ -108,7 +140,7 @@ def ends(pid: int) -> bool:
 
 
 def children() -> set[int]:
-    """The ids of this process's living children."""
+    """Return the ids of this process's living children."""
     found = set()
     for task in Path("/proc/self/task").glob("*/children"):
         of_task = ""
@@ -124,7 +156,7 @@ def children() -> set[int]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Server]:
-    """One S3 server for all tests; the environment of every process has it as the endpoint."""
+    """One S3 server for all tests; the environment names it as the endpoint."""
     server = Server()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
@@ -135,7 +167,7 @@ def s3_server() -> Iterator[Server]:
 
 @pytest.fixture
 def bucket(s3_server: Server) -> Iterator[Bucket]:
-    """A bucket of the test's own."""
+    """A bucket for one test."""
     bucket = Bucket(s3_server)
     yield bucket
     bucket.fault()

@@ -1,4 +1,4 @@
-"""A small training scenario for either client: both have the same surface."""
+"""Scenario: a small training run for Everstep's client and for the official one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import tinker
 
 MODEL = "everstep/pico"
 _OFFICIAL: dict[str, list[tinker.ServiceClient]] = {}
-"""Official clients by the service that they are of."""
+"""Official clients by the URL of their service."""
 
 
 def data(sdk: Any, count: int = 3, shift: int = 0) -> list[Any]:
-    """Datums of different lengths."""
+    """Return datums of different lengths."""
     datums = []
     for index in range(count):
         tokens = [(7 * i + 11 * index + shift) % 250 for i in range(20 + 5 * index)]
@@ -29,7 +29,7 @@ def data(sdk: Any, count: int = 3, shift: int = 0) -> list[Any]:
 
 
 def train(sdk: Any, client: Any, steps: int, shift: int = 0) -> list[tuple[float, list[float]]]:
-    """Steps of training; each one's loss and logprobs, as they came."""
+    """Train some steps; returns each step's loss and logprobs."""
     seen = []
     for step in range(steps):
         future = client.forward_backward(data(sdk, shift=shift + step), "cross_entropy")
@@ -41,7 +41,7 @@ def train(sdk: Any, client: Any, steps: int, shift: int = 0) -> list[tuple[float
 
 
 def connect(sdk: Any, url: str) -> Any:
-    """A service client."""
+    """Return a service client; official ones are closed by `disconnect`."""
     client = sdk.ServiceClient(base_url=url, api_key="tml-test")
     if sdk is tinker:
         _OFFICIAL.setdefault(url, []).append(client)
@@ -49,8 +49,8 @@ def connect(sdk: Any, url: str) -> Any:
 
 
 def disconnect(url: str) -> None:
-    """End the background work of official clients whose service is gone: they complain for ever."""
+    """Close official clients whose service has ended: they would log errors for ever."""
     for client in _OFFICIAL.pop(url, []):
-        holder = vars(client).get("_session_holder")  # asked for by its property it were made
+        holder = vars(client).get("_session_holder")  # reading the property would create it
         if holder is not None:
             holder.close()

@@ -1,4 +1,4 @@
-"""What bounds CI: a time, and nothing that outlives it."""
+"""CI's wrapper bounds the run's time, and ends every process that the run started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HANGS = "import faulthandler, time; faulthandler.enable(); time.sleep(1000)"
 
 
 def bounded(seconds: float, *command: str) -> subprocess.CompletedProcess[str]:
-    """What came of a command, once no one holds its output any more."""
+    """Run a command under the wrapper until nobody holds its output open."""
     return subprocess.run(
         [sys.executable, str(BOUNDED), str(seconds), *command],
         capture_output=True,
@@ -25,23 +25,23 @@ def bounded(seconds: float, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_exit_code_is_the_command_s_and_what_it_left_behind_ends() -> None:
+def test_exit_code_is_the_commands_and_leftover_processes_end() -> None:
     done = bounded(60, "bash", "-c", LEAVES_ONE)
     assert done.returncode == 3
     left = int(done.stdout.split()[1])
-    assert f"left behind, and ended now: {left} " in done.stdout
+    assert f"left behind, killed: {left} " in done.stdout
     assert not Path(f"/proc/{left}").exists()
 
 
-def test_what_takes_too_long_is_given_up_and_says_where_it_was() -> None:
+def test_command_over_its_time_ends_and_prints_its_stacks() -> None:
     done = bounded(1.5, "bash", "-c", f"{sys.executable} -c '{HANGS}' & wait")
     assert done.returncode == 124
-    assert "not through after 0.025 minutes, and given up" in done.stdout
-    assert "time.sleep(1000)" in done.stdout, "what it was doing"
+    assert "not finished after 0.025 minutes, killed" in done.stdout
+    assert "time.sleep(1000)" in done.stdout, "the processes that were running"
     assert 'File "<string>", line 1 in <module>' in done.stderr, "its stack"
 
 
-def test_a_signal_ends_it_with_all_that_it_started() -> None:
+def test_signal_ends_the_command_and_its_processes() -> None:
     command = [sys.executable, str(BOUNDED), "60", "bash", "-c", "sleep 1000 & echo $!; wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The commands of the Makefile: what they would do on a fresh machine, and in a second run."""
+"""The Makefile's targets: the commands that they would run on a fresh machine and a second time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OLDEST = "0.6.3"
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 SDKS = "tests/interop/official_sdks.txt"
 FILES = ("Makefile", "pyproject.toml", "constraints.txt", SDKS, "tests/interop/cookbook.txt")
 
@@ -34,7 +34,7 @@ def make(where: Path, *arguments: str) -> str:
 
 
 def installed(where: Path, *stamps: str) -> None:
-    """As if it had been installed before, in this order."""
+    """Make a tree look installed, with its stamps in this order."""
     (where / ".venv" / "bin").mkdir(parents=True)
     (where / ".venv" / "bin" / "pip").touch()
     for each in (*(where / SDKS).read_text().split(), "cookbook"):
@@ -46,19 +46,19 @@ def installed(where: Path, *stamps: str) -> None:
         os.utime(path, (2e9 + moment, 2e9 + moment))
 
 
-def test_every_target_says_what_it_is_for(clone: Path) -> None:
+def test_every_target_is_described(clone: Path) -> None:
     text = (clone / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
-    told = dict(re.findall(r"^  make (\S+) +(\S.*)$", make(clone), re.MULTILINE))
-    assert sorted(told) == sorted(phony.split())
-    assert all(len(words) > 15 for words in told.values())
+    described = dict(re.findall(r"^  make (\S+) +(\S.*)$", make(clone), re.MULTILINE))
+    assert sorted(described) == sorted(phony.split())
+    assert all(len(words) > 15 for words in described.values())
 
 
 @pytest.mark.parametrize(
     ("target", "extra", "last"),
     [("quickstart", "[server]", "everstep quickstart"), ("test", "[test]", "-m pytest")],
 )
-def test_on_a_fresh_machine_it_makes_all_that_it_needs_and_says_so(
+def test_fresh_machine_installs_everything_in_order(
     clone: Path, target: str, extra: str, last: str
 ) -> None:
     planned = make(clone, "-n", target)
@@ -69,11 +69,11 @@ def test_on_a_fresh_machine_it_makes_all_that_it_needs_and_says_so(
         *([f"==> installing tinker {OLDEST}"] if target == "test" else []),
         last,
     ]
-    places = [planned.index(each) for each in order]
-    assert places == sorted(places), planned
+    positions = [planned.index(each) for each in order]
+    assert positions == sorted(positions), planned
 
 
-def test_another_build_of_torch_can_be_chosen(clone: Path) -> None:
+def test_torch_build_can_be_chosen(clone: Path) -> None:
     planned = make(clone, "-n", "quickstart", "TORCH=torch==9 --index-url https://somewhere")
     assert "-c constraints.txt torch==9 --index-url https://somewhere" in planned
     assert "+cpu" not in planned
@@ -83,14 +83,14 @@ def test_another_build_of_torch_can_be_chosen(clone: Path) -> None:
     ("target", "runs"),
     [("quickstart", ".venv/bin/everstep quickstart"), ("test", ".venv/bin/python -m pytest")],
 )
-def test_a_second_run_installs_nothing(clone: Path, target: str, runs: str) -> None:
+def test_second_run_installs_nothing(clone: Path, target: str, runs: str) -> None:
     installed(clone, ".torch", ".server", ".test")
     planned = make(clone, "-n", target)
     assert runs in planned
     assert "install" not in planned
 
 
-def test_what_ci_runs_is_make_test() -> None:
+def test_ci_runs_make_test() -> None:
     *before, last = (ROOT / ".ci" / "run").read_text().splitlines()
     assert re.fullmatch(r"exec .*python3 \.ci/bounded\.py \d+ make test", last)
     assert not re.search(r"\b(make|pytest|ruff|mypy)\b", "\n".join(before))

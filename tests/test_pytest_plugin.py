@@ -1,4 +1,4 @@
-"""The pytest plugin, as a project uses it that has everstep installed."""
+"""The pytest plugin, used as a project does that has everstep installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Run:
-    """Runs pytest in a process of its own; the plugin is named where it isn't registered."""
+    """Runs pytest in a process of its own, with the plugin loaded by name if it isn't installed."""
     registered = any(point.name == "everstep" for point in entry_points(group="pytest11"))
 
     def run(*arguments: str) -> pytest.RunResult:
@@ -43,7 +43,7 @@ def run(pytester: pytest.Pytester) -> Run:
 
 
 @pytest.mark.slow
-def test_a_test_gets_a_service_of_its_own_and_runs_that_train(
+def test_session_shares_one_service_and_tests_get_own_clients(
     pytester: pytest.Pytester, run: Run
 ) -> None:
     pytester.makepyfile(
@@ -58,7 +58,7 @@ def test_it_learns(everstep_training_client, everstep_service):
     assert losses[2] < losses[0]
     assert (everstep_service.home / "ledger.sqlite").exists()
 
-def test_the_service_is_shared_and_the_session_is_not(
+def test_service_is_shared_and_session_is_not(
     everstep_service, everstep_client, everstep_new_run, everstep_rest_client
 ):
     first, second = (everstep_new_run(rank=4, seed=7) for _ in range(2))
@@ -75,7 +75,7 @@ def test_the_service_is_shared_and_the_session_is_not(
 
 
 @pytest.mark.slow
-def test_another_service_can_be_named(
+def test_url_option_names_another_service(
     pytester: pytest.Pytester, run: Run, service: Service
 ) -> None:
     pytester.makepyfile(
@@ -89,7 +89,7 @@ def test_it(everstep_training_client, everstep_service):
     run("--everstep-url", service.url).assert_outcomes(passed=1)
 
 
-def test_the_base_model_is_configured(pytester: pytest.Pytester, run: Run) -> None:
+def test_base_model_is_configured_in_ini(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makeini("[pytest]\neverstep_base_model = acme/tiny\n")
     pytester.makepyfile(
         "def test_it(everstep_service): assert everstep_service.base_model == 'acme/tiny'"
@@ -97,12 +97,12 @@ def test_the_base_model_is_configured(pytester: pytest.Pytester, run: Run) -> No
     run("--everstep-url", "http://127.0.0.1:1").assert_outcomes(passed=1)
 
 
-def test_its_options_are_explained(run: Run) -> None:
+def test_options_are_in_the_help(run: Run) -> None:
     out = run("--help").stdout.str()
     assert "--everstep-url" in out and "--everstep-model" in out and "everstep_base_model" in out
 
 
-def test_it_loads_nothing_heavy_before_a_test_asks() -> None:
+def test_plugin_imports_nothing_heavy_at_start() -> None:
     heavy = ("torch", "transformers", "httpx", "fastapi", "pydantic", "everstep.client")
     code = f"import sys, everstep.pytest_plugin; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Whether a service can be used with the credentials that are configured."""
+"""Access checks: whether the configured credentials give access to the configured service."""
 
 from everstep.client.auth import (
     get_tinker_token,

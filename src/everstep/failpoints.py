@@ -1,19 +1,20 @@
-"""Failpoints: named places in the service at which a test makes a process fail.
+"""Failpoints: named points in the code at which a test makes a process fail.
 
-A room makes its failpoints where it is imported and calls them where something could go wrong:
+A module defines its failpoints at import time and calls them where a failure matters:
 
     _SYNCED = Failpoint("vault.write.synced", "a file's content is durable, its name is not there")
     ...
     _SYNCED()
 
-They do nothing unless the environment arms them when the process starts:
+They do nothing unless the environment arms them when the process starts, or `arm` does later:
 
-    EVERSTEP_FAILPOINTS       name=action[@n][;name=action[@n]]…
-                              at the n-th call (default 1) of that name in this process
-    EVERSTEP_FAILPOINTS_ONCE  a directory: one that fired leaves a file there and fires no more,
-                              in whichever process it is
+    EVERSTEP_FAILPOINTS       name=action[@n], several separated by semicolons:
+                              fire at the n-th call (default 1) of that name in this process
+    EVERSTEP_FAILPOINTS_ONCE  a directory: a failpoint that fired leaves a file there and does not
+                              fire again in any process
 
-Actions: ``kill`` (SIGKILL to the process), ``hang`` (for ever), ``error:ENAME`` (raise OSError).
+Actions: ``kill`` (SIGKILL to the process), ``abort`` (SIGABRT, as by a crash), ``hang`` (for ever),
+``error:ENAME`` (raise OSError).
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class _Arming:
 
 
 class Failpoint:
-    """A named place. Calling it costs a look at a flag unless it is armed.
+    """A named point of failure. Calling it only tests a flag unless it is armed.
 
     Args:
-        name: ``room.what.when``.
-        meaning: what is done and what isn't when a process fails here.
+        name: ``package.subject.moment``.
+        meaning: the state of the operation when a process fails here.
     """
 
     def __init__(self, name: str, meaning: str) -> None:
@@ -53,7 +54,7 @@ class Failpoint:
         _registry[name] = self
 
     def __call__(self) -> None:
-        """Fail here, if that is armed."""
+        """Fail here if this failpoint is armed."""
         if self._arming is not None:
             _hit(self.name, self._arming)
 
@@ -63,21 +64,21 @@ _lock = threading.Lock()
 
 
 def registered() -> dict[str, str]:
-    """Meaning by name, of all failpoints of the rooms that are imported."""
+    """Return the meanings of all failpoints in imported modules, by name."""
     return {name: point.meaning for name, point in sorted(_registry.items())}
 
 
 def parse(text: str) -> dict[str, tuple[str, int]]:
-    """Read what the variable holds: action and count by name.
+    """Parse the variable's value into action and count by name.
 
     Raises:
-        ValueError: it can't be read.
+        ValueError: a part has another form.
     """
     armed = {}
     for part in filter(None, (item.strip() for item in text.split(";"))):
         name, equals, rest = part.partition("=")
         action, _, count = rest.partition("@")
-        known = action in ("kill", "hang") or (
+        known = action in ("kill", "abort", "hang") or (
             action.startswith("error:") and hasattr(errno, action.removeprefix("error:"))
         )
         if not name or not equals or not known or not (count or "1").isdecimal():
@@ -86,12 +87,35 @@ def parse(text: str) -> dict[str, tuple[str, int]]:
     return armed
 
 
-def _armings_of_environment() -> dict[str, _Arming]:
-    armed = parse(os.environ.get(VARIABLE, ""))
-    return {name: _Arming(action, count) for name, (action, count) in armed.items()}
+def arm(text: str) -> None:
+    """Arm failpoints of this process, of modules that are imported and of those that will be.
+
+    Args:
+        text: the variable's value.
+
+    Raises:
+        ValueError: a part has another form.
+    """
+    for name, (action, count) in parse(text).items():
+        _armings[name] = _Arming(action, count)
+        if name in _registry:
+            _registry[name]._arming = _armings[name]
 
 
-_armings = _armings_of_environment()
+_armings: dict[str, _Arming] = {}
+arm(os.environ.get(VARIABLE, ""))
+
+
+def rearm() -> None:
+    """Read the environment again, in a process that was forked and given another environment.
+
+    Raises:
+        ValueError: a part of the variable has another form.
+    """
+    _armings.clear()
+    for point in _registry.values():
+        point._arming = None
+    arm(os.environ.get(VARIABLE, ""))
 
 
 def _hit(name: str, arming: _Arming) -> None:
@@ -101,6 +125,8 @@ def _hit(name: str, arming: _Arming) -> None:
             return
     if arming.action == "kill":
         _kill()
+    if arming.action == "abort":
+        os.abort()
     if arming.action == "hang":
         threading.Event().wait()
     code = getattr(errno, arming.action.removeprefix("error:"))
@@ -108,7 +134,7 @@ def _hit(name: str, arming: _Arming) -> None:
 
 
 def _first_time(name: str) -> bool:
-    """Whether it has not fired in another process before; notes that it does now."""
+    """Return whether no process has fired it before, and record that it fires now."""
     directory = os.environ.get(ONCE_VARIABLE)
     if not directory:
         return True

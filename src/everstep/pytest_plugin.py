@@ -1,14 +1,14 @@
-"""Pytest fixtures: a real service and clients of it, in the seconds that it takes to start.
+"""Pytest fixtures: a real service and its clients, in the seconds that it takes to start.
 
-Loaded by pytest wherever everstep is installed; nothing of it is imported or started before a test
-asks for a fixture. The service is one child process, shared by all tests of a session (of a worker,
-under pytest-xdist), on a home that goes with the tests' temporary directory.
+Pytest loads this module wherever everstep is installed. It imports and starts nothing before a test
+requests a fixture. The service is one child process, shared by all tests of a session (of a worker,
+under pytest-xdist), with its home in the tests' temporary directory.
 
-    def test_it_learns(everstep_training_client):
+    def test_loss_decreases(everstep_training_client):
         ...
 
-Options: ``--everstep-url`` (a service that runs already), ``--everstep-model`` (to serve besides
-``everstep/pico``); ``everstep_base_model`` in the configuration names the model of new runs.
+Options: ``--everstep-url`` (a running service), ``--everstep-model`` (a model to serve in addition
+to ``everstep/pico``). ``everstep_base_model`` in the configuration is the model of new runs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class EverstepService:
     """A service for tests.
 
     Attributes:
-        url: for ``base_url``, of this client and of the official one.
-        api_key: that it takes.
+        url: its ``base_url``, for this client and the official one.
+        api_key: a valid key.
         base_model: of new runs.
-        home: where it keeps everything; None: it runs elsewhere.
+        home: its home directory. None: it runs elsewhere.
     """
 
     url: str
@@ -51,23 +51,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--everstep-url",
         metavar="URL",
-        help="use this service instead of starting one; its key is TINKER_API_KEY",
+        help="use this running service instead of starting one; its key is TINKER_API_KEY",
     )
     group.addoption(
         "--everstep-model",
         metavar="NAME=PATH",
         action="append",
         default=[],
-        help=f"serve this model besides {_PICO}; can be given several times",
+        help=f"serve this model in addition to {_PICO}; may be repeated",
     )
-    parser.addini("everstep_base_model", "the base model of new runs", default=_PICO)
+    parser.addini("everstep_base_model", "base model of new runs", default=_PICO)
 
 
 @pytest.fixture(scope="session")
 def everstep_service(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EverstepService]:
-    """A service that is shared by all tests of the session."""
+    """The service that all tests of the session share."""
     from everstep.client import ServiceClient
 
     base_model = str(pytestconfig.getini("everstep_base_model"))
@@ -78,13 +78,13 @@ def everstep_service(
         return
     home = tmp_path_factory.mktemp("everstep") / "home"
     models = pytestconfig.getoption("--everstep-model")
-    with ServiceClient(base_url="local", home=home, models=models, api_key=_API_KEY) as keeper:
-        yield EverstepService(keeper.base_url, _API_KEY, base_model, home)
+    with ServiceClient(base_url="local", home=home, models=models, api_key=_API_KEY) as service:
+        yield EverstepService(service.base_url, _API_KEY, base_model, home)
 
 
 @pytest.fixture
 def everstep_client(everstep_service: EverstepService) -> Iterator[ServiceClient]:
-    """A client with a session of its own, which ends with the test."""
+    """A client with its own session, which ends with the test."""
     from everstep.client import ServiceClient
 
     with ServiceClient(base_url=everstep_service.url, api_key=everstep_service.api_key) as client:
@@ -93,7 +93,7 @@ def everstep_client(everstep_service: EverstepService) -> Iterator[ServiceClient
 
 @pytest.fixture
 def everstep_rest_client(everstep_client: ServiceClient) -> RestClient:
-    """What is there: runs and checkpoints."""
+    """A client for runs and checkpoints."""
     return everstep_client.create_rest_client()
 
 
@@ -101,7 +101,7 @@ def everstep_rest_client(everstep_client: ServiceClient) -> RestClient:
 def everstep_new_run(
     everstep_service: EverstepService, everstep_client: ServiceClient
 ) -> Callable[..., TrainingClient]:
-    """Makes training clients: ``everstep_new_run(rank=4, seed=1)``."""
+    """Creates training clients: ``everstep_new_run(rank=4, seed=1)``."""
 
     def new_run(**arguments: Any) -> TrainingClient:
         own: dict[str, Any] = {"base_model": everstep_service.base_model, "rank": 8, "seed": 0}

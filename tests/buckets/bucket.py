@@ -1,4 +1,4 @@
-"""A bucket of the S3 server: what lies in it, what befalls the requests to it."""
+"""Test bucket: a bucket of the S3 server, with access to its objects and request faults."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import obstore
 
-from everstep.vault.bucket import open_bucket
-from everstep.vault.objects import ObjectStorage
+from everstep.vault.storage.bucket import open_bucket
+from everstep.vault.storage.objects import ObjectStorage
 
 BUCKET = "vaults"
 ENVIRONMENT = {
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 class Server:
-    """An S3 server in a process of its own."""
+    """An S3 server in a separate process."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -34,38 +34,38 @@ class Server:
         self.address = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
     def environment(self) -> dict[str, str]:
-        """What a process needs to find it."""
+        """Return the environment variables with which a process finds the server."""
         return {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.address}
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._process.communicate(timeout=60)
 
 
 class Bucket:
-    """A prefix of the server's bucket that is one test's own.
+    """A prefix of the server's bucket for one test.
 
     Attributes:
-        url: what ``--vault`` takes.
+        url: the value of ``--vault``.
     """
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.renew()
+        self.clear()
 
-    def renew(self) -> None:
-        """Become an empty one."""
+    def clear(self) -> None:
+        """Switch to a new, empty prefix."""
         self.url = f"s3://{BUCKET}/{uuid.uuid4().hex}/vault"
         self._store = open_bucket(self.url)
 
     def storage(self, *, retry_seconds: float = 5) -> ObjectStorage:
-        """A storage of a process of its own."""
+        """Return a new storage, as another process would open it."""
         return ObjectStorage(open_bucket(self.url, retry_seconds=retry_seconds), self.url)
 
-    # What lies in it
+    # Objects
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
-        """All objects under a prefix."""
+        """Return all objects under a prefix, by path."""
         listed = obstore.list(self._store, prefix or None).collect()
         return {each["path"]: bytes(self._get(each["path"])) for each in listed}
 
@@ -78,30 +78,37 @@ class Bucket:
         obstore.delete(self._store, path)
 
     def only(self, key: str) -> str:
-        """The path of the one object of a key."""
+        """Return the path of a key's only object."""
         (path,) = self.objects(key)
         return path
 
     def _get(self, path: str) -> memoryview:
         return memoryview(obstore.get(self._store, path).bytes())
 
-    # What befalls requests
+    # Faults
 
     def fault(
         self, fault: str | None = None, *, first: int = 1, count: int = 1, method: str | None = None
     ) -> None:
-        """Have something happen to requests from now on; see `server`. None: nothing any more."""
+        """Set the fault of coming requests (see `server`). None removes it.
+
+        Args:
+            fault: the name of the fault.
+            first: the first request that it affects, counted from 1.
+            count: the number of affected requests.
+            method: count only requests of this method.
+        """
         wanted: dict[str, Any] = {"fault": fault, "first": first, "count": count}
         self._control("faults", wanted | ({"method": method} if method else {}))
 
-    def seen(self) -> int:
-        """How many requests there were since the fault was set, of its method."""
+    def request_count(self) -> int:
+        """Return the number of requests of the fault's method since it was set."""
         answer: int = httpx.get(f"{self._server.address}/-/faults").json()["seen"]
         return answer
 
-    def arrive(self) -> None:
-        """Let the late requests take effect."""
+    def deliver_late(self) -> None:
+        """Let late requests take effect."""
         self._control("late", {})
 
-    def _control(self, what: str, body: dict[str, Any]) -> None:
-        httpx.post(f"{self._server.address}/-/{what}", json=body).raise_for_status()
+    def _control(self, action: str, body: dict[str, Any]) -> None:
+        httpx.post(f"{self._server.address}/-/{action}", json=body).raise_for_status()

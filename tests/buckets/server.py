@@ -1,16 +1,16 @@
-"""An object store that speaks S3: moto, in a process of its own, with faults between it and us.
+"""S3 server: moto in a separate process, with faults between it and its clients.
 
 ``python -m tests.buckets.server`` prints its port and serves until standard input ends. A request
 takes effect under one lock, so that conditional puts are as atomic as a real store's.
 
-``POST /-/faults`` sets what happens to requests, of a method or of all, counted from now:
+``POST /-/faults`` sets the fault of coming requests, of one method or of all:
 
-    lost reply    it takes effect, and the connection is reset
-    late          the connection is reset; it takes effect at ``POST /-/late``
-    reset         the connection is reset, nothing takes effect
-    503           so is answered, and nothing takes effect
-    503 done      so is answered, and it takes effect
-    unconditional conditions of a put are not looked at, as some stores don't
+    lost reply    the request takes effect, and the connection is reset
+    late          the connection is reset, and the request takes effect at ``POST /-/late``
+    reset         the connection is reset, and the request has no effect
+    503           the status is 503, and the request has no effect
+    503 done      the status is 503, and the request takes effect
+    unconditional conditions of a put are ignored, as by some stores
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import s3_backends
-from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from tests.buckets.bucket import BUCKET
@@ -36,10 +36,10 @@ _CONTROL = "/-/"
 
 
 class Faulty:
-    """Moto, with faults.
+    """A moto application with faults.
 
     Attributes:
-        seen: how many requests were counted since the faults were set.
+        seen: number of counted requests since the fault was set.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Faulty:
             return self._serve(environ, start, self._due(environ["REQUEST_METHOD"]))
 
     def _due(self, method: str) -> str | None:
-        """The fault of a request, if it is its turn."""
+        """Count a request and return its fault, if it has one."""
         if self._fault.get("method", method) != method:
             return None
         self.seen += 1
@@ -99,14 +99,14 @@ class Faulty:
 
 
 def reset(connection: socket.socket) -> None:
-    """End a connection without an answer."""
+    """Close a connection without a response."""
     connection.shutdown(socket.SHUT_RDWR)
     raise ConnectionResetError
 
 
 class _Quiet(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def main() -> None:

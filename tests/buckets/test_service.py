@@ -1,4 +1,4 @@
-"""A whole service whose vault lies in a bucket: nothing is different but where checkpoints lie."""
+"""Service with a vault in a bucket: the same promises as with a directory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner, Result
 
 import everstep
-from everstep.vault import open_vault
-from everstep.vault.keys import blob_key
+from everstep.cli.app import app
+from everstep.vault import VaultError, gc_journal, open_vault
+from everstep.vault.errors import StoreFailed
+from everstep.vault.open import settle
+from everstep.vault.storage.keys import blob_key
 from tests.buckets.bucket import Bucket
 from tests.conftest import Service
 from tests.faults.cycle import Looper, uninterrupted
@@ -24,13 +28,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROUNDS = 3
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command, as a user calls it."""
-    command = [sys.executable, "-m", "everstep.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def call(*arguments: object) -> Result:
+    """Run a command in the test's process."""
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def test_killed_evicted_and_cared_for_no_number_changes(
+def serve_refusal(home: Path, *arguments: object) -> str:
+    """Return the error output of a service that refuses to start."""
+    command = [sys.executable, "-m", "everstep.cli", "serve", "--port", "0", "--home", str(home)]
+    refused = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    return refused.stderr
+
+
+def test_kills_evictions_and_maintenance_change_no_number(
     tmp_path: Path, bucket: Bucket, service: Service
 ) -> None:
     home = tmp_path / "home"
@@ -46,12 +60,16 @@ def test_killed_evicted_and_cared_for_no_number_changes(
                 keeper.kill_worker()
         paths = looper.listed()
         looper.close()
-        told = json.loads(call("vault", "verify", "--all", "--home", home, "--json").stdout)
-        assert (told["damaged"], told["checkpoints"] > len(paths)) == ([], True)
-        assert call("vault", "gc", "--grace", "0", "--home", home).returncode == 0
-    assert not any(path.is_file() for path in (home / "vault").rglob("*"))
+        report = json.loads(call("vault", "verify", "--all", "--home", home, "--json").stdout)
+        assert (report["damaged"], report["checkpoints"] > len(paths)) == ([], True)
+        assert call("vault", "gc", "--grace", "0", "--home", home).exit_code == 0
+    local = [path for path in (home / "vault").rglob("*") if path.is_file()]
+    assert local == [home / "vault" / gc_journal.NAME], "a checkpoint's file is outside the bucket"
     vault = open_vault(home, writer=False)
-    for manifest in vault.manifests():
+    manifests = list(vault.manifests())
+    assert manifests
+    for manifest in manifests:
+        assert manifest.files
         for name in manifest.files:
             vault.read(manifest, name)
     assert seen == uninterrupted(everstep, service.url, 5, ROUNDS)
@@ -65,12 +83,12 @@ def step(run: Any, number: int) -> float:
 
 
 def unload(keeper: Keeper, run: Any) -> None:
-    """Have a run leave the worker's memory, for the vault."""
+    """Make the service evict a run to the vault."""
     answer = httpx.post(f"{keeper.url}/api/v1/unload_model", json={"model_id": run.model_id})
     answer.raise_for_status()
 
 
-def test_while_the_store_is_gone_saves_fail_and_training_goes_on(
+def test_saves_fail_and_training_continues_while_the_store_is_down(
     tmp_path: Path, bucket: Bucket
 ) -> None:
     home = tmp_path / "home"
@@ -98,7 +116,7 @@ def test_while_the_store_is_gone_saves_fail_and_training_goes_on(
         client.close("success").result()
 
 
-def test_a_home_remembers_its_vault_and_takes_no_other(tmp_path: Path, bucket: Bucket) -> None:
+def test_home_records_its_vault_and_rejects_another(tmp_path: Path, bucket: Bucket) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
     with Keeper(home, arguments=("--vault", bucket.url)) as keeper:
         keeper.wait_ready()
@@ -108,58 +126,54 @@ def test_a_home_remembers_its_vault_and_takes_no_other(tmp_path: Path, bucket: B
         run.save_state("x").result()
         client.close("success").result()
     elsewhere = f"{bucket.url}/elsewhere"
-    for arguments in (
-        ("serve", "--port", "0", "--home", home, "--vault", elsewhere),
-        ("vault", "verify", "--home", home, "--vault", elsewhere),
-    ):
-        refused = call(*arguments)
-        assert refused.returncode == 1
-        assert f"The vault of {home} is {bucket.url}, not {elsewhere}" in refused.stderr
-    refused = call("serve", "--port", "0", "--home", other, "--vault", bucket.url)
-    assert refused.returncode == 1
-    assert f"{bucket.url} is the vault of another home than {other}" in refused.stderr
+    refused = call("vault", "verify", "--home", home, "--vault", elsewhere)
+    assert refused.exit_code == 1
+    for error in (refused.stderr, serve_refusal(home, "--vault", elsewhere)):
+        assert f"The vault of {home} is {bucket.url}, not {elsewhere}" in error
+    error = serve_refusal(other, "--vault", bucket.url)
+    assert f"{bucket.url} is the vault of another home than {other}" in error
     for option in ((), ("--vault", bucket.url)):
-        assert call("vault", "verify", "--all", "--home", home, *option).returncode == 0
+        assert call("vault", "verify", "--all", "--home", home, *option).exit_code == 0
     check_backup(home, tmp_path)
     check_rebuild(tmp_path / "new", bucket)
-    refused = call("serve", "--port", "0", "--home", home)
-    assert "is the vault of another home" in refused.stderr, "it was taken over"
+    assert "is the vault of another home" in serve_refusal(home), (
+        "the service took over a vault of another home"
+    )
 
 
 def check_backup(home: Path, tmp_path: Path) -> None:
     made = call("backup", tmp_path / "backup", "--home", home)
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     restored = tmp_path / "restored"
-    assert call("restore", tmp_path / "backup", "--home", restored).returncode == 0
-    assert call("vault", "verify", "--all", "--home", restored).returncode == 0
+    assert call("restore", tmp_path / "backup", "--home", restored).exit_code == 0
+    assert call("vault", "verify", "--all", "--home", restored).exit_code == 0
     names = [each.name for each in open_vault(restored, writer=False).manifests(kind="training")]
     assert names == ["x"]
 
 
 def check_rebuild(home: Path, bucket: Bucket) -> None:
     done = call("vault", "rebuild", "--home", home, "--vault", bucket.url, "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["recreated"], told["runs"]) == (1, 1)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["recreated"], report["runs"]) == (1, 1)
     (manifest,) = open_vault(home).manifests(kind="training")
     key = blob_key(next(iter(manifest.files.values())).blake3)
     bucket.put(bucket.only(key), b"rot")
     found = call("vault", "verify", "--home", home)
-    assert found.returncode == 1
+    assert found.exit_code == 1
     assert key[:20] in found.stdout.replace("\n", "")
 
 
-def test_a_store_that_can_not_hold_a_vault_is_refused(tmp_path: Path, bucket: Bucket) -> None:
-    def start(url: str) -> str:
-        refused = call("serve", "--port", "0", "--home", tmp_path / "home", "--vault", url)
-        assert refused.returncode == 1
-        assert "Traceback" not in refused.stderr
-        return refused.stderr
-
+def test_store_that_can_not_hold_a_vault_is_rejected(tmp_path: Path, bucket: Bucket) -> None:
+    home = tmp_path / "home"
     bucket.fault("unconditional", count=1 << 30)
-    assert "does not honour conditional puts" in start(bucket.url)
+    assert "does not honour conditional puts" in serve_refusal(home, "--vault", bucket.url)
     bucket.fault()
-    assert "there is no such bucket" in start("s3://not-there/x")
-    assert "is no bucket" in start("ftp://x")
-    assert "holds no credentials" in start("s3://key:secret@vaults/x")
-    assert not (tmp_path / "home" / "vault.json").exists()
+    for url, reason in (
+        ("s3://not-there/x", "there is no such bucket"),
+        ("ftp://x", "is no bucket"),
+        ("s3://key:secret@vaults/x", "holds no credentials"),
+    ):
+        with pytest.raises((StoreFailed, VaultError), match=reason):
+            settle(home, url)
+    assert not (home / "vault.json").exists()

@@ -1,4 +1,4 @@
-"""A local stand-in of the Hugging Face hub: what ``huggingface_hub`` asks of it when it pushes."""
+"""A local stand-in for the Hugging Face hub, with the routes that a push calls."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def _mode(file: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _mode(file: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def hub() -> Iterator[Hub]:
-    """A hub that runs."""
+    """Run a stand-in."""
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, name="hub")
     thread.start()

@@ -1,4 +1,4 @@
-"""``everstep backup`` and ``everstep restore``: consistent, whole or absent, verified."""
+"""``everstep backup`` and ``everstep restore``: consistent, complete or absent, verified."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import everstep.cli.backup as command
-from everstep.cli import app
+import everstep.cli.backup.create as command
+from everstep.cli.app import app
 from everstep.ledger import Ledger
-from everstep.vault import CheckpointDamaged, Vault
+from everstep.ledger.sqlite.copy import copy_database
+from everstep.vault import CheckpointDamaged, Vault, gc
 from everstep.vault.backup import BackupNote
-from everstep.vault.keys import manifest_key
+from everstep.vault.storage.keys import manifest_key
 from tests.vault.checkpoints import load
 from tests.vault.homes import RUN, Home, rot
 
@@ -45,13 +46,13 @@ def backup(home: Home, to: Path, *options: str, code: int = 0) -> Any:
 
 
 def restored(place: Path, to: Path, *options: str) -> dict[str, dict[str, bytes]]:
-    """All checkpoints of a restored home, whose index has exactly them."""
+    """All checkpoints of a restored home, which are exactly those of its ledger."""
     call("restore", place, "--home", to, *options)
     vault = Vault(to / "vault")
     found = {each.name: load(vault, each) for each in vault.manifests() if each.kind != "snapshot"}
 
     async def listed(ledger: Ledger) -> set[str]:
-        return {row.name for row in await ledger.every_checkpoint()}
+        return {row.name for row in await ledger.all_checkpoints()}
 
     again = Home.__new__(Home)
     again.path = to
@@ -72,7 +73,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("options", [[], ["--copy"]])
-def test_a_backup_is_restored_as_it_was(home: Home, tmp_path: Path, options: list[str]) -> None:
+def test_backup_restores_the_same_home(home: Home, tmp_path: Path, options: list[str]) -> None:
     note = backup(home, tmp_path / "b", *options)
     assert (note["checkpoints"], note["files"], note["left_out"]) == (3, 4, {})
     links = home.blob(home.vault.manifest("training", RUN, "x")).stat().st_nlink
@@ -83,11 +84,11 @@ def test_a_backup_is_restored_as_it_was(home: Home, tmp_path: Path, options: lis
     assert restored(tmp_path / "b", home.path) == {"x": content("x"), "y": content("y")}
     assert len(list(Vault(home.path / "vault").manifests(kind="snapshot"))) == 1
     home.vault = Vault(home.path / "vault")
-    home.save("z", b"content of z")  # it goes on
+    home.save("z", b"content of z")  # after the backup
     assert call("vault", "verify", "--all", "--home", home.path)
 
 
-def test_what_an_earlier_backup_brought_is_not_brought_again(home: Home, tmp_path: Path) -> None:
+def test_backup_transfers_only_new_files(home: Home, tmp_path: Path) -> None:
     backup(home, tmp_path / "b", "--copy")
     first = {path: path.stat().st_ino for path in (tmp_path / "b" / "blobs").glob("*/*")}
     home.save("z", b"content of z")
@@ -99,7 +100,7 @@ def test_what_an_earlier_backup_brought_is_not_brought_again(home: Home, tmp_pat
     assert restored(tmp_path / "b", tmp_path / "r") == {"y": content("y"), "z": content("z")}
 
 
-def test_several_backups_are_kept_and_any_is_restored(home: Home, tmp_path: Path) -> None:
+def test_any_of_several_backups_can_be_restored(home: Home, tmp_path: Path) -> None:
     first = backup(home, tmp_path / "b", "--keep", "2")["id"]
     home.save("z", b"content of z")
     second = backup(home, tmp_path / "b", "--keep", "2")["id"]
@@ -111,7 +112,7 @@ def test_several_backups_are_kept_and_any_is_restored(home: Home, tmp_path: Path
     assert len(list((tmp_path / "b" / "backups").iterdir())) == 1
 
 
-def test_a_home_whose_index_was_rebuilt_is_backed_up(home: Home, tmp_path: Path) -> None:
+def test_home_with_rebuilt_database_is_backed_up(home: Home, tmp_path: Path) -> None:
     for path in home.path.glob("ledger.sqlite*"):
         path.unlink()
     call("vault", "rebuild", "--home", home.path)
@@ -119,14 +120,16 @@ def test_a_home_whose_index_was_rebuilt_is_backed_up(home: Home, tmp_path: Path)
     assert restored(tmp_path / "b", tmp_path / "r") == {"x": content("x"), "y": content("y")}
 
 
-def test_what_expired_and_is_gone_is_not_missed(home: Home, tmp_path: Path) -> None:
+def test_backup_is_complete_without_expired_and_removed_checkpoint(
+    home: Home, tmp_path: Path
+) -> None:
     home.save("z", b"content of z", expires_in=-10)
     home.vault.delete("training", RUN, "z")
     assert backup(home, tmp_path / "b")["left_out"] == {}
     assert set(restored(tmp_path / "b", tmp_path / "r")) == {"x", "y"}
 
 
-def test_damage_in_the_home_is_left_out_and_told(home: Home, tmp_path: Path) -> None:
+def test_backup_leaves_out_and_reports_damaged_checkpoint(home: Home, tmp_path: Path) -> None:
     home.save("z", b"content of z")
     rot(home.blob(home.vault.manifest("training", RUN, "x")))
     rot(home.path / "vault" / manifest_key("training", RUN, "z"))
@@ -136,25 +139,23 @@ def test_damage_in_the_home_is_left_out_and_told(home: Home, tmp_path: Path) -> 
     assert restored(tmp_path / "b", tmp_path / "r") == {"y": content("y")}
 
 
-def test_the_backup_that_has_what_is_lost_now_is_kept(home: Home, tmp_path: Path) -> None:
+def test_incomplete_backup_keeps_the_earlier_one(home: Home, tmp_path: Path) -> None:
     first = backup(home, tmp_path / "b", "--copy")["id"]
-    home.vault.delete("training", RUN, "x")  # its row says that it is there
+    home.vault.delete("training", RUN, "x")  # its row remains
     note = backup(home, tmp_path / "b", "--copy", code=1)
     assert note["left_out"] == {f"{PATH}/x": "its manifest is missing"}
     assert set(restored(tmp_path / "b", tmp_path / "r1")) == {"y"}
     assert set(restored(tmp_path / "b", tmp_path / "r2", "--at", first)) == {"x", "y"}
 
 
-def test_what_is_damaged_in_the_home_is_taken_from_the_earlier_backup(
-    home: Home, tmp_path: Path
-) -> None:
+def test_backup_takes_damaged_file_from_earlier_backup(home: Home, tmp_path: Path) -> None:
     backup(home, tmp_path / "b", "--copy")
     rot(home.blob(home.vault.manifest("training", RUN, "x")))
     assert backup(home, tmp_path / "b", "--copy")["left_out"] == {}
     assert restored(tmp_path / "b", tmp_path / "r")["x"] == content("x")
 
 
-def test_damage_in_the_backup_is_mended_by_the_next_one(home: Home, tmp_path: Path) -> None:
+def test_next_backup_repairs_damaged_backup(home: Home, tmp_path: Path) -> None:
     backup(home, tmp_path / "b", "--copy")
     blob = home.blob(home.vault.manifest("training", RUN, "x")).relative_to(home.path / "vault")
     rot(tmp_path / "b" / blob)
@@ -167,7 +168,7 @@ def test_damage_in_the_backup_is_mended_by_the_next_one(home: Home, tmp_path: Pa
 
 
 @pytest.mark.parametrize("file", ["ledger.sqlite", "backup.json", "x.json", "gone"])
-def test_no_damaged_backup_is_restored(home: Home, tmp_path: Path, file: str) -> None:
+def test_damaged_backup_is_not_restored(home: Home, tmp_path: Path, file: str) -> None:
     note = backup(home, tmp_path / "b", "--copy")
     (path,) = Path(note["path"]).rglob("x.json" if file == "gone" else file)
     if file == "gone":
@@ -178,7 +179,7 @@ def test_no_damaged_backup_is_restored(home: Home, tmp_path: Path, file: str) ->
     assert not (tmp_path / "r").exists()
 
 
-def test_every_bit_of_a_backup_s_note_counts(home: Home, tmp_path: Path) -> None:
+def test_every_flipped_bit_of_a_backup_note_is_detected(home: Home, tmp_path: Path) -> None:
     note = backup(home, tmp_path / "b")
     data = (Path(note["path"]) / "backup.json").read_bytes()
     assert BackupNote.decode(data, "note").id == note["id"]
@@ -189,7 +190,7 @@ def test_every_bit_of_a_backup_s_note_counts(home: Home, tmp_path: Path) -> None
             BackupNote.decode(bytes(damaged), "note")
 
 
-def test_nothing_is_restored_over_anything(home: Home, tmp_path: Path) -> None:
+def test_restore_refuses_home_that_is_not_empty(home: Home, tmp_path: Path) -> None:
     backup(home, tmp_path / "b")
     before = tree(home.path)
     assert "is not empty" in call("restore", tmp_path / "b", "--home", home.path, code=1)
@@ -198,7 +199,7 @@ def test_nothing_is_restored_over_anything(home: Home, tmp_path: Path) -> None:
     assert restored(tmp_path / "b", tmp_path / "r")
 
 
-def test_a_directory_of_other_things_is_no_place_for_backups(home: Home, tmp_path: Path) -> None:
+def test_backup_refuses_directory_with_other_content(home: Home, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis").write_bytes(b"mine")
     assert "holds no backup" in call("backup", tmp_path / "b", "--home", home.path, code=1)
@@ -208,14 +209,14 @@ def test_a_directory_of_other_things_is_no_place_for_backups(home: Home, tmp_pat
     assert "lies in the home" in call("backup", inside, "--home", home.path, code=1)
 
 
-# What goes on meanwhile
+# Beside a service
 
 
 def while_copying(
     monkeypatch: pytest.MonkeyPatch, before: Callable[[], object], after: Callable[[], object]
 ) -> None:
-    """Have something happen just before the ledger is copied, and just after, once."""
-    real = command.copy_database
+    """Call functions just before and just after the ledger is copied, once."""
+    real = copy_database
 
     def copy(source: Path, target: Path) -> None:
         monkeypatch.setattr(command, "copy_database", real)
@@ -235,7 +236,7 @@ def delete(home: Home, name: str) -> None:
 
     home.ledger(work)
     home.vault.delete("training", RUN, name)
-    home.vault.collect(0)
+    gc.collect(home.vault, 0)
 
 
 CHANGES: dict[str, tuple[Callable[[Home], object], Callable[[Home], object], dict[str, str]]] = {
@@ -248,7 +249,7 @@ CHANGES: dict[str, tuple[Callable[[Home], object], Callable[[Home], object], dic
     "overwritten twice": (
         lambda h: h.save("x", b"content of new"),
         lambda h: h.save("x", b"content of newer"),
-        {"x": "newer"},  # the one between was never seen: so the ledger was copied again
+        {"x": "newer"},  # the state in between was not seen, so the ledger was copied again
     ),
     "saved and deleted": (
         lambda h: h.save("z", b"content of z"),
@@ -259,7 +260,7 @@ CHANGES: dict[str, tuple[Callable[[Home], object], Callable[[Home], object], dic
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_backup_beside_a_service_is_of_one_moment(
+def test_backup_beside_service_is_one_consistent_state(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     before, after, expected = CHANGES[change]
@@ -270,7 +271,7 @@ def test_a_backup_beside_a_service_is_of_one_moment(
     assert found == {name: content(of) for name, of in expected.items()}
 
 
-def test_no_state_is_ahead_of_the_ledger(
+def test_backup_has_no_state_ahead_of_the_ledger(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def goes_on() -> None:
@@ -284,9 +285,7 @@ def test_no_state_is_ahead_of_the_ledger(
     assert max(positions) == 2
 
 
-def test_a_save_that_was_not_recorded_is_made_again_by_who_starts_on_it(
-    home: Home, tmp_path: Path
-) -> None:
+def test_restored_service_repeats_save_that_was_not_recorded(home: Home, tmp_path: Path) -> None:
     home.save("pending", b"content of pending", record=False)
     backup(home, tmp_path / "b")
     assert set(restored(tmp_path / "b", tmp_path / "r")) == {"x", "y"}
@@ -299,15 +298,15 @@ def test_a_save_that_was_not_recorded_is_made_again_by_who_starts_on_it(
     assert again.ledger(work) == ["save_weights"]
 
 
-def test_nothing_is_collected_while_files_are_copied(
+def test_gc_removes_nothing_during_backup(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     while_copying(monkeypatch, nothing, lambda: delete(home, "x"))
     backup(home, tmp_path / "b")
-    assert [ref.size for ref in home.vault.collect(0)] == [len(b"content of x")]
+    assert [ref.size for ref in gc.collect(home.vault, 0)] == [len(b"content of x")]
 
 
-def test_a_backup_that_is_broken_off_leaves_the_earlier_one(
+def test_interrupted_backup_leaves_the_earlier_one(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup(home, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""``everstep checkpoint export|import``: out for others to load, in to train on."""
+"""``everstep checkpoint export`` and ``import``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 import everstep
-from everstep.cli import app
+from everstep.cli.app import app
+from everstep.cli.common import hub as hugging_face
+from everstep.cli.common.errors import Refused
 from tests.cli.hub_stand_in import TOKEN, hub
 from tests.conftest import Service
 from tests.scenario import MODEL, train
@@ -33,7 +35,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 
 @dataclass
 class Saved:
-    """A trained checkpoint, and what the service gives for the prompts with it."""
+    """A trained checkpoint, and the service's logprobs of the prompts with it."""
 
     home: Path
     path: str
@@ -61,13 +63,13 @@ def saved(service: Service) -> Saved:
     return Saved(service.home, path, headless, logprobs)
 
 
-def typed(saved: Saved, *words: object) -> Result:
+def invoke(saved: Saved, *words: object) -> Result:
     env = {"EVERSTEP_HOME": str(saved.home), "TERM": "dumb", "COLUMNS": "200"}
     return CliRunner().invoke(app, ["checkpoint", *map(str, words)], env=env)
 
 
-def told(saved: Saved, *words: object) -> Any:
-    done = typed(saved, *words, "--json")
+def read_json(saved: Saved, *words: object) -> Any:
+    done = invoke(saved, *words, "--json")
     assert done.exit_code == 0, done.output + done.stderr
     return json.loads(done.stdout)
 
@@ -88,20 +90,18 @@ def farthest(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_merged_model_gives_the_services_logprobs_with_transformers_alone(
+def test_merged_model_has_the_service_logprobs_in_transformers(
     saved: Saved, tmp_path: Path, dtype: str
 ) -> None:
     out = tmp_path / "merged"
-    done = told(saved, "export", saved.path, out, "--format", "merged", "--dtype", dtype)
+    done = read_json(saved, "export", saved.path, out, "--format", "merged", "--dtype", dtype)
     assert done["merged_as"] == dtype and "model.safetensors" in done["files"]
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert farthest(logprobs(model, out), saved.logprobs) < TOLERANCE[dtype]
 
 
-def test_an_exported_adapter_gives_the_services_logprobs_with_peft(
-    saved: Saved, tmp_path: Path
-) -> None:
-    done = told(saved, "export", saved.path, tmp_path / "adapter")
+def test_exported_adapter_has_the_service_logprobs_in_peft(saved: Saved, tmp_path: Path) -> None:
+    done = read_json(saved, "export", saved.path, tmp_path / "adapter")
     assert set(done["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     directory = saved.home / "models/everstep/pico"
     base = AutoModelForCausalLM.from_pretrained(directory)
@@ -109,24 +109,24 @@ def test_an_exported_adapter_gives_the_services_logprobs_with_peft(
     assert farthest(logprobs(model, directory), saved.logprobs) < TOLERANCE["fp32"]
 
 
-def test_a_checkpoint_of_another_service_is_fetched_from_it(saved: Saved, tmp_path: Path) -> None:
-    told(saved, "export", saved.path, tmp_path / "here")
+def test_export_by_address_equals_export_by_home(saved: Saved, tmp_path: Path) -> None:
+    read_json(saved, "export", saved.path, tmp_path / "here")
     url = ("--base-url", address(saved), "--api-key", "tml-test")
-    told(saved, "export", saved.path, tmp_path / "there", *url)
+    read_json(saved, "export", saved.path, tmp_path / "there", *url)
     here, there = (
         {f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("here", "there")
     )
     assert here == there
 
 
-def test_what_vllm_can_not_serve_is_told_with_what_to_do(saved: Saved, tmp_path: Path) -> None:
-    [note] = told(saved, "export", saved.path, tmp_path / "a")["notes"]
+def test_export_notes_adapter_that_vllm_can_not_serve(saved: Saved, tmp_path: Path) -> None:
+    [note] = read_json(saved, "export", saved.path, tmp_path / "a")["notes"]
     assert "lm_head" in note and "--format merged" in note
-    assert told(saved, "export", saved.headless, tmp_path / "b")["notes"] == []
+    assert read_json(saved, "export", saved.headless, tmp_path / "b")["notes"] == []
 
 
-def test_the_card_says_where_it_comes_from(saved: Saved, tmp_path: Path) -> None:
-    told(saved, "export", saved.path, tmp_path / "adapter")
+def test_model_card_has_the_lineage(saved: Saved, tmp_path: Path) -> None:
+    read_json(saved, "export", saved.path, tmp_path / "adapter")
     card = (tmp_path / "adapter/README.md").read_text()
     manifest = everstep_manifest(saved)
     for wanted in (
@@ -145,38 +145,36 @@ def test_the_card_says_where_it_comes_from(saved: Saved, tmp_path: Path) -> None
         assert wanted in card
 
 
-def test_the_lineage_is_told_by_info_and_by_diff(saved: Saved) -> None:
+def test_info_and_diff_show_the_lineage(saved: Saved) -> None:
     first, before = (saved.path.replace("trained", name) for name in ("first", "before"))
-    assert told(saved, "info", saved.path)["details"]["parents"] == [before]
+    assert read_json(saved, "info", saved.path)["details"]["parents"] == [before]
     for older in (first, before):
-        done = typed(saved, "diff", older, saved.path, "--json")
+        done = invoke(saved, "diff", older, saved.path, "--json")
         assert json.loads(done.stdout)["lineage"] == "B descends from A"
 
 
-def test_a_base_that_is_not_the_one_it_was_trained_on_is_refused(
-    saved: Saved, tmp_path: Path
-) -> None:
+def test_merge_refuses_another_base_model(saved: Saved, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(saved.home / "models/everstep/pico", other)
     weights = load_file(other / "model.safetensors")
     name = next(each for each in weights if "norm" in each)
     save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", {"format": "pt"})
     words = ("--format", "merged", "--base-model", other)
-    done = typed(saved, "export", saved.path, tmp_path / "out", *words)
+    done = invoke(saved, "export", saved.path, tmp_path / "out", *words)
     assert done.exit_code == 1 and "is not the everstep/pico that" in done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize("cut", [20, 200])
-def test_an_archive_that_was_cut_off_is_told(
+def test_import_reports_truncated_archive(
     saved: Saved, peft_directory: Path, tmp_path: Path, cut: int
 ) -> None:
     source = tmp_path / "adapter.tar.gz"
     with tarfile.open(source, "w:gz") as archive:
         archive.add(peft_directory, arcname="adapter")
     source.write_bytes(source.read_bytes()[:cut])
-    done = typed(saved, "import", source)
-    assert done.exit_code == 1 and "was cut off" in done.stderr
+    done = invoke(saved, "import", source)
+    assert done.exit_code == 1 and "truncated" in done.stderr
 
 
 def everstep_manifest(saved: Saved) -> Any:
@@ -187,18 +185,18 @@ def everstep_manifest(saved: Saved) -> Any:
     return Vault(saved.home / "vault", writer=False).manifest("training", path.run_id, path.name)
 
 
-def test_nothing_is_written_where_something_is(saved: Saved, tmp_path: Path) -> None:
+def test_export_refuses_directory_that_is_not_empty(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
-    done = typed(saved, "export", saved.path, tmp_path / "out")
+    done = invoke(saved, "export", saved.path, tmp_path / "out")
     assert done.exit_code == 1 and "not empty" in done.stderr
     assert [each.name for each in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def test_an_export_that_fails_leaves_nothing(saved: Saved, tmp_path: Path) -> None:
+def test_failed_export_leaves_nothing(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     words = ("--format", "merged", "--base-model", tmp_path / "base")
-    done = typed(saved, "export", saved.path, tmp_path / "out", *words)
+    done = invoke(saved, "export", saved.path, tmp_path / "out", *words)
     assert done.exit_code == 1 and "config.json" in done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["base"]
 
@@ -213,14 +211,14 @@ def push(saved: Saved, url: str, directory: Path, *words: str) -> subprocess.Com
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DEBUG": "1",  # as talkative as it gets
+        "HF_DEBUG": "1",  # the most verbose logs
     }
     whole = [*command, str(directory), "--push-to-hub", "me/adapter", *words]
     return subprocess.run(whole, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("words", [(), ("--public",)])
-def test_a_push_is_private_unless_asked_otherwise_and_never_tells_the_token(
+def test_push_is_private_by_default_and_never_prints_the_token(
     saved: Saved, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     with hub() as stand_in:
@@ -233,7 +231,7 @@ def test_a_push_is_private_unless_asked_otherwise_and_never_tells_the_token(
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_push_that_is_refused_says_so_and_leaves_the_export(saved: Saved, tmp_path: Path) -> None:
+def test_refused_push_is_reported_and_leaves_the_export(saved: Saved, tmp_path: Path) -> None:
     with hub() as stand_in:
         stand_in.refuses = True
         done = push(saved, stand_in.url, tmp_path / "out")
@@ -256,7 +254,7 @@ def peft_directory(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("form", ["directory", "tar", "tar.gz"])
-def test_an_adapter_comes_in_from_a_directory_or_an_archive(
+def test_adapter_is_imported_from_directory_or_archive(
     saved: Saved, peft_directory: Path, tmp_path: Path, form: str
 ) -> None:
     source = peft_directory
@@ -264,17 +262,18 @@ def test_an_adapter_comes_in_from_a_directory_or_an_archive(
         source = tmp_path / f"their adapter.{form}"
         with tarfile.open(source, "w:gz" if form.endswith("gz") else "w") as archive:
             archive.add(peft_directory, arcname="adapter")
-    done = told(saved, "import", source)
+    done = read_json(saved, "import", source)
+    assert done["notes"] == ["Not imported, as a checkpoint has no such files: README.md."]
     assert done["tinker_path"].endswith("/weights/their-adapter")
-    listed = told(saved, "list", "--name", "their-adapter")["checkpoints"]
+    listed = read_json(saved, "list", "--name", "their-adapter")["checkpoints"]
     assert done["tinker_path"] in [each["tinker_path"] for each in listed]
 
 
-def test_an_archive_of_ours_comes_in_with_its_optimizer(saved: Saved, tmp_path: Path) -> None:
+def test_import_of_everstep_archive_includes_the_optimizer(saved: Saved, tmp_path: Path) -> None:
     with everstep.ServiceClient(base_url=address(saved), api_key="tml-test") as client:
         answer = archive_of(client, saved.path)
     (tmp_path / "ours.tar").write_bytes(answer)
-    done = told(saved, "import", tmp_path / "ours.tar", "--name", "again")
+    done = read_json(saved, "import", tmp_path / "ours.tar", "--name", "again")
     assert (done["has_optimizer"], done["step"], done["notes"]) == (True, 3, [])
 
 
@@ -293,11 +292,24 @@ def archive_of(client: Any, path: str) -> bytes:
     return answer.raise_for_status().content
 
 
-def test_what_can_not_come_in_says_which_field(saved: Saved, tmp_path: Path) -> None:
+def test_refused_import_names_the_field(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80")
-    done = typed(saved, "import", tmp_path)
+    done = invoke(saved, "import", tmp_path)
     assert done.exit_code == 1 and "safe_serialization=True" in done.stderr
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    done = typed(saved, "import", tmp_path)
+    done = invoke(saved, "import", tmp_path)
     assert done.exit_code == 1 and "r: None" in done.stderr
+
+
+def test_push_without_a_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(Refused) as caught:
+        hugging_face.push(tmp_path, "me/model", public=False, message="m")
+    text = str(caught.value)
+    assert "\n" not in text and "could not be pushed" in text and "hf upload" in text
+    assert "hf_secret" not in text

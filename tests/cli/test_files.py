@@ -15,11 +15,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import everstep
-from everstep.cli import diff_work, doctor_home, doctor_service, tensor_diff
-from everstep.cli.errors import Refused
-from everstep.cli.target import Service as Target
-from everstep.wire.inspection import CheckpointDetailsResponse
-from tests.cli.remote import KEY, refused, said, told, typed
+from everstep.cli.checkpoint import diff, tensor_diff
+from everstep.cli.common.errors import Refused
+from everstep.cli.common.target import Service as Target
+from everstep.cli.doctor import home
+from everstep.cli.doctor import service as doctor_service
+from everstep.wire.messages.inspection import CheckpointDetailsResponse
+from tests.cli.remote import KEY, failure, invoke, print_of, read_json
 from tests.client.keeping_service import KeepingService
 from tests.conftest import Service
 from tests.promises.test_exactness import hashes
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Saved:
-    """Two training checkpoints of a run, a step apart, and one of the second to sample from."""
+    """Two training checkpoints of a run, a step apart, and a sampler checkpoint of the second."""
 
     url: str
     a: str
@@ -54,23 +56,21 @@ def directory(parent: Path, path: str) -> Path:
     return parent / path.removeprefix("tinker://").replace("/", "_")
 
 
-def test_downloaded_whole_and_as_they_were_saved(saved: Saved, tmp_path: Path) -> None:
-    results = told(saved.url, "checkpoint", "download", saved.a, saved.sampler, "-o", tmp_path)
+def test_download_is_complete_and_intact(saved: Saved, tmp_path: Path) -> None:
+    results = read_json(saved.url, "checkpoint", "download", saved.a, saved.sampler, "-o", tmp_path)
     found = [Path(each["directory"]) for each in results["results"]]
     assert found == [directory(tmp_path, saved.a), directory(tmp_path, saved.sampler)]
     assert load_file(found[0] / "adapter_model.safetensors")
     config = json.loads((found[0] / "adapter_config.json").read_text())
     assert config["r"] == 4
-    code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+    code, text = failure(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
     assert code == 1 and "--force" in text
-    again = typed(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path, "--force")
+    again = invoke(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path, "--force")
     assert again.exit_code == 0 and ":train:0" in again.output, "and not a tram"
-    assert refused(saved.url, "checkpoint", "download", saved.a + "0", "-o", tmp_path)[0] == 3
+    assert failure(saved.url, "checkpoint", "download", saved.a + "0", "-o", tmp_path)[0] == 3
 
 
-def test_interrupted_by_ctrl_c_a_download_goes_on_where_it_was(
-    saved: Saved, tmp_path: Path
-) -> None:
+def test_download_resumes_after_ctrl_c(saved: Saved, tmp_path: Path) -> None:
     whole = httpx.Response.iter_raw
     begun, asked = 1 << 16, []
 
@@ -84,15 +84,15 @@ def test_interrupted_by_ctrl_c_a_download_goes_on_where_it_was(
 
     words = ("checkpoint", "download", saved.a, "-o", tmp_path)
     with mock.patch.object(httpx.Response, "iter_raw", cut):
-        assert typed(saved.url, *words).exit_code == 130
+        assert invoke(saved.url, *words).exit_code == 130
     assert not directory(tmp_path, saved.a).exists()
     with mock.patch.object(httpx.Response, "iter_raw", seen):
-        said(saved.url, *words)
+        print_of(saved.url, *words)
     assert asked == [f"bytes={begun}-"]
-    assert [*tmp_path.iterdir()] == [directory(tmp_path, saved.a)], "and nothing lies beside it"
+    assert [*tmp_path.iterdir()] == [directory(tmp_path, saved.a)], "no partial download is left"
 
 
-def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) -> None:
+def test_download_with_wrong_hash_is_refused(saved: Saved, tmp_path: Path) -> None:
     honest = Target.details
 
     def lying(self: Target, path: str) -> CheckpointDetailsResponse | None:
@@ -101,62 +101,62 @@ def test_a_download_whose_hash_is_another_is_told(saved: Saved, tmp_path: Path) 
         files = [each.model_copy(update={"blake3": "0" * 64}) for each in details.files]
         return details.model_copy(update={"files": files})
 
-    told(saved.url, "checkpoint", "download", saved.b, "-o", tmp_path)
+    read_json(saved.url, "checkpoint", "download", saved.b, "-o", tmp_path)
     with mock.patch.object(Target, "details", lying):
-        code, text = refused(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+        code, text = failure(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
         assert code == 1 and "hash" in text
         again = ("checkpoint", "download", saved.b, "-o", tmp_path, "--force")
-        assert refused(saved.url, *again)[0] == 1
+        assert failure(saved.url, *again)[0] == 1
     (kept,) = tmp_path.iterdir()
-    assert kept == directory(tmp_path, saved.b), "it is there when it is whole, and not before"
-    assert load_file(kept / "adapter_model.safetensors"), "and what was there stays until then"
+    assert kept == directory(tmp_path, saved.b), "a download appears only when it is complete"
+    assert load_file(kept / "adapter_model.safetensors"), "an existing download stays until then"
 
 
-def test_where_the_service_tells_no_hashes_every_tensor_is_fetched_and_read(
+def test_verify_without_hashes_downloads_and_reads_every_tensor(
     saved: Saved,
 ) -> None:
     with mock.patch.object(Target, "everstep", None):
-        report = told(saved.url, "checkpoint", "verify", saved.a)
+        report = read_json(saved.url, "checkpoint", "verify", saved.a)
         assert report["ok"]
         assert "adapter_model.safetensors" in [e["name"] for e in report["results"][0]["files"]]
         damaged = Refused("not a whole safetensors file")
         with mock.patch.object(tensor_diff, "read", side_effect=damaged):
-            done = typed(saved.url, "checkpoint", "verify", saved.a)
+            done = invoke(saved.url, "checkpoint", "verify", saved.a)
         assert done.exit_code == 1 and "not a whole" in done.stdout
-        made = told(saved.url, "checkpoint", "save-as", saved.b, "again")["tinker_path"]
-    assert told(saved.url, "checkpoint", "diff", saved.b, made)["same"]
-    listed = told(saved.url, "checkpoint", "info", made)
+        made = read_json(saved.url, "checkpoint", "save-as", saved.b, "again")["tinker_path"]
+    assert read_json(saved.url, "checkpoint", "diff", saved.b, made)["same"]
+    listed = read_json(saved.url, "checkpoint", "info", made)
     assert listed["user_metadata"] == {"loss": "0.5"} and listed["details"]["step"] == 2
 
 
-def test_what_differs_is_told_tensor_by_tensor(saved: Saved, tmp_path: Path) -> None:
-    done = typed(saved.url, "checkpoint", "diff", saved.a, saved.b, "--json")
+def test_diff_reports_differences_by_tensor(saved: Saved, tmp_path: Path) -> None:
+    done = invoke(saved.url, "checkpoint", "diff", saved.a, saved.b, "--json")
     assert done.exit_code == 1
     report = json.loads(done.stdout)
     assert (report["a"]["facts"]["step"], report["b"]["facts"]["step"]) == ("1", "2")
     assert not report["same"] and 0 < report["all"]["relative"] < 1
     assert report["all"]["cosine"] < 1
-    assert all(each["status"] == "changed" for each in report["tensors"])
-    told(saved.url, "checkpoint", "download", saved.a, saved.b, "-o", tmp_path)
+    assert {each["status"] for each in report["tensors"]} == {"changed"}
+    read_json(saved.url, "checkpoint", "download", saved.a, saved.b, "-o", tmp_path)
     local = [directory(tmp_path, each) for each in (saved.a, saved.b)]
-    offline = typed("http://127.0.0.1:1", "checkpoint", "diff", *local, "--json")
+    offline = invoke("http://127.0.0.1:1", "checkpoint", "diff", *local, "--json")
     assert json.loads(offline.stdout)["tensors"] == report["tensors"]
-    text = typed(saved.url, "checkpoint", "diff", saved.a, local[1], "--limit", 3).stdout
+    text = invoke(saved.url, "checkpoint", "diff", saved.a, local[1], "--limit", 3).stdout
     assert saved.a in text and "3 are shown" in text and "lora_B" in text
 
 
-def test_side_by_side_fits_a_narrow_terminal(
+def test_facts_fit_a_narrow_terminal(
     saved: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     facts = {"step": "1", "note": "x" * 40}
-    a = diff_work.Side("a", Path("a"), facts, [])
-    b = diff_work.Side("b", Path("b"), {**facts, "step": "2"}, [])
-    diff_work._print_facts(a, b)
-    wide = diff_work.Side("b", Path("b"), {**facts, "note": "y" * 40}, [])
-    diff_work._print_facts(a, wide)
+    a = diff.Side("a", Path("a"), facts, [])
+    b = diff.Side("b", Path("b"), {**facts, "step": "2"}, [])
+    diff._print_facts(a, b)
+    wide = diff.Side("b", Path("b"), {**facts, "note": "y" * 40}, [])
+    diff._print_facts(a, wide)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert all(len(line) <= 60 for line in lines), lines
     assert [line.split() for line in lines[-2:]] == [
@@ -165,39 +165,39 @@ def test_side_by_side_fits_a_narrow_terminal(
     ]
 
 
-def test_what_is_the_same_is_told(saved: Saved) -> None:
-    text = said(saved.url, "checkpoint", "diff", saved.b, saved.sampler)
-    assert "are the same, bit for bit" in text
-    assert told(saved.url, "checkpoint", "diff", saved.b, saved.b)["same"] is True
+def test_diff_reports_equal_adapters(saved: Saved) -> None:
+    text = print_of(saved.url, "checkpoint", "diff", saved.b, saved.sampler)
+    assert "are equal, bit for bit" in text
+    assert read_json(saved.url, "checkpoint", "diff", saved.b, saved.b)["same"] is True
 
 
-def test_lineage_stands_beside_it(saved: Saved) -> None:
-    copy = told(saved.url, "checkpoint", "save-as", saved.a, "copy")["tinker_path"]
-    report = told(saved.url, "checkpoint", "diff", saved.a, copy)
+def test_diff_shows_the_lineage(saved: Saved) -> None:
+    copy = read_json(saved.url, "checkpoint", "save-as", saved.a, "copy")["tinker_path"]
+    report = read_json(saved.url, "checkpoint", "diff", saved.a, copy)
     assert report["same"] and report["lineage"] == "B descends from A"
 
 
-def test_what_can_not_be_compared_is_told(saved: Saved, tmp_path: Path) -> None:
-    assert refused(saved.url, "checkpoint", "diff", saved.a, tmp_path / "none")[0] == 3
-    code, text = refused(saved.url, "checkpoint", "diff", saved.a, tmp_path)
+def test_diff_refuses_missing_or_damaged_files(saved: Saved, tmp_path: Path) -> None:
+    assert failure(saved.url, "checkpoint", "diff", saved.a, tmp_path / "none")[0] == 3
+    code, text = failure(saved.url, "checkpoint", "diff", saved.a, tmp_path)
     assert code == 3 and "adapter_model.safetensors" in text
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nothing")
-    code, text = refused(saved.url, "checkpoint", "diff", tmp_path, saved.a)
+    code, text = failure(saved.url, "checkpoint", "diff", tmp_path, saved.a)
     assert code == 1 and "safetensors" in text
 
 
-def test_the_doctor_finds_a_sound_set_up_well(service: Service) -> None:
-    done = typed(service.url, "doctor", "--home", service.home, "--json")
+def test_doctor_reports_sound_setup_as_ok(service: Service) -> None:
+    done = invoke(service.url, "doctor", "--home", service.home, "--json")
     report = json.loads(done.stdout)
     states = {each["name"]: each["state"] for each in report["checks"]}
     assert done.exit_code == 0 and report["ok"], report
     assert {"Python", "torch", "home", "disk", "ledger", "vault", "service"} <= states.keys()
     assert {"API key", "clock", "releases", "models", "tokenizer"} <= states.keys()
-    assert MODEL in said(service.url, "doctor", "--home", service.home)
+    assert MODEL in print_of(service.url, "doctor", "--home", service.home)
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
-    done = typed("http://127.0.0.1:1", "doctor", "--home", tmp_path / "home", "--json")
+def test_doctor_reports_unreachable_service_with_advice(tmp_path: Path) -> None:
+    done = invoke("http://127.0.0.1:1", "doctor", "--home", tmp_path / "home", "--json")
     checks = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
     assert done.exit_code == 1
     assert checks["service"]["state"] == "problem"
@@ -205,10 +205,10 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     assert checks["home"]["state"] == "ok" and not (tmp_path / "home").exists()
 
 
-def test_the_doctor_finds_damage_in_a_home(tmp_path: Path) -> None:
+def test_doctor_finds_damage_in_home(tmp_path: Path) -> None:
     (tmp_path / "vault" / "manifests" / "training" / "run").mkdir(parents=True)
     (tmp_path / "vault" / "manifests" / "training" / "run" / "x.json").write_text("no manifest")
-    found = {each.name: each for each in doctor_home.findings(tmp_path)}
+    found = {each.name: each for each in home.check_home(tmp_path)}
     assert found["ledger"].state == found["vault"].state == "problem"
     assert "restore" in found["ledger"].found and "--quarantine" in str(found["vault"].advice)
 
@@ -222,7 +222,7 @@ def test_the_doctor_finds_damage_in_a_home(tmp_path: Path) -> None:
         (404, None, "warning", "ok"),
     ],
 )
-def test_the_doctor_reads_a_service_from_its_answers(
+def test_doctor_reads_health_and_clock_from_responses(
     status: int, date: str | None, health: str, clock: str
 ) -> None:
     answer = httpx.Response(status, headers={} if date is None else {"Date": date})
@@ -230,47 +230,47 @@ def test_the_doctor_reads_a_service_from_its_answers(
     assert doctor_service._clock(answer).state == clock
 
 
-def test_the_doctor_looks_at_the_key_and_at_other_services(tmp_path: Path) -> None:
+def test_doctor_checks_api_key_and_other_services(tmp_path: Path) -> None:
     hub = mock.patch("transformers.AutoTokenizer.from_pretrained", side_effect=OSError("no hub"))
     with KeepingService() as other, hub:
-        found = [*doctor_service.findings(other.url, KEY, tmp_path)]
+        found = [*doctor_service.check_service(other.url, KEY, tmp_path)]
         states: dict[str, Any] = {each.name: each for each in found}
         assert states["releases"].found.endswith("the service is not Everstep")
         assert states["models"].state == "ok"
         assert states["tokenizer"].state == "problem" and "HF_HOME" in states["tokenizer"].advice
-        found = [*doctor_service.findings(other.url, "sk-1", tmp_path)]
+        found = [*doctor_service.check_service(other.url, "sk-1", tmp_path)]
     assert (found[0].name, found[0].state) == ("API key", "problem")
     assert "tml-" in found[0].found
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8055", "http://[bad", "ftp://host"])
-def test_the_doctor_names_an_address_that_is_none(address: str, tmp_path: Path) -> None:
-    (found,) = doctor_service.findings(address, KEY, tmp_path)
+def test_doctor_reports_malformed_address(address: str, tmp_path: Path) -> None:
+    (found,) = doctor_service.check_service(address, KEY, tmp_path)
     assert (found.name, found.state) == ("service", "problem")
     assert address in found.found and "http://HOST:PORT" in found.found
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "key"), (404, "address"), (500, "log")])
-def test_the_doctor_says_why_no_models_are_told(status: int, advice: str) -> None:
+def test_doctor_advises_when_models_can_not_be_listed(status: int, advice: str) -> None:
     assert advice in str(doctor_service._no_models(httpx.Response(status, text="no")).advice)
 
 
-def test_a_download_of_a_hosted_kind_of_service_is_refused_when_it_has_none(
+def test_download_is_refused_when_service_offers_none(
     tmp_path: Path,
 ) -> None:
     with KeepingService() as other:
         with connect(everstep, other.url) as client:
             run = client.create_lora_training_client("fake/model", 4, 1).result()
             path = run.save_state("x").result().path
-        code, text = refused(other.url, "checkpoint", "download", path, "-o", tmp_path)
+        code, text = failure(other.url, "checkpoint", "download", path, "-o", tmp_path)
     assert code != 0 and text.startswith("everstep: ")
 
 
-def test_a_download_has_the_bytes_of_the_vault(
+def test_download_has_the_sizes_of_the_vault(
     saved: Saved, service: Service, tmp_path: Path
 ) -> None:
-    told(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
-    files = told(saved.url, "checkpoint", "info", saved.a)["details"]["files"]
+    read_json(saved.url, "checkpoint", "download", saved.a, "-o", tmp_path)
+    files = read_json(saved.url, "checkpoint", "info", saved.a)["details"]["files"]
     sizes = {each["name"]: each["size_bytes"] for each in files}
     here = directory(tmp_path, saved.a)
     assert {name: (here / name).stat().st_size for name in sizes} == sizes

@@ -1,4 +1,4 @@
-"""What a filter admits, and how times are read: for every filter and every checkpoint."""
+"""Filters and times, for any filter and any checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everstep.cli.errors import WrongUsage
-from everstep.cli.filters import Filters, read_kind, read_span, read_time
+from everstep.cli.common.errors import WrongUsage
+from everstep.cli.common.filters import Filters, read_kind, read_span, read_time
 from everstep.wire.paths import CheckpointKind, TinkerPath
 from everstep.wire.types import Checkpoint
 
@@ -43,9 +43,7 @@ FILTERS = st.builds(
 
 
 @given(checkpoints(), FILTERS)
-def test_a_filter_admits_what_each_of_its_parts_admits(
-    checkpoint: Checkpoint, wanted: Filters
-) -> None:
+def test_filter_requires_all_its_conditions(checkpoint: Checkpoint, wanted: Filters) -> None:
     parts = [
         Filters(run=wanted.run),
         Filters(kind=wanted.kind),
@@ -57,13 +55,15 @@ def test_a_filter_admits_what_each_of_its_parts_admits(
 
 
 @given(checkpoints(), TIMES)
-def test_before_and_after_part_the_time(checkpoint: Checkpoint, time: datetime) -> None:
+def test_before_and_after_partition_time(checkpoint: Checkpoint, time: datetime) -> None:
     assert Filters(before=time).admit(checkpoint) != Filters(after=time).admit(checkpoint)
     assert Filters(before=time).admit(checkpoint) == (checkpoint.time < time)
 
 
 @given(checkpoints())
-def test_no_filter_admits_everything_and_exact_ones_their_own(checkpoint: Checkpoint) -> None:
+def test_empty_filter_admits_everything_and_exact_filter_its_checkpoint(
+    checkpoint: Checkpoint,
+) -> None:
     assert Filters().admit(checkpoint) and not Filters().given
     run, segment, name = checkpoint.tinker_path.removeprefix("tinker://").split("/")
     own = Filters.of(run, segment, name=name)
@@ -72,22 +72,20 @@ def test_no_filter_admits_everything_and_exact_ones_their_own(checkpoint: Checkp
 
 
 @given(st.integers(0, 10_000), st.sampled_from(list(SPANS)))
-def test_so_long_ago_is_counted_back_from_now(count: int, unit: str) -> None:
+def test_age_is_subtracted_from_now(count: int, unit: str) -> None:
     assert read_time(f"{count}{unit}", NOW) == NOW - timedelta(seconds=count * SPANS[unit])
     assert read_span(f"{count}{unit}") == count * SPANS[unit]
 
 
 @given(st.datetimes(min_value=datetime(2, 1, 1)), st.integers(-12, 12))
-def test_a_time_is_read_as_it_is_written_and_as_utc_without_a_zone(
-    naive: datetime, hours: int
-) -> None:
+def test_time_without_zone_is_utc(naive: datetime, hours: int) -> None:
     assert read_time(naive.isoformat(), NOW) == naive.replace(tzinfo=UTC)
     aware = naive.replace(tzinfo=timezone(timedelta(hours=hours)))
     assert read_time(aware.isoformat(), NOW) == aware
 
 
 @given(st.text(max_size=12))
-def test_whatever_is_typed_is_a_time_or_is_told(text: str) -> None:
+def test_any_text_is_a_time_or_wrong_usage(text: str) -> None:
     try:
         assert read_time(text, NOW).tzinfo is not None
     except WrongUsage as error:
@@ -95,7 +93,7 @@ def test_whatever_is_typed_is_a_time_or_is_told(text: str) -> None:
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[0-9]{1,9}[smhdw]?", fullmatch=True))
-def test_whatever_is_typed_is_a_span_or_is_told(text: str) -> None:
+def test_any_text_is_a_span_or_wrong_usage(text: str) -> None:
     try:
         assert read_span(text) >= 0
     except WrongUsage as error:
@@ -103,7 +101,7 @@ def test_whatever_is_typed_is_a_span_or_is_told(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CheckpointKind)
-def test_a_kind_has_two_names(kind: CheckpointKind) -> None:
+def test_kind_has_two_names(kind: CheckpointKind) -> None:
     assert read_kind(str(kind)) is read_kind(kind.segment) is kind
     with pytest.raises(WrongUsage, match="training"):
         read_kind("checkpoint")

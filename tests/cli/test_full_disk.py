@@ -1,15 +1,17 @@
-"""Commands that write files onto a disk that is full: a clear word, and nothing half-written."""
+"""Commands that write files to a full disk: a clear error, and no partial result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 import everstep
-from everstep.cli import app
+from everstep.cli.app import app
 from everstep.testing.crashfs import CrashFS, scratch
 from everstep.testing.devices import why_not
 from tests.conftest import Service
@@ -19,13 +21,15 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
-ROOM = 40_000
-"""Bytes that are left: the first file fits, the next one doesn't."""
+FREE_BYTES = 40_000
+"""Free bytes: the first file fits, the next one doesn't."""
+NETWORK_READ_BYTES = 64 << 10
+"""The client writes what it reads from the connection at a time, up to this."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Of these tests alone: a backup has everything only where nothing is damaged."""
+    """A service of these tests alone: a backup is complete only if nothing is damaged."""
     running = Service(tmp_path_factory.mktemp("service") / "home")
     yield running
     running.stop()
@@ -41,17 +45,22 @@ def path(service: Service) -> str:
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A disk with hardly any room, until its file ``filler`` is removed."""
+    """A disk with little free space, until its file ``filler`` is removed."""
     with CrashFS(scratch()) as disk:
         with pytest.raises(OSError, match="No space left"), (disk.root / "filler").open("wb") as to:
             while True:
                 to.write(bytes(4096))
-        with (disk.root / "filler").open("r+b") as filler:
-            filler.truncate(filler.seek(0, 2) - ROOM)
+        free(disk.root, FREE_BYTES)
         yield disk.root
 
 
-def typed(home: Path, *words: object) -> Result:
+def free(disk: Path, size: int) -> None:
+    """Free some bytes of a disk's filler."""
+    with (disk / "filler").open("r+b") as filler:
+        filler.truncate(filler.seek(0, 2) - size)
+
+
+def invoke(home: Path, *words: object) -> Result:
     env = {"EVERSTEP_HOME": str(home), "TERM": "dumb", "COLUMNS": "300"}
     return CliRunner().invoke(app, [*map(str, words)], env=env)
 
@@ -62,45 +71,60 @@ def left_on(disk: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])
-def test_an_export_is_whole_or_absent(service: Service, path: str, disk: Path, form: str) -> None:
+def test_export_on_full_disk_is_complete_or_absent(
+    service: Service, path: str, disk: Path, form: str
+) -> None:
     command = ("checkpoint", "export", path, disk / "out", "--format", form)
-    done = typed(service.home, *command)
+    done = invoke(service.home, *command)
     assert done.exit_code == 1
-    assert f"no room left for {disk}" in done.stderr
+    assert f"no disk space left for {disk}" in done.stderr
     assert left_on(disk) == []
     (disk / "filler").unlink()
-    assert typed(service.home, *command).exit_code == 0
+    assert invoke(service.home, *command).exit_code == 0
     assert (disk / "out" / "README.md").stat().st_size > 0
 
 
-def test_a_download_goes_on_when_there_is_room(service: Service, path: str, disk: Path) -> None:
+def test_download_resumes_after_full_disk(service: Service, path: str, disk: Path) -> None:
     command = ("checkpoint", "download", path, "--output", disk / "out")
-    done = typed(service.home, *command)
+    free(disk, 2 * NETWORK_READ_BYTES)
+    done = invoke(service.home, *command)
     assert done.exit_code == 1
-    assert f"no room left for {disk / 'out'}" in done.stderr
-    assert all(".part" in each for each in left_on(disk) if each != "out")
+    assert f"no disk space left for {disk / 'out'}" in done.stderr
+    unfinished = [each for each in left_on(disk) if each != "out"]
+    assert unfinished and all(".part" in each for each in unfinished)
+    (partial,) = (disk / "out").rglob("checkpoint.tar")
+    size = partial.stat().st_size
+    assert size > 0
     (disk / "filler").unlink()
-    assert typed(service.home, *command).exit_code == 0
+    receive, ranges = httpx.Response.iter_raw, []
+
+    def record_range(self: httpx.Response, chunk: int | None = None) -> Iterator[bytes]:
+        ranges.append(self.request.headers.get("range"))
+        yield from receive(self, chunk)
+
+    with mock.patch.object(httpx.Response, "iter_raw", record_range):
+        assert invoke(service.home, *command).exit_code == 0
+    assert ranges == [f"bytes={size}-"]
     assert not [each for each in left_on(disk) if ".part" in each]
 
 
-def test_a_backup_leaves_the_room_that_it_found(service: Service, path: str, disk: Path) -> None:
-    done = typed(service.home, "backup", disk / "out")
+def test_backup_on_full_disk_leaves_no_files(service: Service, path: str, disk: Path) -> None:
+    done = invoke(service.home, "backup", disk / "out")
     assert done.exit_code == 1
     assert str(disk / "out") in done.stderr
     assert [each for each in (disk / "out").rglob("*") if each.is_file()] == []
     (disk / "filler").unlink()
-    assert typed(service.home, "backup", disk / "out").exit_code == 0
+    assert invoke(service.home, "backup", disk / "out").exit_code == 0
 
 
-def test_what_does_not_fit_is_not_restored(
+def test_restore_on_full_disk_leaves_no_files(
     service: Service, path: str, disk: Path, tmp_path: Path
 ) -> None:
-    assert typed(service.home, "backup", tmp_path / "kept").exit_code == 0
+    assert invoke(service.home, "backup", tmp_path / "kept").exit_code == 0
     command = ("restore", tmp_path / "kept", "--home", disk / "home")
-    done = typed(service.home, *command)
+    done = invoke(service.home, *command)
     assert done.exit_code == 1
     assert f"{disk}/.home.restoring" in done.stderr
     assert left_on(disk) == []
     (disk / "filler").unlink()
-    assert typed(service.home, *command).exit_code == 0
+    assert invoke(service.home, *command).exit_code == 0

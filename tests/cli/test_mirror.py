@@ -1,4 +1,4 @@
-"""``everstep mirror``: a run of another service is here, whole and once; so is what comes later."""
+"""``everstep mirror``: a run of another service is copied completely and once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import everstep
-from everstep.cli import app
-from everstep.cli.mirror_work import Source, directory_of
+from everstep.cli.app import app
+from everstep.cli.mirror.copy import Source, directory_of
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.conformance.proxy import Answer, Call, Forward, Proxy, answer
@@ -63,14 +63,14 @@ def there(service: Service) -> There:
     return There(service.url, service.home, training)
 
 
-def typed(here: Service, url: str, run: str, *words: object) -> Result:
+def invoke(here: Service, url: str, run: str, *words: object) -> Result:
     env = {"EVERSTEP_HOME": str(here.home), "TERM": "dumb", "EVERSTEP_MIRROR_API_KEY": "tml-there"}
     command = ["mirror", "--from", url, "--run", run, "--json", *map(str, words)]
     return CliRunner().invoke(app, command, env=env)
 
 
 def mirrored(here: Service, url: str, run: str, *words: object) -> dict[str, Any]:
-    done = typed(here, url, run, *words)
+    done = invoke(here, url, run, *words)
     assert done.exit_code == 0, done.output + done.stderr
     return dict(json.loads(done.stdout))
 
@@ -87,9 +87,7 @@ def listed(here: Service, run: str) -> list[str]:
     return sorted(c.tinker_path for c in rest.list_checkpoints(run).result().checkpoints)
 
 
-def test_a_run_is_copied_with_its_optimizer_and_goes_on_to_the_bit(
-    here: Service, there: There
-) -> None:
+def test_mirrored_run_continues_exactly(here: Service, there: There) -> None:
     copied = mirrored(here, there.url, there.run)["copied"]
     assert len(copied) == 2
     runs = {parse_path(path).run_id for path in copied.values()}
@@ -105,12 +103,13 @@ def test_a_run_is_copied_with_its_optimizer_and_goes_on_to_the_bit(
     assert train(everstep, again, 2, shift=9) == train(everstep, there.training, 2, shift=9)
 
 
-def test_a_second_time_only_what_is_new_is_copied(here: Service, there: There) -> None:
+def test_second_mirror_copies_only_new_checkpoints(here: Service, there: There) -> None:
     first = mirrored(here, there.url, there.run)
     assert mirrored(here, there.url, there.run) == {
         "copied": {},
         "there": list(first["copied"].values()),
         "failed": {},
+        "skipped": {},
     }
     train(everstep, there.training, 1)
     there.training.save_state("two").result()
@@ -124,24 +123,22 @@ def test_a_second_time_only_what_is_new_is_copied(here: Service, there: There) -
 
 
 async def plain(call: Call, forward: Forward) -> Answer:
-    """A service that offers the protocol only, and of that no archives."""
+    """A service with the protocol's routes only, and without archives."""
     if call.path.startswith("/everstep/") or "/archive" in call.path:
         return answer(404, detail="Not Found")
     return await forward(call)
 
 
-def test_a_service_that_offers_the_protocol_alone_gives_its_weights(
-    here: Service, there: There
-) -> None:
+def test_mirror_of_other_service_has_weights_only(here: Service, there: There) -> None:
     with Proxy(there.url, plain) as source:
-        done = typed(here, source.url, there.run)
-        told = json.loads(done.stdout)
+        done = invoke(here, source.url, there.run)
+        report = json.loads(done.stdout)
         theirs = f"tinker://{there.run}/weights/one"
-        ours = told["copied"][theirs]
-        # what such a service does not give at all is told, and the rest is copied all the same
-        assert set(told["failed"]) == {f"tinker://{there.run}/sampler_weights/one"}
+        ours = report["copied"][theirs]
+        # a checkpoint that the service does not offer is reported, and the others are copied
+        assert set(report["failed"]) == {f"tinker://{there.run}/sampler_weights/one"}
         assert done.exit_code == 1
-        assert typed(here, source.url, there.run).stdout.count(ours) == 1
+        assert invoke(here, source.url, there.run).stdout.count(ours) == 1
     name = "adapter_model.safetensors"
     copy = manifest(here.home, ours)
     assert copy.files[name] == manifest(there.home, theirs).files[name]
@@ -157,7 +154,7 @@ def on_their_way(here: Service, url: str, run: str) -> Path:
 
 
 class Flipped:
-    """A service whose archives lose a bit on their way, and that says no hash of them."""
+    """A service that flips a bit of its archives and sends no hash of them."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream, self.url = upstream, ""
@@ -178,14 +175,14 @@ class Flipped:
         return await forward(call)
 
 
-def test_what_was_changed_on_its_way_is_told_and_never_kept(here: Service, there: There) -> None:
+def test_mirror_discards_and_reports_altered_download(here: Service, there: There) -> None:
     flipped = Flipped(there.url)
     with Proxy(there.url, flipped) as source:
         flipped.url = source.url
-        done = typed(here, source.url, there.run)
+        done = invoke(here, source.url, there.run)
         failed = json.loads(done.stdout)["failed"]
         assert done.exit_code == 1 and len(failed) == 2
-        assert all("is not what the service saved" in why for why in failed.values())
+        assert all("not the one that the service saved" in why for why in failed.values())
         flipped.broken = False
         copied = mirrored(here, source.url, there.run)["copied"]
     for theirs, ours in copied.items():
@@ -193,9 +190,7 @@ def test_what_was_changed_on_its_way_is_told_and_never_kept(here: Service, there
     assert len(copied) == 2
 
 
-def test_names_that_differ_in_case_only_are_different_checkpoints(
-    here: Service, there: There
-) -> None:
+def test_mirror_distinguishes_names_by_case(here: Service, there: There) -> None:
     train(everstep, there.training, 1)
     there.training.save_state("ONE").result()
     copied = mirrored(here, there.url, there.run)["copied"]
@@ -203,11 +198,11 @@ def test_names_that_differ_in_case_only_are_different_checkpoints(
     assert steps == {"weights/one": 2, "weights/ONE": 3, "sampler_weights/one": 2}
 
 
-def test_what_is_deleted_there_stays_here(here: Service, there: There) -> None:
+def test_mirror_keeps_checkpoints_deleted_in_the_source(here: Service, there: There) -> None:
     first = mirrored(here, there.url, there.run)["copied"]
     gone = f"tinker://{there.run}/weights/one"
     partial = on_their_way(here, there.url, there.run) / ".half.part"
-    partial.mkdir()  # as of one that was deleted while it was downloaded
+    partial.mkdir()  # as of a checkpoint that was deleted during its download
     rest = connect(everstep, there.url).create_rest_client()
     rest.delete_checkpoint_from_tinker_path(gone).result()
     again = mirrored(here, there.url, there.run)
@@ -217,12 +212,12 @@ def test_what_is_deleted_there_stays_here(here: Service, there: There) -> None:
     client.create_training_client_from_state_with_optimizer(first[gone]).result()
 
 
-def test_two_at_once_do_not_mix(here: Service, there: There) -> None:
+def test_second_mirror_of_the_same_run_is_refused(here: Service, there: There) -> None:
     directory = on_their_way(here, there.url, there.run)
     directory.mkdir(parents=True)
     with open_directory(directory) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        done = typed(here, there.url, there.run)
+        done = invoke(here, there.url, there.run)
     assert done.exit_code == 1 and "Another 'everstep mirror'" in done.stderr
     assert len(mirrored(here, there.url, there.run)["copied"]) == 2
 
@@ -236,7 +231,7 @@ def open_directory(directory: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def test_it_follows_on_when_the_other_service_is_back(here: Service, there: There) -> None:
+def test_follow_continues_when_the_source_is_back(here: Service, there: There) -> None:
     away = threading.Event()
 
     async def sometimes(call: Call, forward: Forward) -> Answer:
@@ -266,20 +261,20 @@ def command(here: Service, url: str, run: str, *words: str) -> subprocess.Popen[
 
 
 def first(following: subprocess.Popen[str], field: str) -> dict[str, str]:
-    """What the first look that has any tells in a field."""
+    """The first non-empty value of a field in the JSON lines."""
     assert following.stdout is not None
-    return next(told for line in following.stdout if (told := json.loads(line)[field]))
+    return next(found for line in following.stdout if (found := json.loads(line)[field]))
 
 
 def interrupt(following: subprocess.Popen[str]) -> None:
-    """Stop it by Ctrl-C; that is no failure."""
+    """Stop it by Ctrl-C, which is not a failure."""
     following.send_signal(signal.SIGINT)
     assert following.wait(60) == 0
     assert following.stdout is not None
     following.stdout.close()
 
 
-def test_it_follows_until_it_is_stopped(here: Service, there: There) -> None:
+def test_follow_runs_until_it_is_stopped(here: Service, there: There) -> None:
     following = command(here, there.url, there.run, "--follow", "--every", "0.2")
     assert following.stdout is not None
     assert len(json.loads(following.stdout.readline())["copied"]) == 2
@@ -288,15 +283,13 @@ def test_it_follows_until_it_is_stopped(here: Service, there: There) -> None:
     interrupt(following)
 
 
-def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(
-    here: Service, there: There
-) -> None:
+def test_killed_mirror_resumes_and_copies_nothing_twice(here: Service, there: There) -> None:
     for index in range(3):
         there.training.save_state(f"more-{index}").result()
     for moment in ("mirror", "download", "import"):
         doomed = command(here, there.url, there.run)
         while doomed.poll() is None and not begun(here.home, moment):
-            time.sleep(0.01)  # there is nothing to be woken by
+            time.sleep(0.01)  # the directory has no event to wait for
         doomed.kill()
         doomed.wait(60)
         assert doomed.stdout is not None
@@ -314,7 +307,7 @@ def test_killed_at_any_moment_it_goes_on_and_copies_nothing_twice(
 
 
 def begun(home: Path, moment: str) -> bool:
-    """Whether a download has begun, is there, or is being imported."""
+    """Whether a download has begun or is complete, or is being imported."""
     if moment == "import":
         return any((home / "imports").glob("*"))
     hidden = [path.name.startswith(".") for path in (home / "mirror").glob("*/*")]

@@ -1,4 +1,4 @@
-"""What commands print, at the widths of real terminals; and what errors are worth."""
+"""Output of commands at several terminal widths, errors, and completion."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import typer
 from rich.cells import cell_len
 
 import everstep
-from everstep.cli import completion, output
-from everstep.cli.errors import Code, NotOffered, exit_code, text_of, told
-from everstep.client._errors import APIConnectionError, status_error
+from everstep.cli.common import completion, output
+from everstep.cli.common.errors import Code, NotOffered, error_text, exit_code, report_errors
+from everstep.client._transport.errors import APIConnectionError, status_error
 from everstep.wire.errors import WireError
-from everstep.wire.inspection import TagCheckpointRequest
+from everstep.wire.messages.inspection import TagCheckpointRequest
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
 from tests.scenario import MODEL, connect
@@ -44,7 +44,7 @@ def printed(
 
 
 @pytest.mark.parametrize(("columns", "terminal"), [(120, "1"), (200, "1"), (80, "0")])
-def test_where_there_is_room_a_row_is_a_line_that_ends_with_its_path(
+def test_row_is_a_line_that_ends_with_its_path(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     columns: int,
@@ -55,14 +55,14 @@ def test_where_there_is_room_a_row_is_a_line_that_ends_with_its_path(
     assert row.split("  ") == [*ROW[:3], PATH]
 
 
-def test_in_a_narrow_terminal_a_path_has_a_line_of_its_own(
+def test_path_has_its_own_line_in_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = printed(monkeypatch, capsys, 80, "1")
     assert lines == [PATH, "  saved (UTC) 2026-11-25 09:37 · size 270.1 KiB · public"]
 
 
-def test_columns_stand_below_their_headers_whatever_a_name_is_written_with(
+def test_columns_align_with_wide_characters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output.print_rows(("name", "path"), [("実験 🚀", PATH), ("plain", PATH)])
@@ -70,7 +70,7 @@ def test_columns_stand_below_their_headers_whatever_a_name_is_written_with(
     assert {cell_len(line.partition("tinker://")[0]) for line in lines[1:]} == {9}
 
 
-def test_a_name_can_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     name = "a\x1b[2Jb\nc"
     output.print_rows(("name", "path"), [(name, PATH)])
     output.print_facts([("name", name)])
@@ -78,7 +78,7 @@ def test_a_name_can_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]
     assert "\x1b" not in told_ and told_.count("a·[2Jb·c") == 2 and len(told_.splitlines()) == 3
 
 
-def test_json_can_be_read_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_valid_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", plain)
     output.print_json({"name": "größe 🚀"})
@@ -96,46 +96,65 @@ def test_json_can_be_read_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None
         (timedelta(seconds=-5), "0 s"),
     ],
 )
-def test_a_span_is_said_in_its_largest_unit(span: timedelta, text: str) -> None:
+def test_span_is_formatted_in_its_largest_unit(span: timedelta, text: str) -> None:
     assert output.age_text(span) == text
-    assert output.left_text(datetime.now(UTC) - timedelta(days=1)) == "now"
+    assert output.expiry_text(datetime.now(UTC) - timedelta(days=1)) == "now"
 
 
-def test_what_an_error_is_worth_and_says() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "just now"),
+        (-30, "just now"),
+        (1.2, "1 second ago"),
+        (200, "3 minutes ago"),
+        (3700, "1 hour ago"),
+        (3 * 86400 + 5, "3 days ago"),
+        (800 * 86400, "2 years ago"),
+    ],
+)
+def test_time_is_shown_as_its_age(seconds: float, text: str) -> None:
+    assert output.ago_text(datetime.now(UTC) - timedelta(seconds=seconds)) == text
+
+
+def test_errors_have_exit_codes_and_texts() -> None:
     assert exit_code(NotOffered("x")) is Code.NOT_OFFERED
     assert exit_code(APIConnectionError("x")) is Code.UNREACHABLE
-    assert exit_code(KeyError("x")) is None, "nobody foresaw it"
+    assert exit_code(KeyError("x")) is None, "an unexpected error"
     assert exit_code(BrokenPipeError()) is None and exit_code(OSError()) is Code.FAILED
     for status, code in ((400, 1), (401, 5), (403, 5), (404, 3), (500, 1)):
         error = status_error(status, {"detail": "no"})
-        assert (exit_code(error), text_of(error)) == (code, "the service refused: no")
+        assert (exit_code(error), error_text(error)) == (code, "the service refused: no")
     with pytest.raises(WireError) as wrong:
         parse_path("tinker://a")
     assert exit_code(wrong.value) is Code.USAGE
     with pytest.raises(ValueError) as long:
         TagCheckpointRequest(tinker_path="x", tags={"": "y"})
-    assert exit_code(long.value) is Code.USAGE and text_of(long.value).startswith("tags: ")
+    assert exit_code(long.value) is Code.USAGE and error_text(long.value).startswith("tags: ")
 
 
-def test_an_error_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended, told():
+def test_error_is_reported_in_one_line_with_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, report_errors():
         raise NotOffered("not here")
     assert ended.value.exit_code == 6
     assert capsys.readouterr().err == "everstep: not here\n"
-    with pytest.raises(KeyError), told():
+    with pytest.raises(KeyError), report_errors():
         raise KeyError("a mistake of ours")
 
 
 @pytest.mark.slow
-def test_the_shell_completes_paths_and_runs_of_the_service(
+def test_completion_lists_paths_runs_and_sessions(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cli.remote import told as asked
-
+    with connect(everstep, service.url) as client:
+        run = client.create_lora_training_client(MODEL, 4, 1).result()
+        path = run.save_state("completed").result().path
+    session = run.model_id.split(":")[0]
     monkeypatch.setenv("TINKER_BASE_URL", service.url)
-    runs = [each["training_run_id"] for each in asked(service.url, "run", "list")["runs"]]
-    assert set(completion.run_ids("")) == set(runs[:100])
-    assert all(each.startswith("tinker://") for each in completion.checkpoint_paths(""))
+    assert completion.checkpoint_paths(path[:-3]) == [path]
+    assert completion.run_ids(run.model_id[:-1]) == [run.model_id]
+    assert completion.session_ids(session[:-1]) == [session]
+    assert run.model_id in completion.run_ids("")
     assert completion.run_ids("no run begins so") == []
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:1")
     assert completion.run_ids("") == completion.checkpoint_paths("") == []
@@ -154,7 +173,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_what_bash_took_apart_at_colons_is_joined(words: str) -> None:
+def test_words_that_bash_split_at_colons_are_joined(words: str) -> None:
     environment = {
         "_EVERSTEP_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -167,7 +186,7 @@ def test_what_bash_took_apart_at_colons_is_joined(words: str) -> None:
 
 
 @pytest.mark.slow
-def test_bash_completes_a_path_with_colons(service: Service) -> None:
+def test_bash_completes_path_with_colons(service: Service) -> None:
     with connect(everstep, service.url) as client:
         run = client.create_lora_training_client(MODEL, 4, 1).result()
         path = run.save_state("completed-in-bash").result().path
@@ -194,7 +213,7 @@ def test_bash_completes_a_path_with_colons(service: Service) -> None:
                 found = _read_until(own, b"\a", path.encode())
                 shown += found
                 if found.endswith(b"\a"):
-                    os.write(own, b"\t")  # the service didn't answer in time
+                    os.write(own, b"\t")  # the service did not respond in time
         finally:
             process.kill()
             os.close(own)
@@ -202,7 +221,7 @@ def test_bash_completes_a_path_with_colons(service: Service) -> None:
 
 
 def _read_until(terminal: int, *ends: bytes) -> bytes:
-    """What a terminal shows until one of these."""
+    """Read a terminal until it shows one of these."""
     found = b""
     while not any(end in found for end in ends):
         found += os.read(terminal, 1024)

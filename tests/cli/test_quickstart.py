@@ -1,5 +1,7 @@
 """``everstep quickstart``, as it is typed."""
 
+from __future__ import annotations
+
 import importlib
 import io
 import json
@@ -7,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import peft
@@ -15,20 +18,20 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from everstep.cli import app
-from everstep.cli.errors import Refused
-from everstep.cli.models import served_model
-from everstep.cli.quickstart import QuickstartError
-from everstep.cli.training_loop import Meter
-from everstep.engine.pico import write_pico
+from everstep.cli.app import app
+from everstep.cli.common.errors import Refused
+from everstep.cli.common.models import served_model
+from everstep.cli.quickstart.run import QuickstartError
+from everstep.cli.train.loop import Meter
+from everstep.engine.models.pico import write_pico
 from everstep.vault import Vault
 
 SECONDS = 900
-"""More than it takes on any machine, however busy that is with other things."""
+"""More than it takes on any machine, however busy it is."""
 
 
-def run(home, *arguments):
-    """The command in a process of its own; its exit code and all it said."""
+def run(home: Path, *arguments: str) -> tuple[int, str]:
+    """Run the command in a process of its own. Returns its exit code and all output."""
     done = subprocess.run(
         [sys.executable, "-m", "everstep.cli", "quickstart", "--home", str(home), *arguments],
         stdout=subprocess.PIPE,
@@ -41,15 +44,16 @@ def run(home, *arguments):
     return done.returncode, done.stdout
 
 
+@pytest.mark.long(reason="the whole quickstart")
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 60)
-def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
+def test_quickstart_restores_exactly_and_writes_adapter_and_plot(tmp_path: Path) -> None:
     code, said = run(tmp_path, "--steps", "12")
 
     assert code == 0, said
     assert "A = B" in said
-    assert "killed the service (SIGKILL) at step 18; it came back and went on" in said
-    assert said.count("it is started again") == 1
+    assert "killed the service (SIGKILL) at step 18; it restarted and resumed" in said
+    assert said.count("restarting it") == 1
     assert "A = K" in said
     assert "C ≠ A" in said
     losses = [float(loss) for loss in re.findall(r"training: step \d+/12, loss (\S+)", said)]
@@ -63,7 +67,7 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "everstep" / "pico")
     assert peft.PeftModel.from_pretrained(base, adapter).peft_config["default"].r == 32
     assert "a sample, before training" in said and "a sample, after training" in said
-    assert re.search(r"a service runs at http://127\.0\.0\.1:\d+ and keeps everything in", said)
+    assert re.search(r"a service runs at http://127\.0\.0\.1:\d+ and stores everything in", said)
     assert str(tmp_path / "quickstart" / "loss.png") in said
     assert (tmp_path / "quickstart" / "loss.png").stat().st_size > 10_000
     vault = Vault(tmp_path / "vault", writer=False)
@@ -80,34 +84,25 @@ def test_trains_restores_exactly_and_leaves_a_checkpoint_and_a_plot(tmp_path):
         assert a == b == k != c
 
 
-TURNS = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
-
-
+@pytest.mark.long(reason="the whole quickstart on a model of its own")
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("chat.jsonl", json.dumps({"messages": TURNS})),
-        ("pairs.jsonl", json.dumps({"prompt": "Ping", "completion": "Pong"})),
-        ("book.txt", "Ping, said the one. Pong, said the other.\n" * 9),
-    ],
-)
-def test_trains_a_model_of_a_directory_on_data_of_ones_own(tmp_path, name, content):
+def test_quickstart_trains_local_model_on_own_data(tmp_path: Path) -> None:
     write_pico(tmp_path / "mine")
-    data = tmp_path / name
-    data.write_text(content)
+    data = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
+    data.write_text(json.dumps({"messages": turns}))
 
     code, said = run(
         tmp_path / "home", "--steps", "2", "--model", str(tmp_path / "mine"), "--data", str(data)
     )
 
     assert code == 0, said
-    assert f"mine learns from {name}" in said
+    assert "mine learns from chat.jsonl" in said
     assert "A = B" in said and "A = K" in said
 
 
-def test_where_there_is_a_terminal_a_bar_shows_steps_and_loss():
+def test_meter_shows_steps_and_loss_in_terminal() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=100)
 
@@ -121,7 +116,7 @@ def test_where_there_is_a_terminal_a_bar_shows_steps_and_loss():
     assert "━" in shown.getvalue()
 
 
-def test_bad_data_ends_it_before_anything_starts(tmp_path):
+def test_bad_data_is_reported_before_a_service_starts(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "p"}\n')
     home = tmp_path / "home"
@@ -133,8 +128,8 @@ def test_bad_data_ends_it_before_anything_starts(tmp_path):
     assert not home.exists()
 
 
-def test_a_broken_promise_is_exit_code_1(tmp_path, monkeypatch):
-    quickstart = importlib.import_module("everstep.cli.quickstart")
+def test_broken_promise_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart = importlib.import_module("everstep.cli.quickstart.run")
     monkeypatch.setattr(quickstart, "_run", lambda *args: ["B is not A: losses differ."])
 
     assert CliRunner().invoke(app, ["quickstart", "--home", str(tmp_path)]).exit_code == 1
@@ -143,7 +138,7 @@ def test_a_broken_promise_is_exit_code_1(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, ["quickstart", "--home", str(tmp_path)]).exit_code == 0
 
 
-def test_a_model_is_a_name_or_a_directory(tmp_path):
+def test_model_is_a_name_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
 
     assert served_model("everstep/pico") == ("everstep/pico", "everstep/pico")
@@ -152,15 +147,15 @@ def test_a_model_is_a_name_or_a_directory(tmp_path):
         served_model(f"{tmp_path}/yours")
 
 
-def test_a_service_that_was_not_killed_proves_nothing(monkeypatch):
-    quickstart = importlib.import_module("everstep.cli.quickstart")
-    killed = []
+def test_quickstart_fails_if_the_service_survives_the_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart = importlib.import_module("everstep.cli.quickstart.run")
+    killed: list[int] = []
     monkeypatch.setattr(quickstart.os, "kill", lambda pid, number: killed.append(pid))
     monkeypatch.setattr(
         quickstart, "_continue", lambda setup, client, label, sent: [sent(n) for n in range(3, 11)]
     )
 
-    with pytest.raises(QuickstartError, match="came to no harm"):
+    with pytest.raises(QuickstartError, match="still runs"):
         quickstart._continue_killed(
             SimpleNamespace(steps=3), SimpleNamespace(local_pid=7), None, ""
         )

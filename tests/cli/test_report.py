@@ -1,19 +1,22 @@
-"""The comparison of A, B, K and C: what it calls equal, what it shows."""
+"""The quickstart's comparison of A, B, K and C: its verdicts, its table and its plot."""
+
+from __future__ import annotations
 
 import io
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from everstep.cli.report import Comparison, Continuation, comparison_table, plot
+from everstep.cli.quickstart.report import Comparison, Continuation, comparison_table, plot
 
 A = Continuation(losses=(2.0, 1.5, 1.0), adapter="aa" * 32, optimizer="00" * 32)
 C = Continuation(losses=(2.0, 1.7, 1.4), adapter="cc" * 32, optimizer="11" * 32)
 
 
-def test_equal_runs_with_a_different_cold_one_are_as_promised():
+def test_equal_runs_and_different_cold_run_have_no_problems() -> None:
     comparison = Comparison(A, replace(A), replace(A), C)
 
     assert comparison.exact
@@ -23,32 +26,32 @@ def test_equal_runs_with_a_different_cold_one_are_as_promised():
 
 
 @pytest.mark.parametrize(
-    ("other", "what"),
+    ("other", "part"),
     [
         (replace(A, losses=(2.0, 1.5, 1.0000000000000002)), "losses"),
         (replace(A, adapter="ab" * 32), "adapters"),
         (replace(A, optimizer="01" * 32), "optimizer states"),
     ],
 )
-def test_one_bit_of_difference_is_told(other, what):
+def test_one_bit_of_difference_is_reported(other: Continuation, part: str) -> None:
     restored, killed = Comparison(A, other, A, C), Comparison(A, A, other, C)
 
     [problem] = restored.problems()
-    assert problem.startswith(f"B is not A: {what} differ. The restored run")
+    assert problem.startswith(f"B is not A: {part} differ. The restored run")
     assert not restored.exact and restored.survived
     [problem] = killed.problems()
-    assert problem.startswith(f"K is not A: {what} differ. The killed run")
+    assert problem.startswith(f"K is not A: {part} differ. The killed run")
     assert killed.exact and not killed.survived
 
 
-def test_a_cold_run_that_is_the_same_is_told():
+def test_equal_cold_run_is_reported() -> None:
     [problem] = Comparison(A, A, A, replace(A)).problems()
 
     assert problem.startswith("C is A")
 
 
-def shown(comparison, width):
-    """The table as it is printed, and its rows' cells."""
+def shown(comparison: Comparison, width: int) -> tuple[str, list[list[str]]]:
+    """The printed table, and the cells of its rows."""
     out = io.StringIO()
     Console(file=out, width=width).print(comparison_table(comparison, 151, width))
     lines = out.getvalue().splitlines()
@@ -57,7 +60,7 @@ def shown(comparison, width):
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_the_table_shows_each_step_and_hash(width):
+def test_table_shows_each_step_and_hash(width: int) -> None:
     _, rows = shown(Comparison(A, A, A, C), width)
 
     assert ["152", "1.5", "1.5", "1.5", "1.7"] in rows
@@ -65,7 +68,7 @@ def test_the_table_shows_each_step_and_hash(width):
     assert ["optimizer", "00" * 6, "00" * 6, "00" * 6, "11" * 6] in rows
 
 
-def test_the_table_shows_all_digits_of_a_loss_where_there_is_room():
+def test_wide_table_shows_all_digits_of_a_loss() -> None:
     run = replace(A, losses=(0.1 + 0.2,) * 3)
     comparison = Comparison(run, run, run, C)
 
@@ -73,7 +76,7 @@ def test_the_table_shows_all_digits_of_a_loss_where_there_is_room():
     assert "…" not in shown(comparison, 80)[0]
 
 
-def test_what_looks_the_same_and_is_not_has_another_colour():
+def test_differing_values_with_equal_text_have_another_colour() -> None:
     near = replace(A, losses=(2.0000000000000004, 1.5, 1.0), adapter="aa" * 31 + "ab")
     table = comparison_table(Comparison(A, A, near, C), 151, 80)
 
@@ -82,7 +85,7 @@ def test_what_looks_the_same_and_is_not_has_another_colour():
     assert styles[3] == ["yellow", "green", "green", "yellow", "green"]
 
 
-def test_the_plot_is_a_png_at_the_stated_path(tmp_path):
+def test_plot_is_written_as_png(tmp_path: Path) -> None:
     path = tmp_path / "new" / "loss.png"
 
     plot(path, [5.0, 3.0], Comparison(A, A, A, C), "a model, a text")

@@ -1,4 +1,4 @@
-"""`everstep serve`, as it is typed."""
+"""``everstep serve``, in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-import everstep.cli
+import everstep.cli.serve.app
+from tests.conftest import Service
 from tests.faults.keeper import Keeper
 
 pytestmark = pytest.mark.slow
@@ -31,8 +32,8 @@ def serve(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def told(*arguments: str) -> tuple[int, str]:
-    """Exit code and last words of a service that can't start."""
+def read_json(*arguments: str) -> tuple[int, str]:
+    """Exit code and error output of a service that can't start."""
     process = serve(*arguments)
     _, words = process.communicate(timeout=120)
     return process.returncode, words
@@ -44,7 +45,7 @@ def told(*arguments: str) -> tuple[int, str]:
     [(signal.SIGINT, {"EVERSTEP_HOME": "{}/.everstep"}), (signal.SIGTERM, {"HOME": "{}"})],
     ids=["Ctrl-C, EVERSTEP_HOME", "SIGTERM, no home given"],
 )
-def test_one_line_when_it_is_ready_and_a_clean_end(
+def test_serve_prints_one_ready_line_and_ends_cleanly(
     number: signal.Signals,
     environment: dict[str, str],
     options: list[str],
@@ -69,12 +70,12 @@ def test_one_line_when_it_is_ready_and_a_clean_end(
     assert (tmp_path / ".everstep" / "ledger.sqlite").exists()
 
 
-def test_where_it_listens_when_nothing_is_said() -> None:
-    parameters = inspect.signature(everstep.cli.serve).parameters
+def test_serve_listens_on_loopback_by_default() -> None:
+    parameters = inspect.signature(everstep.cli.serve.app.serve).parameters
     assert (parameters["host"].default, parameters["port"].default) == ("127.0.0.1", 8055)
 
 
-def test_it_is_healthy_only_while_requests_will_succeed(tmp_path: Path) -> None:
+def test_service_is_healthy_only_while_requests_succeed(tmp_path: Path) -> None:
     with Keeper(tmp_path / "home") as keeper:
         seen = {keeper.ready()}
         keeper.wait_ready()
@@ -94,24 +95,31 @@ def test_it_is_healthy_only_while_requests_will_succeed(tmp_path: Path) -> None:
         (["--model", "x=/nowhere"], "model 'x' can't be loaded from '/nowhere'"),
         (["--model", "=/tmp"], "is not NAME=PATH_OR_HUB_ID"),
         (["--model", "a=/x", "--model", "a=/y"], "is given twice"),
-        (["--set", "speed=11"], "is not name=value of a setting"),
+        (["--set", "speed=11"], "there is no setting 'speed' (in --set speed=11)"),
         (["--set", "gap_seconds=soon"], "valid number"),
     ],
 )
-def test_what_can_not_be_served_is_told_without_a_traceback(
+def test_unusable_model_is_reported_without_traceback(
     arguments: list[str], text: str, tmp_path: Path
 ) -> None:
-    code, words = told("--home", str(tmp_path / "home"), "--port", "0", *arguments)
+    code, words = read_json("--home", str(tmp_path / "home"), "--port", "0", *arguments)
     assert code in (1, 2)
     assert text in " ".join(words.replace("│", " ").split())
     assert "Traceback" not in words
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_home_with_a_running_service_says_who_serves_there(service: Service) -> None:
+    code, words = read_json("--home", str(service.home), "--port", "0")
+    assert code == 1 and "Traceback" not in words
+    assert f"a service runs on {service.home} already: process " in words
+    assert f"TINKER_BASE_URL={service.url}" in words
+
+
+def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        code, words = told("--home", str(tmp_path / "home"), "--port", port)
+        code, words = read_json("--home", str(tmp_path / "home"), "--port", port)
     assert code == 1
     assert words.startswith(f"everstep: Can't listen on 127.0.0.1:{port}")

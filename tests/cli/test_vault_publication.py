@@ -1,4 +1,4 @@
-"""What was published, limited and copied comes back from the vault alone; care beside a service."""
+"""Rebuilding of publication, expiry and copies, and maintenance beside a service."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import everstep
-from everstep.cli import app
+from everstep.cli.app import app
 from everstep.engine import Model
-from tests.conftest import Service
-from tests.runtime.local import MODEL, Local, pico
-from tests.scenario import connect, train
+from tests.cli.gateway import listening
+from tests.runtime.local import Local, pico
+from tests.scenario import MODEL, connect, train
 
 __all__ = ["pico"]
 
@@ -31,15 +31,19 @@ def route(path: str) -> str:
 
 
 def listed(local: Local) -> dict[str, Any]:
-    """What is told of each checkpoint, but for the moment: a manifest has its own."""
+    """The listing of each checkpoint without its time, which the manifest has on its own."""
     found = local.http.get("checkpoints").json()["checkpoints"]
     return {each["tinker_path"]: {**each, "time": None} for each in found}
 
 
-def test_a_rebuilt_index_tells_what_the_lost_one_told(tmp_path: Path, pico: Model) -> None:
+def test_rebuild_restores_publication_expiry_and_tags(tmp_path: Path, pico: Model) -> None:
     home = tmp_path / "home"
     with Local(home, pico) as local:
-        body = {"session_id": local.session(), "model_seq_id": 0, "base_model": MODEL}
+        body: dict[str, Any] = {
+            "session_id": local.session(),
+            "model_seq_id": 0,
+            "base_model": MODEL,
+        }
         made = local.post("create_model", **body, user_metadata={"who": "me", "n": 3})
         run = local.result(made["request_id"])["model_id"]
         local.train(run, 1)
@@ -55,32 +59,34 @@ def test_a_rebuilt_index_tells_what_the_lost_one_told(tmp_path: Path, pico: Mode
             local.post("copy_weights", **copied)
         before = listed(local)
         runs = {path.split("/")[2] for path in before}
-        told = {each: local.http.get(f"training_runs/{each}").json() for each in runs}
-        assert told[run]["user_metadata"] == {"who": "me", "n": "3"}
+        known = {each: local.http.get(f"training_runs/{each}").json() for each in runs}
+        assert known[run]["user_metadata"] == {"who": "me", "n": "3"}
         assert unnamed["sampling_session_id"]
     for database in home.glob("ledger.sqlite*"):
         database.unlink()
     assert call(home, "vault", "rebuild")["recreated"] == len(before) + 1
     with Local(home, pico) as local:
-        assert listed(local) == before, "and the unnamed save is not among them"
+        assert listed(local) == before, "the unnamed save is not listed"
         for each in runs:
             found = local.http.get(f"training_runs/{each}").json()
-            assert found["user_metadata"] == told[each]["user_metadata"]
+            assert found["user_metadata"] == known[each]["user_metadata"]
             if each != run:
                 refusal = local.refused("optim_step", model_id=each, seq_id=1, adam_params={})
-                assert refusal[0] == 400, "a copy is one still"
+                assert refusal[0] == 400, "a copy still accepts no operations"
         done = local.post("everstep/vault/collect", grace_seconds=0)
-        assert len(done["ended"]) == 1, "nobody can come back to the unnamed save"
+        assert len(done["ended"]) == 1, "the unnamed save is garbage"
         assert listed(local) == before
 
 
 @pytest.mark.slow
-def test_collected_and_pruned_beside_a_running_service(tmp_path: Path) -> None:
+def test_gc_and_prune_beside_running_service_and_without(tmp_path: Path, pico: Model) -> None:
     home = tmp_path / "home"
-    service = Service(home)
-    try:
-        client = connect(everstep, service.url)
-        run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1)
+    with (
+        Local(home, pico) as local,
+        listening(local) as url,
+        connect(everstep, url) as client,
+    ):
+        run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1).result()
         paths = []
         for step in range(4):
             train(everstep, run, 1, shift=step)
@@ -101,9 +107,8 @@ def test_collected_and_pruned_beside_a_running_service(tmp_path: Path) -> None:
         assert done["bytes"] == dry["bytes"] > 0
         assert call(home, "vault", "gc", "--grace", "0")["files"] == []
         assert call(home, "vault", "quarantined") == []
-        restored = client.create_training_client_from_state_with_optimizer(paths[3])
+        restored = client.create_training_client_from_state_with_optimizer(paths[3]).result()
         train(everstep, restored, 1)
-    finally:
-        service.stop()
     assert not (home / "service.json").exists()
-    assert call(home, "vault", "gc", "--grace", "0")["dry_run"] is False, "and without it as well"
+    done = call(home, "vault", "gc", "--grace", "0")
+    assert done["dry_run"] is False, "works without a service as well"

@@ -1,4 +1,4 @@
-"""The vault's commands beside a real service, and services on what they leave."""
+"""The vault's commands beside a real service, and services on restored homes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import everstep
-from everstep.cli import app
+from everstep.cli.app import app
 from everstep.vault import Vault
 from tests.conftest import Service
 from tests.scenario import MODEL, connect, train
@@ -22,20 +22,20 @@ def call(home: Path, *arguments: object, code: int = 0) -> str:
     return done.output
 
 
-def told(home: Path, *arguments: object) -> Any:
+def read_json(home: Path, *arguments: object) -> Any:
     return json.loads(call(home, *arguments, "--json"))
 
 
 @pytest.mark.slow
-def test_backed_up_beside_its_service_restored_and_rebuilt(tmp_path: Path) -> None:
+def test_backup_restore_and_rebuild_of_served_home(tmp_path: Path) -> None:
     home, copy = tmp_path / "home", tmp_path / "restored"
     service = Service(home)
     client = connect(everstep, service.url)
-    run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1)
+    run = client.create_lora_training_client(base_model=MODEL, rank=4, seed=1).result()
     train(everstep, run, 2)
     path = run.save_state("x").result().path
-    assert told(home, "vault", "verify")["ok"]
-    assert told(home, "vault", "gc", "--grace", "0", "--dry-run")["orphaned"] == []
+    assert read_json(home, "vault", "verify")["ok"]
+    assert read_json(home, "vault", "gc", "--grace", "0", "--dry-run")["orphaned"] == []
     for command in (["verify", "--quarantine"], ["rebuild"]):
         assert "in use by another everstep service" in call(home, "vault", *command, code=1)
     call(home, "backup", tmp_path / "backup")
@@ -43,23 +43,23 @@ def test_backed_up_beside_its_service_restored_and_rebuilt(tmp_path: Path) -> No
     service.kill()
 
     call(copy, "restore", tmp_path / "backup")
-    assert goes_on(copy, path) == losses
-    assert told(copy, "vault", "verify", "--all")["ok"]
+    assert continue_from(copy, path) == losses
+    assert read_json(copy, "vault", "verify", "--all")["ok"]
 
     for database in home.glob("ledger.sqlite*"):
         database.unlink()
-    assert told(home, "vault", "rebuild")["recreated"] == 1
-    assert goes_on(home, path) == losses
+    assert read_json(home, "vault", "rebuild")["recreated"] == 1
+    assert continue_from(home, path) == losses
 
 
-def goes_on(home: Path, path: str) -> list[tuple[float, list[float]]]:
-    """What a service gives that goes on from a checkpoint, which it lists."""
+def continue_from(home: Path, path: str) -> list[tuple[float, list[float]]]:
+    """Losses of a service that lists a checkpoint and continues from it."""
     service = Service(home)
     try:
         client = connect(everstep, service.url)
         listed = client.create_rest_client().list_user_checkpoints().result().checkpoints
         assert [each.tinker_path for each in listed] == [path]
-        again = client.create_training_client_from_state_with_optimizer(path)
+        again = client.create_training_client_from_state_with_optimizer(path).result()
         losses = train(everstep, again, 2, shift=2)
         saved = again.save_state("y").result().path
     finally:

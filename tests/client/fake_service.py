@@ -1,9 +1,9 @@
-"""A small service that speaks the protocol, writes down every request and can be told to misbehave.
+"""A small service that speaks the protocol, records every request and misbehaves as scripted.
 
-It is a real HTTP/1.1 server on a loopback port, so that a lost reply is a closed connection and
-not an exception of a mock. It keeps what the protocol promises: an operation is known by its run
-and sequence id and is applied once, however often it arrives; it is executed when all before it
-have arrived and were executed; its result waits for whoever asks.
+It is a real HTTP/1.1 server on a loopback port, so a lost reply is a closed connection and not an
+exception of a mock. It keeps the protocol's promises: an operation is identified by its run and
+sequence id and is applied once, however often it arrives. It is executed once all operations before
+it have arrived and were executed. Its result waits to be polled.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import h11
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from tinker.proto import tinker_public_pb2 as official
 
-from everstep.wire.outputs import SampleOutput, SequenceOutput, Stop
-from everstep.wire.proto import (
+from everstep.wire.codecs.proto import (
     PROTOBUF,
     encode_forward_backward_output,
     encode_sample_response,
 )
+from everstep.wire.messages.outputs import SampleOutput, SequenceOutput, Stop
 
 PREFIX = "/api/v1"
 MODEL = "fake/model"
@@ -38,9 +38,10 @@ OPERATIONS = (
     "/save_weights",
     "/load_weights",
     "/save_weights_for_sampler",
+    "/save_weights_external",
 )
 GIVE_UP_SECONDS = 10.0
-"""After so long a test is stuck, and is told so."""
+"""Timeout after which a test fails."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Recorded:
     Attributes:
         path: without ``/api/v1``.
         headers: names in lower case.
-        body: decoded JSON or, of protobuf, its fields by the official SDK's own codec.
+        body: decoded JSON, or the fields of a protobuf message as the official SDK's codec reads
+            them.
     """
 
     method: str
@@ -61,7 +63,7 @@ class Recorded:
 
     @property
     def seq_id(self) -> int | None:
-        """Its place in its run or sampler."""
+        """Its sequence id in its run or sampler."""
         return self.body.get("seq_id") if isinstance(self.body, dict) else None
 
     @property
@@ -72,7 +74,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is sent back."""
+    """A response."""
 
     status: int = 200
     body: Any = None
@@ -95,8 +97,8 @@ class Lost:
     """The connection closes instead of a reply.
 
     Attributes:
-        applied: whether the request had its effect.
-        cut: the reply begins, and ends before its end.
+        applied: whether the request has its effect.
+        cut: whether a part of the reply is sent.
     """
 
     applied: bool = True
@@ -105,10 +107,10 @@ class Lost:
 
 @dataclass(frozen=True)
 class Refused:
-    """A reply of another status; the request has no effect.
+    """A reply with an error status. The request has no effect.
 
     Attributes:
-        consumes: its place in the run counts as taken all the same.
+        consumes: whether its sequence id counts as used all the same.
     """
 
     status: int
@@ -119,24 +121,24 @@ class Refused:
 
 @dataclass(frozen=True)
 class Answered:
-    """A reply of the test's own; the request has no effect."""
+    """A reply that the test gives. The request has no effect."""
 
     reply: Reply
 
 
 @dataclass
 class Held:
-    """The request waits before it has its effect, until the test lets it through."""
+    """The request waits before it has its effect, until the test releases it."""
 
     arrived: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
 
     def wait_for_arrival(self) -> None:
         """Wait until a request is held."""
-        assert self.arrived.wait(GIVE_UP_SECONDS), "no request came to be held"
+        assert self.arrived.wait(GIVE_UP_SECONDS), "no request was held"
 
-    def let_go(self) -> None:
-        """Let it through."""
+    def release(self) -> None:
+        """Let the request through."""
         self.gate.set()
 
 
@@ -145,26 +147,26 @@ Where = Callable[[Recorded], bool]
 
 
 def try_again(status: int = 200) -> Answered:
-    """A poll's answer: not finished yet."""
+    """A poll's reply: not finished yet."""
     body = {"type": "try_again", "request_id": "r", "queue_state": "active"}
     return Answered(Reply(status, body))
 
 
 def metadata(size: int = 10) -> Answered:
-    """A poll's answer: finished, and so large."""
+    """A poll's reply: finished, with the size of the result."""
     body = {"status": "complete_metadata", "response_payload_size": size}
     return Answered(Reply(200, body))
 
 
 def failed(message: str, category: Any = "user") -> Answered:
-    """A poll's answer: the operation failed."""
+    """A poll's reply: the operation failed."""
     body = {"error": message} | ({} if category is None else {"category": category})
     return Answered(Reply(200, body))
 
 
 @dataclass
 class Operation:
-    """An operation that was accepted."""
+    """An accepted operation."""
 
     request_id: str
     path: str
@@ -179,9 +181,8 @@ class FakeService:
 
     Attributes:
         requests: every request in the order of arrival.
-        applied: the operations in the order in which they were executed.
-        config: the flags that clients are given.
-        sample_ids: whether samples are given sequence ids.
+        applied: the operations in the order of execution.
+        config: the flags that clients get.
     """
 
     def __init__(self) -> None:
@@ -189,11 +190,11 @@ class FakeService:
         self.applied: list[Operation] = []
         self.config: dict[str, Any] = {}
         self.url = ""
-        self._broken: list[Exception] = []
+        self._errors: list[Exception] = []
         self._lock = threading.Lock()
         self._faults: list[tuple[str, Where, Fault]] = []
         self._operations: dict[str, Operation] = {}
-        self._by_place: dict[tuple[str, str, int], Operation] = {}
+        self._by_key: dict[tuple[str, str, int], Operation] = {}
         self._consumed: dict[str, set[int]] = defaultdict(set)
         self._executed: dict[str, int] = defaultdict(int)
         self._held_results: set[tuple[str, int]] = set()
@@ -205,9 +206,9 @@ class FakeService:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fake service", daemon=True)
 
-    # For tests
+    # Used by tests
 
-    def __enter__(self) -> FakeService:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(GIVE_UP_SECONDS)
         return self
@@ -215,16 +216,16 @@ class FakeService:
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(GIVE_UP_SECONDS)
-        if self._broken:
-            raise self._broken[0]
+        if self._errors:
+            raise self._errors[0]
 
     def script(self, path: str, *faults: Fault, where: Where = lambda request: True) -> None:
-        """Use faults up, in order, on the requests to a path that fulfil a condition."""
+        """Apply faults, in order, to the requests to a path that match a condition."""
         with self._lock:
             self._faults += [(path, where, fault) for fault in faults]
 
     def hold_result(self, seq_id: int, run: str = "session-0:train:0") -> None:
-        """Do not finish an operation yet; those after it wait as well."""
+        """Do not finish an operation yet. Later ones wait as well."""
         with self._lock:
             self._held_results.add((run, seq_id))
 
@@ -239,12 +240,12 @@ class FakeService:
         asyncio.run_coroutine_threadsafe(release(), self._loop).result(GIVE_UP_SECONDS)
 
     def to(self, path: str) -> list[Recorded]:
-        """The requests to a path, in the order of arrival."""
+        """Return the requests to a path, in the order of arrival."""
         with self._lock:
             return [request for request in self.requests if request.path == path]
 
     def arrived(self, path: str, count: int = 1) -> list[Recorded]:
-        """Wait for so many requests to a path."""
+        """Wait for a number of requests to a path."""
 
         async def wait() -> None:
             async with self._changed:
@@ -255,7 +256,7 @@ class FakeService:
         return self.to(path)
 
     def submits(self) -> list[tuple[str, int]]:
-        """Path and place of every operation that arrived, in the order of arrival."""
+        """Return path and sequence id of every operation, in the order of arrival."""
         with self._lock:
             return [
                 (request.path, request.seq_id or 0)
@@ -264,11 +265,11 @@ class FakeService:
             ]
 
     def applied_ids(self) -> list[int]:
-        """Places of the operations in the order in which they were executed."""
+        """Return the sequence ids of the operations, in the order of execution."""
         return [operation.seq_id or 0 for operation in self.applied]
 
     def polls_of(self, seq_id: int | None, path: str | None = None) -> Where:
-        """Whether a request asks for the result of a place in a run (or in a sampler)."""
+        """Return a condition: a request polls the operation with a sequence id."""
 
         def asks(request: Recorded) -> bool:
             operation = self._operations.get(request.body["request_id"])
@@ -280,8 +281,8 @@ class FakeService:
 
         return asks
 
-    def left(self) -> int:
-        """Faults that no request used up."""
+    def unused_faults(self) -> int:
+        """Return the number of faults that no request has used."""
         return len(self._faults)
 
     # The server
@@ -305,7 +306,7 @@ class FakeService:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
-        with self._noting_what_breaks():
+        with self._recording_errors():
             while (request := await _read(connection, reader)) is not None:
                 reply = await self._handle(request)
                 if reply is None:
@@ -319,16 +320,16 @@ class FakeService:
         writer.close()
 
     @contextlib.contextmanager
-    def _noting_what_breaks(self) -> Iterator[None]:
+    def _recording_errors(self) -> Iterator[None]:
         try:
             yield
         except (ConnectionError, asyncio.CancelledError, h11.ProtocolError):
             return
-        except Exception as error:  # noqa: BLE001  told at the end
-            self._broken.append(error)
+        except Exception as error:  # noqa: BLE001  raised at the end
+            self._errors.append(error)
 
     async def _handle(self, request: Recorded) -> Reply | None:
-        """The reply; None closes the connection without one."""
+        """Return the reply. None closes the connection without one."""
         async with self._changed:
             with self._lock:
                 self.requests.append(request)
@@ -373,8 +374,8 @@ class FakeService:
             case "/telemetry":
                 return Reply(body={"status": "accepted"})
             case "/create_session":
-                key = request.key or f"no key {next(self._numbers)}"
-                session = self._sessions.setdefault(key, f"session-{len(self._sessions)}")
+                session_key = request.key or f"no key {next(self._numbers)}"
+                session = self._sessions.setdefault(session_key, f"session-{len(self._sessions)}")
                 return Reply(body={"session_id": session, "type": "create_session"})
             case "/create_model" | "/load_weights":
                 run = f"{body['session_id']}:train:{body['model_seq_id']}"
@@ -388,8 +389,8 @@ class FakeService:
                 sampler = f"{body['session_id']}:sample:{body['sampling_session_seq_id']}"
                 return Reply(body={"sampling_session_id": sampler})
             case "/asample":
-                place = (body["sampling_session_id"], "sample", body["seq_id"])
-                return self._created(place, request, body["sampling_session_id"], _sampled(body))
+                key = (body["sampling_session_id"], "sample", body["seq_id"])
+                return self._created(key, request, body["sampling_session_id"], _sampled(body))
             case "/retrieve_future":
                 return await self._retrieve(body["request_id"])
             case "/weights_info":
@@ -407,24 +408,24 @@ class FakeService:
         return Reply(404, {"detail": f"no {path}"})
 
     async def _submit(self, request: Recorded) -> Reply:
-        """Accept an operation of a run; the second time it is the same operation."""
+        """Accept an operation of a run, once."""
         run, seq_id = request.body["model_id"], request.body["seq_id"]
-        place = (run, "train", seq_id)
-        reply = self._created(place, request, run, self._result(request))
+        key = (run, "train", seq_id)
+        reply = self._created(key, request, run, self._result(request))
         await self._consume(run, seq_id)
         return reply
 
     def _created(
-        self, place: tuple[str, str, int], request: Recorded, run: str, result: Reply
+        self, key: tuple[str, str, int], request: Recorded, run: str, result: Reply
     ) -> Reply:
         with self._lock:
-            operation = self._by_place.get(place)
+            operation = self._by_key.get(key)
             if operation is None:
                 number = f"request-{len(self._operations)}"
                 seq_id = request.body.get("seq_id")
                 operation = Operation(number, request.path, run, seq_id, request.body, result)
-                self._operations[number] = self._by_place[place] = operation
-                if place[1] != "train":
+                self._operations[number] = self._by_key[key] = operation
+                if key[1] != "train":
                     self.applied.append(operation)
         answer: dict[str, Any] = {"request_id": operation.request_id}
         if request.path == "/asample":
@@ -438,7 +439,7 @@ class FakeService:
         await self._advance(run)
 
     async def _advance(self, run: str) -> None:
-        """Execute what has everything before it."""
+        """Execute the operations that have all earlier ones."""
         async with self._changed:
             with self._lock:
                 while True:
@@ -448,7 +449,7 @@ class FakeService:
                     if (run, following) in self._held_results:
                         break
                     self._executed[run] = following
-                    operation = self._by_place.get((run, "train", following))
+                    operation = self._by_key.get((run, "train", following))
                     if operation is not None:
                         self.applied.append(operation)
             self._changed.notify_all()
@@ -481,7 +482,8 @@ class FakeService:
             case "/load_weights":
                 return Reply(body={"path": body["path"], "model_id": run})
             case _ if body.get("path"):
-                return Reply(body={"path": f"tinker://{run}/sampler_weights/{body['path']}"})
+                kind = "external" if "external" in request.path else "sampler"
+                return Reply(body={"path": f"tinker://{run}/{kind}_weights/{body['path']}"})
             case _:
                 session = run.split(":")[0]
                 sampler = f"{session}:sample:{body['sampling_session_seq_id']}"
@@ -489,16 +491,16 @@ class FakeService:
 
 
 class _Cut(Reply):
-    """A reply whose end is missing."""
+    """A reply whose end is cut off."""
 
 
 def logprob(token: int) -> float:
-    """What the fake's model gives a target."""
+    """Return the logprob that the fake's model gives a target."""
     return -0.25 * (1 + token % 7)
 
 
 def _passed(body: Mapping[str, Any]) -> Reply:
-    """Logprobs that are made of the targets, and the metrics of a loss."""
+    """Return logprobs computed from the targets, and the metrics of a loss."""
     outputs, loss = [], 0.0
     for datum in body.get("data", []):
         targets = datum["loss_fn_inputs"]["target_tokens"]
@@ -525,7 +527,7 @@ def _sampled(body: Mapping[str, Any]) -> Reply:
 
 
 async def _read(connection: h11.Connection, reader: asyncio.StreamReader) -> Recorded | None:
-    """The next request; None at the connection's end."""
+    """Read the next request. None at the connection's end."""
     head: h11.Request | None = None
     parts: list[bytes] = []
     while True:
@@ -561,7 +563,7 @@ _NUMPY = {official.DTYPE_FLOAT32: np.float32, official.DTYPE_INT64: np.int64}
 
 
 def _pass_fields(content: bytes) -> dict[str, Any]:
-    """A training pass as the official SDK's own codec reads it."""
+    """Decode a training pass with the official SDK's codec."""
     message = official.ForwardBackwardRequest.FromString(content)
     data = []
     for datum in message.data:

@@ -1,4 +1,4 @@
-"""A scripted service that keeps checkpoints and their metadata, and can lose what it has."""
+"""A scripted service that stores checkpoints and their metadata, and can lose its state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class KeepingService(FakeService):
     """A `FakeService` with an account's checkpoints.
 
     Attributes:
-        checkpoints: what is listed, by path.
-        drops_metadata: whether ``user_metadata`` is forgotten.
-        hides: paths that are acknowledged and not listed.
-        unloadable: paths whose load fails, and with which category.
-        corrupted: runs that are told to be corrupted.
-        gone: runs and sessions that are answered 410.
+        checkpoints: the listed checkpoints, by path.
+        drops_metadata: whether ``user_metadata`` is dropped.
+        hides: whether a path is acknowledged but not listed.
+        unloadable: paths whose load fails, with the failure's category.
+        corrupted: runs that are reported as corrupted.
+        gone: runs and sessions that get status 410.
         no_ttl: whether the TTL endpoint is missing.
-        lists_no_runs: whether the endpoint of runs is missing.
-        page: the longest page of a list.
+        lists_no_runs: whether the endpoint for runs is missing.
+        page: the largest page of a list.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class KeepingService(FakeService):
         self._clock = datetime(2026, 1, 1, tzinfo=UTC)
 
     def names(self) -> list[str]:
-        """Names of the checkpoints that are listed, oldest first."""
+        """Names of the listed checkpoints, oldest first."""
         return [path.rsplit("/", 1)[1] for path in self.checkpoints]
 
     async def _answer(self, request: Recorded) -> Reply:
@@ -67,8 +67,8 @@ class KeepingService(FakeService):
                 return self._training_run(run)
             case "DELETE", ["training_runs", run, "checkpoints", kind, name]:
                 self.deleted.append(name)
-                gone = self.checkpoints.pop(f"tinker://{run}/{kind}/{name}", None)
-                return Reply(404 if gone is None else 204, None if gone else {"detail": "none"})
+                found = self.checkpoints.pop(f"tinker://{run}/{kind}/{name}", None)
+                return Reply(204) if found else Reply(404, {"detail": "none"})
             case "PUT", ["training_runs", run, "checkpoints", kind, name, "ttl"]:
                 if self.no_ttl:
                     return Reply(404, {"detail": "no such route"})
@@ -95,8 +95,8 @@ class KeepingService(FakeService):
             }
 
     def _list(self, query: str) -> Reply:
-        asked = dict(part.split("=") for part in query.split("&"))
-        offset, limit = int(asked["offset"]), min(int(asked["limit"]), self.page)
+        params = dict(part.split("=") for part in query.split("&"))
+        offset, limit = int(params["offset"]), min(int(params["limit"]), self.page)
         newest_first = list(self.checkpoints.values())[::-1]
         cursor = {"offset": offset, "limit": limit, "total_count": len(newest_first)}
         return Reply(body={"checkpoints": newest_first[offset : offset + limit], "cursor": cursor})
@@ -104,7 +104,7 @@ class KeepingService(FakeService):
     def _training_run(self, run: str) -> Reply:
         if run in self.gone or self.lists_no_runs:
             return Reply(404, {"detail": "no such run"})
-        told = {
+        body = {
             "training_run_id": run,
             "base_model": "fake/model",
             "model_owner": "me",
@@ -112,7 +112,7 @@ class KeepingService(FakeService):
             "corrupted": run in self.corrupted,
             "last_request_time": self._clock.isoformat(),
         }
-        return Reply(body=told)
+        return Reply(body=body)
 
     def _failed(self, request: Recorded, category: str) -> Reply:
         body = request.body

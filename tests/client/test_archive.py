@@ -1,4 +1,4 @@
-"""Tars of other services: what is in them stays where it belongs."""
+"""Archives of other services: extraction stays inside of its directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from everstep.client import DownloadError
-from everstep.client._archive import archive_url_of, unpack
+from everstep.client._transport.archive import archive_url, unpack
 
 
 def tar(path: Path, *members: tarfile.TarInfo, mode: str = "w") -> Path:
@@ -30,7 +30,7 @@ def member(
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_files_are_taken_out(tmp_path: Path, mode: str) -> None:
+def test_unpack_extracts_files(tmp_path: Path, mode: str) -> None:
     archive = tar(tmp_path / "a.tar", member("a"), member("b/c", 3), mode=mode)
     files = unpack(archive, tmp_path / "out")
     assert [file.relative_to(tmp_path / "out").as_posix() for file in files] == ["a", "b/c"]
@@ -49,7 +49,7 @@ def test_files_are_taken_out(tmp_path: Path, mode: str) -> None:
     ],
     ids=lambda each: each.name,
 )
-def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, bad: tarfile.TarInfo) -> None:
+def test_unpack_rejects_links_devices_and_outside(tmp_path: Path, bad: tarfile.TarInfo) -> None:
     archive = tar(tmp_path / "a.tar", member("a"), bad)
     with pytest.raises(DownloadError):
         unpack(archive, tmp_path / "out")
@@ -57,18 +57,18 @@ def test_what_is_no_file_of_its_own_is_refused(tmp_path: Path, bad: tarfile.TarI
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", bytes(100)])
-def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes) -> None:
+def test_unpack_rejects_content_that_is_no_tar(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(DownloadError, match=r"a\.tar"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
 
 
-def test_an_address_comes_as_json_or_as_a_redirect() -> None:
-    told = {"url": "http://x", "expires": "2026-01-01T00:00:00Z"}
-    assert archive_url_of(httpx.Response(200, json=told)) == told
+def test_archive_url_is_read_from_json_or_a_redirect() -> None:
+    body = {"url": "http://x", "expires": "2026-01-01T00:00:00Z"}
+    assert archive_url(httpx.Response(200, json=body)) == body
     until = "Thu, 01 Jan 2026 00:00:00 GMT"
     moved = httpx.Response(302, headers={"Location": "http://x", "Expires": until})
-    assert archive_url_of(moved) == {"url": "http://x", "expires": datetime(2026, 1, 1, tzinfo=UTC)}
+    assert archive_url(moved) == {"url": "http://x", "expires": datetime(2026, 1, 1, tzinfo=UTC)}
     for headers in ({}, {"Expires": "0"}):
         moved = httpx.Response(302, headers={"Location": "http://x", **headers})
-        assert archive_url_of(moved)["expires"] > datetime.now(UTC)
+        assert archive_url(moved)["expires"] > datetime.now(UTC)

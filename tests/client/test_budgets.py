@@ -1,4 +1,4 @@
-"""How much a client has under way: not more bytes than the service asks for, in order, for all."""
+"""Byte budgets: bytes in flight stay within the service's flags, in request order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import everstep
-from everstep.client._budgets import ByteBudget, prompt_bytes
-from tests.client.conftest import Clock
+from everstep.client._transport.byte_budget import ByteBudget, prompt_bytes
 from tests.client.fake_service import (
     GIVE_UP_SECONDS,
     MODEL,
@@ -19,13 +18,14 @@ from tests.client.fake_service import (
     Refused,
     metadata,
 )
+from tests.client.fixtures import Clock
 
 T = GIVE_UP_SECONDS
 PARAMS = everstep.SamplingParams(max_tokens=3)
 
 
 def datum(index: int = 0) -> everstep.Datum:
-    """32 bytes in a request: two tokens and two weights of 4, two targets of 8."""
+    """A datum of 32 bytes in a request: two tokens and two weights of 4, two targets of 8."""
     return everstep.Datum(
         model_input=everstep.ModelInput.from_ints([index, 1]),
         loss_fn_inputs={"target_tokens": [1, 2], "weights": [1.0, 1.0]},
@@ -33,14 +33,14 @@ def datum(index: int = 0) -> everstep.Datum:
 
 
 class Reservations:
-    """Tasks that reserve, and hold until they are let go."""
+    """Tasks that hold a reservation until they are released."""
 
     def __init__(self, total: int) -> None:
         self.budget = ByteBudget(total)
         self.holding: list[str] = []
         self._gates: dict[str, asyncio.Event] = {}
 
-    def ask(self, name: str, size: int) -> asyncio.Task[None]:
+    def reserve(self, name: str, size: int) -> asyncio.Task[None]:
         self._gates[name] = asyncio.Event()
 
         async def hold() -> None:
@@ -53,62 +53,66 @@ class Reservations:
 
         return asyncio.create_task(hold())
 
-    async def settle(self) -> list[str]:
-        """What is held once nothing moves any more."""
+    async def settled_holders(self) -> list[str]:
+        """Return the holders once all tasks are blocked."""
         for _ in range(10):
             await asyncio.sleep(0)
         return list(self.holding)
 
-    async def let_go(self, name: str) -> list[str]:
+    async def release(self, name: str) -> list[str]:
         self._gates[name].set()
-        return await self.settle()
+        return await self.settled_holders()
 
 
-def test_bytes_are_reserved_in_the_order_of_asking() -> None:
+def test_bytes_are_reserved_in_request_order() -> None:
     async def script() -> None:
         held = Reservations(100)
-        tasks = [held.ask(n, s) for n, s in (("a", 60), ("b", 50), ("c", 40), ("d", 10))]
-        assert await held.settle() == ["a"]  # c and d would fit, and don't pass b
-        assert await held.let_go("a") == ["b", "c", "d"]
+        tasks = [held.reserve(n, s) for n, s in (("a", 60), ("b", 50), ("c", 40), ("d", 10))]
+        assert await held.settled_holders() == ["a"]  # c and d would fit, but don't overtake b
+        assert await held.release("a") == ["b", "c", "d"]
         for name in "bcd":
-            await held.let_go(name)
+            await held.release(name)
         await asyncio.gather(*tasks)
         assert held.holding == []
 
     asyncio.run(script())
 
 
-def test_what_is_larger_than_the_budget_is_alone() -> None:
+def test_oversized_reservation_gets_the_budget_alone() -> None:
     async def script() -> None:
         held = Reservations(100)
-        tasks = [held.ask(n, s) for n, s in (("a", 1), ("huge", 10**9), ("b", 1))]
-        assert await held.settle() == ["a"]
-        assert await held.let_go("a") == ["huge"]
-        assert await held.let_go("huge") == ["b"]
-        await held.let_go("b")
+        tasks = [held.reserve(n, s) for n, s in (("a", 1), ("huge", 10**9), ("b", 1))]
+        assert await held.settled_holders() == ["a"]
+        assert await held.release("a") == ["huge"]
+        assert await held.release("huge") == ["b"]
+        await held.release("b")
         await asyncio.gather(*tasks)
 
     asyncio.run(script())
 
 
 @pytest.mark.parametrize("moment", ["while it waits", "as it is granted", "while it holds"])
-def test_a_cancelled_reservation_leaves_no_byte_behind(moment: str) -> None:
+def test_cancelled_reservation_is_released(moment: str) -> None:
     async def script() -> None:
         held = Reservations(100)
-        first, second, third = held.ask("a", 100), held.ask("b", 100), held.ask("c", 100)
-        assert await held.settle() == ["a"]
+        first, second, third = (
+            held.reserve("a", 100),
+            held.reserve("b", 100),
+            held.reserve("c", 100),
+        )
+        assert await held.settled_holders() == ["a"]
         if moment == "as it is granted":
             first.cancel()
-            await asyncio.sleep(0)  # a gives back, b is granted and has not run yet
+            await asyncio.sleep(0)  # a releases, b is granted but has not run yet
             assert held.holding == []
         elif moment == "while it holds":
-            assert await held.let_go("a") == ["b"]
+            assert await held.release("a") == ["b"]
         second.cancel()
         if moment == "while it waits":
-            assert await held.settle() == ["a"]
-            await held.let_go("a")
-        assert await held.settle() == ["c"]
-        await held.let_go("c")
+            assert await held.settled_holders() == ["a"]
+            await held.release("a")
+        assert await held.settled_holders() == ["c"]
+        await held.release("c")
         await asyncio.gather(first, second, third, return_exceptions=True)
         async with held.budget.reserve(100):
             pass
@@ -116,13 +120,13 @@ def test_a_cancelled_reservation_leaves_no_byte_behind(moment: str) -> None:
     asyncio.run(asyncio.wait_for(script(), T))
 
 
-def one_more_round(client: Any) -> None:
-    """Whatever was to be sent has been sent."""
+def send_all_pending(client: Any) -> None:
+    """Make a few requests, so that pending ones have been sent before."""
     for _ in range(3):
-        client.get_server_capabilities().result(T)
+        client.get_server_capabilities()
 
 
-def test_passes_are_sent_within_their_budget(fake: FakeService, client: Any) -> None:
+def test_passes_stay_within_their_budget(fake: FakeService, client: Any) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 1, "fwdbwd_dispatch_bytes_semaphore_size": 70}
     run = client.create_lora_training_client(MODEL).result(T)
     held = [Held() for _ in range(3)]
@@ -131,17 +135,17 @@ def test_passes_are_sent_within_their_budget(fake: FakeService, client: Any) -> 
     passed = run.forward_backward([datum(n) for n in range(5)], "cross_entropy")
     held[0].wait_for_arrival()
     held[1].wait_for_arrival()
-    one_more_round(client)
+    send_all_pending(client)
     assert len(fake.to("/forward_backward")) == 2  # of 32 bytes each
-    held[0].let_go()
+    held[0].release()
     held[2].wait_for_arrival()
-    held[1].let_go()
-    held[2].let_go()
+    held[1].release()
+    held[2].release()
     passed.result(T)
     assert fake.applied_ids()[1:] == [1, 2, 3, 4, 5]
 
 
-def test_a_pass_that_is_refused_gives_its_bytes_back(fake: FakeService, client: Any) -> None:
+def test_refused_pass_releases_its_bytes(fake: FakeService, client: Any) -> None:
     fake.config = {"fwdbwd_dispatch_bytes_semaphore_size": 1}
     run = client.create_lora_training_client(MODEL).result(T)
     fake.script("/forward_backward", Refused(400, consumes=True), Lost())
@@ -150,7 +154,7 @@ def test_a_pass_that_is_refused_gives_its_bytes_back(fake: FakeService, client: 
     run.forward_backward([datum()], "cross_entropy").result(T)
 
 
-def test_samples_are_sent_within_their_budget(fake: FakeService, client: Any) -> None:
+def test_samples_stay_within_their_budget(fake: FakeService, client: Any) -> None:
     fake.config = {"sample_dispatch_bytes_semaphore_size": 50}
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
     prompt = everstep.ModelInput.from_ints([1, 2, 3])
@@ -159,21 +163,19 @@ def test_samples_are_sent_within_their_budget(fake: FakeService, client: Any) ->
     fake.script("/asample", held)
     first, second = (sampler.sample(prompt, 1, PARAMS) for _ in range(2))
     held.wait_for_arrival()
-    one_more_round(client)
+    send_all_pending(client)
     assert len(fake.to("/asample")) == 1
-    held.let_go()
+    held.release()
     first.result(T)
     second.result(T)
 
 
-def test_large_results_are_fetched_when_there_is_room_for_them(
-    fake: FakeService, client: Any
-) -> None:
+def test_large_results_stay_within_their_budget(fake: FakeService, client: Any) -> None:
     fake.config = {"inflight_response_bytes_semaphore_size": 100}
     run = client.create_lora_training_client(MODEL).result(T)
     held = Held()
-    for place in (1, 2):
-        fake.script("/retrieve_future", metadata(60), where=fake.polls_of(place))
+    for seq_id in (1, 2):
+        fake.script("/retrieve_future", metadata(60), where=fake.polls_of(seq_id))
     fake.script(
         "/retrieve_future", held, where=lambda request: not request.body["allow_metadata_only"]
     )
@@ -184,12 +186,12 @@ def test_large_results_are_fetched_when_there_is_room_for_them(
 
     passes = [run.forward_backward([datum()], "cross_entropy") for _ in range(2)]
     held.wait_for_arrival()
-    fake.arrived("/retrieve_future", 4)  # of create_model, two sizes, one in full
-    one_more_round(client)
+    fake.arrived("/retrieve_future", 4)  # create_model, two sizes, one full result
+    send_all_pending(client)
     assert fetched() == 1
     step = run.optim_step(everstep.AdamParams(learning_rate=0.1))
-    step.result(T)  # what is small needs no room
-    held.let_go()
+    step.result(T)  # a small result needs no budget
+    held.release()
     for passed in passes:
         passed.result(T)
     assert fetched() == 2
@@ -198,7 +200,7 @@ def test_large_results_are_fetched_when_there_is_room_for_them(
 # A busy service
 
 
-def test_a_busy_service_is_asked_again_after_a_second(
+def test_busy_service_is_retried_after_a_second(
     fake: FakeService, client: Any, clock: Clock
 ) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
@@ -207,7 +209,7 @@ def test_a_busy_service_is_asked_again_after_a_second(
     assert clock.waits == [1.0, 1.0]
 
 
-def test_a_busy_service_is_given_more_time_for_a_large_prompt(
+def test_busy_service_is_retried_later_for_a_large_prompt(
     fake: FakeService, client: Any, clock: Clock
 ) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
@@ -216,7 +218,7 @@ def test_a_busy_service_is_given_more_time_for_a_large_prompt(
     assert clock.waits == [5.0]
 
 
-def test_a_sample_that_is_gone_is_drawn_anew_after_a_pause(
+def test_expired_sample_is_drawn_again_after_a_pause(
     fake: FakeService, client: Any, clock: Clock
 ) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
@@ -234,7 +236,7 @@ def test_a_sample_that_is_gone_is_drawn_anew_after_a_pause(
     ],
     ids=lambda value: getattr(value, "type", ""),
 )
-def test_what_has_no_length_in_tokens_is_sampled_from(
+def test_chunks_without_a_token_length_can_be_sampled(
     fake: FakeService, client: Any, chunk: Any, size: int
 ) -> None:
     prompt = everstep.ModelInput(chunks=[everstep.EncodedTextChunk(tokens=[1, 2]), chunk])

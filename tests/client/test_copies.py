@@ -1,4 +1,4 @@
-"""Sampling clients in other processes: pickled, or as a handle."""
+"""Copies of sampling clients in other processes: pickled, or by a handle."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def sample(client: everstep.SamplingClient) -> list[int]:
     return list(answer.sequences[0].tokens)
 
 
-def numbers(fake: FakeService) -> list[int]:
+def sent_seq_ids(fake: FakeService) -> list[int]:
     return [request.seq_id or 0 for request in fake.to("/asample")]
 
 
-def test_a_pickled_client_samples_in_another_process(
+def test_pickled_client_samples_in_another_process(
     fake: FakeService, client: everstep.ServiceClient
 ) -> None:
     original = sampler(client)
     assert sample(original) == [0, 1, 2]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(sample, original).result(60) == [0, 1, 2]
-    mine, theirs = numbers(fake)
+    mine, theirs = sent_seq_ids(fake)
     assert mine == 0
-    assert theirs >= BLOCK, "a copy counts in a block of its own"
+    assert theirs >= BLOCK, "a copy counts in its own block"
     assert {request.body["sampling_session_id"] for request in fake.to("/asample")} == {
         original.sampling_session_id
     }
 
 
-def test_copies_do_not_use_one_anothers_numbers(
+def test_copies_use_distinct_sequence_ids(
     fake: FakeService, client: everstep.ServiceClient
 ) -> None:
     original = sampler(client)
@@ -54,11 +54,11 @@ def test_copies_do_not_use_one_anothers_numbers(
     for copy in copies:
         sample(copy)
         sample(copy)
-    assert len(set(numbers(fake))) == 6
-    assert len({number // BLOCK for number in numbers(fake)}) == 3
+    assert len(set(sent_seq_ids(fake))) == 6
+    assert len({number // BLOCK for number in sent_seq_ids(fake)}) == 3
 
 
-def test_where_the_service_allots_blocks_a_copy_asks_for_one(
+def test_copy_asks_for_a_block_if_the_service_assigns_them(
     fake: FakeService, client: everstep.ServiceClient
 ) -> None:
     fake.config = {"sample_join_sampling_session": True}
@@ -66,10 +66,10 @@ def test_where_the_service_allots_blocks_a_copy_asks_for_one(
     copy = pickle.loads(pickle.dumps(sampler(client)))
     sample(copy)
     sample(copy)
-    assert numbers(fake) == [7 * BLOCK, 7 * BLOCK + 1]
+    assert sent_seq_ids(fake) == [7 * BLOCK, 7 * BLOCK + 1]
 
 
-def test_a_handle_carries_no_key(fake: FakeService, client: everstep.ServiceClient) -> None:
+def test_handle_does_not_contain_the_key(fake: FakeService, client: everstep.ServiceClient) -> None:
     handle = sampler(client).get_sampler_handle()
     assert "tml-test" not in json.dumps(json.loads(base64.urlsafe_b64decode(handle)))
     copy = everstep.SamplingClient.from_sampler_handle(handle, api_key="tml-other")
@@ -78,12 +78,12 @@ def test_a_handle_carries_no_key(fake: FakeService, client: everstep.ServiceClie
     assert fake.to("/asample")[-1].headers["x-api-key"] == "tml-other"
 
 
-def test_what_is_no_handle_is_refused() -> None:
+def test_invalid_handle_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a sampler's handle"):
         everstep.SamplingClient.from_sampler_handle("bm90IGpzb24=")
 
 
-def test_a_sample_that_is_given_up_is_cancelled_where_the_service_can(
+def test_cancelled_sample_is_cancelled_at_the_service(
     fake: FakeService, client: everstep.ServiceClient
 ) -> None:
     flags = {"sample_cancel_enabled": True, "refresh_interval_sec": 300}
@@ -109,7 +109,7 @@ def test_a_sample_that_is_given_up_is_cancelled_where_the_service_can(
         ),
     ],
 )
-def test_what_can_not_be_asked_for_is_refused_before_it_is_sent(
+def test_invalid_sample_arguments_are_rejected_before_sending(
     fake: FakeService, client: everstep.ServiceClient, arguments: dict[str, object], text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):
@@ -117,7 +117,7 @@ def test_what_can_not_be_asked_for_is_refused_before_it_is_sent(
     assert fake.to("/asample") == []
 
 
-def test_a_service_that_passes_over_a_part_of_the_request_is_told_of(
+def test_response_that_ignores_an_argument_raises(
     client: everstep.ServiceClient,
 ) -> None:
     with pytest.raises(RuntimeError, match="prompt_alt_tokens"):

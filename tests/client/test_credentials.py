@@ -1,4 +1,4 @@
-"""Credentials: where they come from, tokens in exchange for them, and what `auth` tells of them."""
+"""Credentials: their sources, the tokens that replace them, and `everstep.auth`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import everstep
-from everstep.client import _credentials
+from everstep.client._transport import credentials
 from tests.client.fake_service import GIVE_UP_SECONDS, Answered, FakeService, Refused, Reply
 
 ELSEWHERE = "https://service.invalid"
@@ -20,7 +20,7 @@ ELSEWHERE = "https://service.invalid"
 def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD", "TINKER_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_credentials, "_STORE", tmp_path / "credentials.json")
+    monkeypatch.setattr(credentials, "_STORE", tmp_path / "credentials.json")
     return tmp_path / "credentials.json"
 
 
@@ -37,16 +37,16 @@ def sent_keys(fake: FakeService, path: str) -> list[str | None]:
     return [request.headers.get("x-api-key") for request in fake.to(path)]
 
 
-def rest(fake: FakeService, **arguments: str) -> everstep.RestClient:
-    return everstep.RestClient(base_url=fake.url, **arguments)
+def rest(fake: FakeService, api_key: str | None = None) -> everstep.RestClient:
+    return everstep.RestClient(base_url=fake.url, api_key=api_key)
 
 
-def test_the_argument_goes_before_the_environment_the_command_and_the_store(
+def test_sources_are_argument_environment_command_store_in_that_order(
     fake: FakeService, monkeypatch: pytest.MonkeyPatch, nothing_configured: Path
 ) -> None:
     store = {"default": "work", "keys": {"work": {"type": "manual", "key": "tml-stored"}}}
     nothing_configured.write_text(json.dumps(store))
-    sources = [("tml-stored", None, None)]
+    sources: list[tuple[str, str | None, str | None]] = [("tml-stored", None, None)]
     monkeypatch.setenv("TINKER_CREDENTIAL_CMD", "echo tml-printed")
     sources += [("tml-printed", None, None), ("tml-env", "tml-env", None)]
     sources += [("tml-given", "tml-env", "tml-given")]
@@ -58,12 +58,12 @@ def test_the_argument_goes_before_the_environment_the_command_and_the_store(
         if environment:
             monkeypatch.setenv("TINKER_API_KEY", environment)
         client = everstep.ServiceClient(base_url=fake.url, api_key=given)
-        client.get_server_capabilities().result(GIVE_UP_SECONDS)
+        client.get_server_capabilities()
         client.close().result(GIVE_UP_SECONDS)
         assert sent_keys(fake, "/get_server_capabilities")[-1] == wanted
 
 
-def test_a_service_elsewhere_needs_a_key_and_one_here_does_not(fake: FakeService) -> None:
+def test_only_a_remote_service_needs_a_key(fake: FakeService) -> None:
     with pytest.raises(everstep.TinkerError, match="No API key"):
         everstep.ServiceClient(base_url=ELSEWHERE)
     with pytest.raises(everstep.TinkerError, match="begin with 'tml-'"):
@@ -72,19 +72,19 @@ def test_a_service_elsewhere_needs_a_key_and_one_here_does_not(fake: FakeService
     assert sent_keys(fake, "/get_server_capabilities") == [None]
 
 
-def test_a_command_that_fails_is_told(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_command_raises(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_CREDENTIAL_CMD", "exit 3")
-    with pytest.raises(everstep.TinkerError, match="exit code 3"):
+    with pytest.raises(everstep.TinkerError, match="exited with code 3"):
         rest(fake).get_server_capabilities().result(GIVE_UP_SECONDS)
 
 
-def test_a_store_that_is_damaged_is_told(nothing_configured: Path) -> None:
+def test_damaged_store_raises(nothing_configured: Path) -> None:
     nothing_configured.write_text("{")
     with pytest.raises(everstep.TinkerError, match=r"credentials\.json can't be read"):
         everstep.ServiceClient(base_url=ELSEWHERE)
 
 
-def test_where_the_service_wants_tokens_each_request_carries_one(fake: FakeService) -> None:
+def test_requests_carry_tokens_if_the_service_wants_them(fake: FakeService) -> None:
     fake.config = {"pjwt_auth_enabled": True}
     token = jwt(exp=time.time() + 3600, sub="tml:user:1", org_id="2", email="a@b.c")
     fake.script("/auth/token", token_reply(token))
@@ -102,7 +102,7 @@ def test_where_the_service_wants_tokens_each_request_carries_one(fake: FakeServi
     )
 
 
-def test_a_refused_token_is_replaced_once_and_the_request_sent_again(fake: FakeService) -> None:
+def test_rejected_token_is_replaced_and_the_request_resent_once(fake: FakeService) -> None:
     fake.config = {"pjwt_auth_enabled": True}
     first, second = (jwt(exp=time.time() + 3600, n=n) for n in (1, 2))
     fake.script("/auth/token", token_reply(first), token_reply(second))
@@ -112,7 +112,7 @@ def test_a_refused_token_is_replaced_once_and_the_request_sent_again(fake: FakeS
     assert sent_keys(fake, "/training_runs/run/checkpoints") == [first, second]
 
 
-def test_a_token_that_is_about_to_expire_is_replaced(fake: FakeService) -> None:
+def test_expiring_token_is_replaced(fake: FakeService) -> None:
     fake.config = {"pjwt_auth_enabled": True}
     first, second = jwt(exp=time.time() + 5), jwt(exp=time.time() + 3600)
     fake.script("/auth/token", token_reply(first), token_reply(second))
@@ -127,7 +127,7 @@ def test_whoami_needs_tokens(fake: FakeService) -> None:
         rest(fake).whoami().result(GIVE_UP_SECONDS)
 
 
-def test_auth_tells_of_credentials_without_running_the_command(
+def test_auth_reports_credentials_without_running_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not everstep.auth.tinker_has_credentials()
@@ -140,7 +140,7 @@ def test_auth_tells_of_credentials_without_running_the_command(
     assert everstep.auth.get_tinker_token() == "tml-env"
 
 
-def test_auth_asks_once_whether_the_service_can_be_used(
+def test_auth_checks_access_with_one_request(
     fake: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINKER_BASE_URL", fake.url)

@@ -1,4 +1,4 @@
-"""The client and a service that misbehaves: nothing is applied twice, nothing waits for ever."""
+"""Faults of the service: nothing is applied twice, and nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 import everstep
-from everstep.client import _http
-from everstep.wire.proto import PROTOBUF
-from tests.client.conftest import Clock
+from everstep.client._transport import http
+from everstep.wire.codecs.proto import PROTOBUF
 from tests.client.fake_service import (
     GIVE_UP_SECONDS,
     MODEL,
@@ -30,6 +29,7 @@ from tests.client.fake_service import (
     metadata,
     try_again,
 )
+from tests.client.fixtures import Clock
 
 T = GIVE_UP_SECONDS
 ADAM = everstep.AdamParams(learning_rate=0.1)
@@ -47,8 +47,8 @@ TRANSIENT: list[Fault] = [
 
 
 @pytest.fixture(autouse=True)
-def _delays_without_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_http.random, "uniform", lambda low, high: high)
+def _backoff_without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
 
 def data(count: int = 1) -> list[everstep.Datum]:
@@ -70,6 +70,10 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def has_seq_id(seq_id: int) -> Callable[[Recorded], bool]:
+    return lambda request: request.seq_id == seq_id
+
+
 def same_request(requests: list[Recorded]) -> bool:
     first = requests[0]
     return first.key is not None and all(
@@ -83,7 +87,7 @@ def same_request(requests: list[Recorded]) -> bool:
 
 @pytest.mark.parametrize("fault", TRANSIENT, ids=repr)
 @pytest.mark.parametrize("path", OPERATIONS)
-def test_what_may_have_been_lost_is_sent_again_as_the_same_request(
+def test_transient_failure_resends_the_same_request(
     fake: FakeService, run: Any, clock: Clock, path: str, fault: Fault
 ) -> None:
     fake.script(path, fault)
@@ -97,9 +101,7 @@ def test_what_may_have_been_lost_is_sent_again_as_the_same_request(
     assert len(fake.applied) == 3  # with create_model
 
 
-def test_a_reply_that_is_lost_again_and_again_is_asked_for_until_it_comes(
-    fake: FakeService, run: Any, clock: Clock
-) -> None:
+def test_submit_is_retried_until_a_reply_arrives(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/optim_step", *[Lost()] * 7)
     assert run.optim_step(ADAM).result(T).metrics == {"step:max": 1.0}
     assert len(fake.to("/optim_step")) == 8 and same_request(fake.to("/optim_step"))
@@ -119,7 +121,7 @@ def test_a_reply_that_is_lost_again_and_again_is_asked_for_until_it_comes(
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.5),
     ],
 )
-def test_the_service_may_say_how_long_to_wait(
+def test_retry_after_header_sets_the_delay(
     fake: FakeService, run: Any, clock: Clock, headers: dict[str, str], wait: float
 ) -> None:
     fake.script("/optim_step", Refused(429, headers=headers))
@@ -127,7 +129,7 @@ def test_the_service_may_say_how_long_to_wait(
     assert clock.waits == [pytest.approx(wait)]
 
 
-def test_the_service_may_say_whether_to_try_again(fake: FakeService, run: Any) -> None:
+def test_should_retry_header_overrides_the_status(fake: FakeService, run: Any) -> None:
     fake.script("/optim_step", Refused(503, headers={"x-should-retry": "false"}, consumes=True))
     with pytest.raises(everstep.InternalServerError):
         run.optim_step(ADAM).result(T)
@@ -136,33 +138,31 @@ def test_the_service_may_say_whether_to_try_again(fake: FakeService, run: Any) -
     assert fake.submits() == [("/optim_step", 1), ("/optim_step", 2), ("/optim_step", 2)]
 
 
-def test_a_service_that_stays_away_is_given_up_after_five_minutes(
+def test_submit_fails_after_five_minutes_of_errors(
     fake: FakeService, run: Any, clock: Clock
 ) -> None:
     fake.script("/optim_step", *[Refused(503, consumes=True)] * 100)
     with pytest.raises(everstep.InternalServerError, match="503"):
         run.optim_step(ADAM).result(T)
     assert 300 < sum(clock.waits) <= 310
-    run.save_state("a").result(T)  # whose turn came all the same
+    run.save_state("a").result(T)  # the next operation is sent all the same
 
 
-def test_an_unpaid_bill_is_waited_for(fake: FakeService, run: Any, clock: Clock) -> None:
+def test_unpaid_bill_is_retried(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/optim_step", *[Refused(402)] * 100)
     fake.script("/retrieve_future", *[Refused(402)] * 3, where=fake.polls_of(1))
     run.optim_step(ADAM).result(T)
     assert clock.waits == [5.0] * 103 and same_request(fake.to("/optim_step"))
 
 
-def test_an_unpaid_bill_is_not_waited_for_for_ever(
-    fake: FakeService, run: Any, clock: Clock
-) -> None:
+def test_unpaid_bill_fails_after_an_hour(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/optim_step", *[Refused(402, consumes=True)] * 800)
     with pytest.raises(everstep.BillingError):
         run.optim_step(ADAM).result(T)
     assert 3600 < sum(clock.waits) <= 3610
 
 
-def test_a_session_and_a_run_are_created_once(fake: FakeService, client: Any) -> None:
+def test_retries_create_one_session_and_one_run(fake: FakeService, client: Any) -> None:
     fake.script("/create_session", Lost(), Lost(cut=True))
     fake.script("/create_model", Lost(), Refused(503))
     run = client.create_lora_training_client(MODEL).result(T)
@@ -174,7 +174,7 @@ def test_a_session_and_a_run_are_created_once(fake: FakeService, client: Any) ->
     assert resumed.model_id == "session-0:train:1" and len(fake.applied) == 2
 
 
-def test_a_sampler_is_created_once(fake: FakeService, client: Any) -> None:
+def test_retries_create_one_sampler(fake: FakeService, client: Any) -> None:
     fake.script("/create_sampling_session", Lost(), Refused(500))
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
     assert same_request(fake.to("/create_sampling_session"))
@@ -183,11 +183,13 @@ def test_a_sampler_is_created_once(fake: FakeService, client: Any) -> None:
     assert ids == ["session-0:sample:0", "session-0:sample:1"]
 
 
-# Turns
+# The submit queue
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413, 422])
-def test_a_refused_operation_gives_its_turn_on(fake: FakeService, run: Any, status: int) -> None:
+def test_refused_operation_lets_later_ones_through(
+    fake: FakeService, run: Any, status: int
+) -> None:
     fake.script("/optim_step", Refused(status, consumes=True))
     first, second, third = run.optim_step(ADAM), run.save_state("a"), run.optim_step(ADAM)
     with pytest.raises(everstep.APIStatusError, match="scripted") as caught:
@@ -198,7 +200,7 @@ def test_a_refused_operation_gives_its_turn_on(fake: FakeService, run: Any, stat
     assert [seq_id for _, seq_id in fake.submits()] == [1, 2, 3]
 
 
-def test_an_answer_that_is_none_gives_the_turn_on(fake: FakeService, run: Any) -> None:
+def test_invalid_response_lets_later_operations_through(fake: FakeService, run: Any) -> None:
     fake.script("/optim_step", Answered(Reply(200, b"<html>", {}, "text/html")), Lost())
     first, second = run.optim_step(ADAM), run.optim_step(ADAM)
     with pytest.raises(everstep.APIResponseValidationError):
@@ -207,7 +209,7 @@ def test_an_answer_that_is_none_gives_the_turn_on(fake: FakeService, run: Any) -
     assert not second.done() and fake.submits() == [("/optim_step", n) for n in (1, 2, 2)]
 
 
-def test_a_failed_future_does_not_stop_later_ones(fake: FakeService, run: Any) -> None:
+def test_failed_operation_does_not_stop_later_ones(fake: FakeService, run: Any) -> None:
     fake.script("/retrieve_future", failed("too long"), where=fake.polls_of(1))
     first, second = run.forward_backward(data(), "cross_entropy"), run.optim_step(ADAM)
     with pytest.raises(everstep.RequestFailedError, match="too long"):
@@ -215,22 +217,18 @@ def test_a_failed_future_does_not_stop_later_ones(fake: FakeService, run: Any) -
     assert second.result(T).metrics == {"step:max": 2.0}
 
 
-def test_an_operation_is_sent_when_the_one_before_it_was_acknowledged(
-    fake: FakeService, run: Any
-) -> None:
+def test_operation_waits_for_the_previous_acknowledgement(fake: FakeService, run: Any) -> None:
     held = Held()
     fake.script("/optim_step", held, where=lambda request: request.seq_id == 1)
     futures = [run.optim_step(ADAM) for _ in range(3)]
     held.wait_for_arrival()
     assert fake.submits() == [("/optim_step", 1)]
-    held.let_go()
+    held.release()
     assert [future.result(T).metrics["step:max"] for future in futures] == [1.0, 2.0, 3.0]
     assert fake.submits() == [("/optim_step", n) for n in (1, 2, 3)]
 
 
-def test_the_order_of_calls_is_the_order_of_submits_from_many_threads(
-    fake: FakeService, run: Any
-) -> None:
+def test_submits_follow_the_order_of_calls_from_many_threads(fake: FakeService, run: Any) -> None:
     threads, calls = 8, 10
     start = threading.Barrier(threads)
     held = Held()
@@ -246,25 +244,25 @@ def test_the_order_of_calls_is_the_order_of_submits_from_many_threads(
     held.wait_for_arrival()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         mine = list(pool.map(work, range(threads)))
-    held.let_go()
+    held.release()
     first.result(T)
     for futures in mine:
         for _, future in futures:
             future.result(T)
     assert [seq_id for _, seq_id in fake.submits()] == list(range(1, threads * calls + 2))
     assert fake.applied_ids()[1:] == list(range(1, threads * calls + 2))
-    for futures in mine:  # a thread's own steps keep their order
+    for futures in mine:  # the steps of one thread keep their order
         steps = [f.result().metrics["step:max"] for name, f in futures if name == "/optim_step"]
         assert steps == sorted(steps)
 
 
 @pytest.mark.parametrize("moment", ["at once", "while it waits", "while it is sent"])
-def test_a_cancelled_operation_does_not_hold_up_later_ones(
+def test_cancelled_operation_does_not_block_later_ones(
     fake: FakeService, run: Any, moment: str
 ) -> None:
     held = Held()
-    place = 2 if moment == "while it is sent" else 1
-    fake.script("/optim_step", held, where=lambda request: request.seq_id == place)
+    seq_id = 2 if moment == "while it is sent" else 1
+    fake.script("/optim_step", held, where=lambda request: request.seq_id == seq_id)
     first = run.optim_step(ADAM)
     if moment == "while it waits":
         held.wait_for_arrival()
@@ -274,7 +272,7 @@ def test_a_cancelled_operation_does_not_hold_up_later_ones(
     assert cancelled.future().cancel()
     last = run.optim_step(ADAM)
     held.wait_for_arrival()
-    held.let_go()
+    held.release()
     first.result(T)
     assert last.result(T).metrics == {"step:max": 3.0}
     assert fake.submits() == [("/optim_step", n) for n in (1, 2, 3)]
@@ -282,13 +280,13 @@ def test_a_cancelled_operation_does_not_hold_up_later_ones(
         cancelled.result(T)
 
 
-def test_results_may_come_in_any_order(fake: FakeService, run: Any) -> None:
+def test_results_arrive_in_any_order(fake: FakeService, run: Any) -> None:
     held = Held()
     fake.script("/retrieve_future", held, where=fake.polls_of(1))
     first, second = run.optim_step(ADAM), run.optim_step(ADAM)
     assert second.result(T).metrics == {"step:max": 2.0}
     assert not first.done()
-    held.let_go()
+    held.release()
     assert first.result(T).metrics == {"step:max": 1.0}
 
 
@@ -296,7 +294,7 @@ WRONG_CALLS: dict[str, Callable[[Any], Any]] = {
     "ttl": lambda run: run.save_state("a", ttl_seconds="never"),
     "metadata": lambda run: run.save_weights_for_sampler("a", user_metadata={"a": object()}),
     "path": lambda run: run.load_state(object()),
-    "params": lambda run: run.optim_step({"learning_rate": 1.0}),
+    "params": lambda run: run.optim_step({"warmup": 1.0}),
     "number": lambda run: run.optim_step(everstep.AdamParams(learning_rate=float("nan"))),
     "kind": lambda run: run.save_weights_and_get_sampling_client(kind="new"),
     "loss": lambda run: run.forward_backward(data(), object()),
@@ -318,8 +316,8 @@ WRONG_CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("call", WRONG_CALLS)
-def test_a_call_that_cant_be_sent_takes_no_place(fake: FakeService, run: Any, call: str) -> None:
-    """A place that is never sent would hold up everything after it, for ever."""
+def test_invalid_call_claims_no_sequence_id(fake: FakeService, run: Any, call: str) -> None:
+    """A claimed sequence id that is never sent would block all later operations."""
     with pytest.raises((ValueError, TypeError)):
         WRONG_CALLS[call](run).result(T)
     assert run.optim_step(ADAM).result(1.0).metrics["step:max"] >= 1.0
@@ -330,7 +328,7 @@ def test_a_call_that_cant_be_sent_takes_no_place(fake: FakeService, run: Any, ca
 # Chunks
 
 
-def test_the_later_chunks_go_first_and_the_next_operation_last(
+def test_first_chunk_is_sent_last_and_before_the_next_operation(
     fake: FakeService, client: Any
 ) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 2}
@@ -340,9 +338,9 @@ def test_the_later_chunks_go_first_and_the_next_operation_last(
     passed = run.forward_backward(data(7), "cross_entropy")
     step = run.optim_step(ADAM)
     held.wait_for_arrival()
-    fake.arrived("/forward_backward", 3)  # all at once, each on a connection of its own
+    fake.arrived("/forward_backward", 3)  # in parallel, each on its own connection
     assert sorted(fake.submits()) == [("/forward_backward", n) for n in (2, 3, 4)]
-    held.let_go()
+    held.release()
     output = passed.result(T)
     step.result(T)
     assert fake.submits()[3:] == [("/forward_backward", 1), ("/optim_step", 5)]
@@ -353,38 +351,30 @@ def test_the_later_chunks_go_first_and_the_next_operation_last(
     assert output.metrics["size:max"] == 2.0 and output.metrics["size:mean"] == 13 / 7
 
 
-def test_chunks_one_after_the_other_when_the_service_asks_for_it(
-    fake: FakeService, client: Any
-) -> None:
+def test_chunks_are_sent_sequentially_if_the_service_asks(fake: FakeService, client: Any) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 2, "parallel_fwdbwd_chunks": False}
     run = client.create_lora_training_client(MODEL).result(T)
     run.forward_backward(data(7), "cross_entropy").result(T)
     assert [seq_id for _, seq_id in fake.submits()] == [1, 2, 3, 4]
 
 
-def test_chunks_whose_replies_are_lost_are_applied_once(fake: FakeService, client: Any) -> None:
+def test_retried_chunks_are_applied_once(fake: FakeService, client: Any) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 1}
     run = client.create_lora_training_client(MODEL).result(T)
-    for place in (1, 2, 4):
-        fake.script(
-            "/forward_backward", Lost(), where=lambda request, place=place: request.seq_id == place
-        )
+    for seq_id in (1, 2, 4):
+        fake.script("/forward_backward", Lost(), where=has_seq_id(seq_id))
     run.forward_backward(data(5), "cross_entropy").result(T)
-    assert fake.left() == 0 and fake.applied_ids()[1:] == [1, 2, 3, 4, 5]
+    assert fake.unused_faults() == 0 and fake.applied_ids()[1:] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize("place", [1, 2, 4])
-def test_a_refused_chunk_leaves_no_place_empty(
-    fake: FakeService, client: Any, place: int, parallel: bool
+@pytest.mark.parametrize("seq_id", [1, 2, 4])
+def test_refused_chunk_leaves_no_gap_in_sequence_ids(
+    fake: FakeService, client: Any, seq_id: int, parallel: bool
 ) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 1, "parallel_fwdbwd_chunks": parallel}
     run = client.create_lora_training_client(MODEL).result(T)
-    fake.script(
-        "/forward_backward",
-        Refused(400, consumes=True),
-        where=lambda request: request.seq_id == place,
-    )
+    fake.script("/forward_backward", Refused(400, consumes=True), where=has_seq_id(seq_id))
     passed, step = run.forward_backward(data(4), "cross_entropy"), run.optim_step(ADAM)
     with pytest.raises(everstep.BadRequestError):
         passed.result(T)
@@ -393,16 +383,14 @@ def test_a_refused_chunk_leaves_no_place_empty(
     assert fake.submits()[-1] == ("/optim_step", 5)
 
 
-# Losses of one's own
+# Custom losses
 
 
 def custom(_data: Any, logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
     return -sum(row.sum() for row in logprobs), {"rows:sum": float(len(logprobs))}
 
 
-def test_a_loss_of_ones_own_takes_its_places_when_it_is_called(
-    fake: FakeService, client: Any
-) -> None:
+def test_custom_loss_claims_sequence_ids_when_called(fake: FakeService, client: Any) -> None:
     fake.config = {"fwdbwd_max_chunk_len": 1}
     run = client.create_lora_training_client(MODEL).result(T)
     passed, step = run.forward_backward_custom(data(2), custom), run.optim_step(ADAM)
@@ -419,12 +407,10 @@ def test_a_loss_of_ones_own_takes_its_places_when_it_is_called(
 
 
 class Own(Exception):
-    """Of the caller's."""
+    """An error of the caller's loss."""
 
 
-def test_a_loss_that_raises_leaves_nothing_behind_and_no_place_empty(
-    fake: FakeService, run: Any
-) -> None:
+def test_raising_loss_leaves_no_gradient_and_no_gap(fake: FakeService, run: Any) -> None:
     def wrong(_data: Any, _logprobs: Any) -> Any:
         raise Own("no")
 
@@ -432,10 +418,11 @@ def test_a_loss_that_raises_leaves_nothing_behind_and_no_place_empty(
     with pytest.raises(Own):
         passed.result(T)
     assert step.result(T).metrics == {"step:max": 3.0}
-    assert all(request.body["forward_only"] for request in fake.to("/forward_backward"))
+    passes = fake.to("/forward_backward")
+    assert len(passes) == 2 and all(request.body["forward_only"] for request in passes)
 
 
-def test_the_error_of_a_loss_is_told_even_when_nothing_works_any_more(
+def test_error_of_a_loss_is_raised_even_if_the_service_fails_too(
     fake: FakeService, run: Any
 ) -> None:
     def wrong(_data: Any, _logprobs: Any) -> Any:
@@ -448,8 +435,8 @@ def test_the_error_of_a_loss_is_told_even_when_nothing_works_any_more(
     step.result(T)
 
 
-def test_a_loss_may_use_the_client(fake: FakeService, run: Any) -> None:
-    """It does not run on the client's own loop, where it would wait for itself."""
+def test_loss_can_use_the_client(fake: FakeService, run: Any) -> None:
+    """A loss does not run on the client's own event loop, where it would wait for itself."""
     seen = []
 
     def loss(rows: Any, logprobs: Any) -> Any:
@@ -465,14 +452,14 @@ def test_a_loss_may_use_the_client(fake: FakeService, run: Any) -> None:
 # Polls
 
 
-def test_a_lost_result_is_asked_for_again(fake: FakeService, run: Any, clock: Clock) -> None:
+def test_lost_result_is_polled_again(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/retrieve_future", *[Lost()] * 3, Lost(cut=True), where=fake.polls_of(1))
     assert run.optim_step(ADAM).result(T).metrics == {"step:max": 1.0}
     assert clock.waits == [1.0, 2.0, 4.0, 8.0]
     assert fake.applied_ids()[1:] == [1]
 
 
-def test_a_service_that_is_away_is_asked_ever_more_rarely_and_without_end(
+def test_polls_back_off_without_limit_while_the_service_is_unreachable(
     fake: FakeService, run: Any, clock: Clock
 ) -> None:
     fake.script("/retrieve_future", *[Lost(applied=False)] * 40, where=fake.polls_of(1))
@@ -480,14 +467,14 @@ def test_a_service_that_is_away_is_asked_ever_more_rarely_and_without_end(
     assert clock.waits == [1.0, 2.0, 4.0, 8.0, 16.0] + [30.0] * 35
 
 
-def test_any_answer_ends_a_row_of_failures(fake: FakeService, run: Any, clock: Clock) -> None:
+def test_any_response_resets_the_backoff(fake: FakeService, run: Any, clock: Clock) -> None:
     for answer in (Refused(502), try_again(408), try_again(200), metadata()):
         fake.script("/retrieve_future", Lost(), Lost(), answer, where=fake.polls_of(1))
     run.optim_step(ADAM).result(T)
     assert clock.waits == [1.0, 2.0] * 4
 
 
-def test_429_backs_off_and_5xx_is_polled_again_at_once(
+def test_429_backs_off_and_5xx_is_polled_again_immediately(
     fake: FakeService, run: Any, clock: Clock
 ) -> None:
     fake.script("/retrieve_future", *[Refused(429)] * 3, where=fake.polls_of(1))
@@ -499,16 +486,14 @@ def test_429_backs_off_and_5xx_is_polled_again_at_once(
     assert clock.waits == []
 
 
-def test_5xx_without_end_is_not_polled_without_pause(
-    fake: FakeService, run: Any, clock: Clock
-) -> None:
+def test_persistent_5xx_backs_off(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/retrieve_future", *[Refused(502)] * 30, where=fake.polls_of(1))
     run.optim_step(ADAM).result(T)
     assert len(clock.waits) == 22 and clock.waits == sorted(clock.waits)
     assert max(clock.waits) == 30.0
 
 
-def test_what_is_not_finished_is_polled_again_at_once(
+def test_unfinished_operation_is_polled_again_immediately(
     fake: FakeService, run: Any, clock: Clock
 ) -> None:
     fake.script("/retrieve_future", try_again(), try_again(408), where=fake.polls_of(1))
@@ -520,7 +505,7 @@ def test_what_is_not_finished_is_polled_again_at_once(
     assert clock.waits == []
 
 
-def test_a_large_result_is_asked_for_in_full(fake: FakeService, run: Any) -> None:
+def test_large_result_is_fetched_after_its_size(fake: FakeService, run: Any) -> None:
     fake.script("/retrieve_future", metadata(), where=fake.polls_of(1))
     run.forward_backward(data(), "cross_entropy").result(T)
     polls = [r.body for r in fake.to("/retrieve_future") if fake.polls_of(1)(r)]
@@ -537,7 +522,7 @@ NO_RESULTS: list[Fault] = [
 
 @pytest.mark.parametrize("path", ["/optim_step", "/forward_backward"])
 @pytest.mark.parametrize("fault", NO_RESULTS, ids=repr)
-def test_what_is_no_result_is_told_as_such(
+def test_malformed_result_raises_a_validation_error(
     fake: FakeService, run: Any, path: str, fault: Fault
 ) -> None:
     fake.script("/retrieve_future", fault, where=fake.polls_of(1))
@@ -545,23 +530,23 @@ def test_what_is_no_result_is_told_as_such(
         OPERATIONS[path](run).result(T)
 
 
-def test_a_size_that_comes_twice_is_no_result(fake: FakeService, run: Any) -> None:
+def test_repeated_size_raises_a_validation_error(fake: FakeService, run: Any) -> None:
     fake.script("/retrieve_future", metadata(), metadata(), where=fake.polls_of(1))
     with pytest.raises(everstep.APIResponseValidationError, match="size"):
         run.optim_step(ADAM).result(T)
 
 
-def test_400_is_tried_again_three_times(fake: FakeService, run: Any, clock: Clock) -> None:
+def test_poll_retries_400_three_times(fake: FakeService, run: Any, clock: Clock) -> None:
     fake.script("/retrieve_future", *[Refused(400)] * 3, where=fake.polls_of(1))
     run.optim_step(ADAM).result(T)
     fake.script("/retrieve_future", *[Refused(400)] * 4, where=fake.polls_of(2))
     with pytest.raises(everstep.BadRequestError):
         run.optim_step(ADAM).result(T)
-    assert clock.waits == [] and fake.left() == 0
+    assert clock.waits == [] and fake.unused_faults() == 0
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 422])
-def test_a_future_that_is_refused_raises_and_later_ones_go_on(
+def test_refused_poll_raises_and_later_operations_continue(
     fake: FakeService, run: Any, status: int
 ) -> None:
     fake.script("/retrieve_future", Refused(status), where=fake.polls_of(1))
@@ -583,7 +568,7 @@ def test_a_future_that_is_refused_raises_and_later_ones_go_on(
         (None, "unknown"),
     ],
 )
-def test_a_failure_has_its_category_and_request(
+def test_failure_has_category_and_request_id(
     fake: FakeService, run: Any, sent: str | None, category: str
 ) -> None:
     fake.script("/retrieve_future", failed("token 999", sent), where=fake.polls_of(1))
@@ -594,7 +579,7 @@ def test_a_failure_has_its_category_and_request(
     assert len([r for r in fake.to("/retrieve_future") if fake.polls_of(1)(r)]) == 1
 
 
-def test_an_error_without_text_is_a_failure_too(fake: FakeService, run: Any) -> None:
+def test_error_without_text_is_a_failure(fake: FakeService, run: Any) -> None:
     fake.script("/retrieve_future", Answered(Reply(200, {"error": None})))
     with pytest.raises(everstep.RequestFailedError):
         run.optim_step(ADAM).result(T)
@@ -603,8 +588,8 @@ def test_an_error_without_text_is_a_failure_too(fake: FakeService, run: Any) -> 
 # Samples
 
 
-@pytest.fixture
-def sampler(client: Any) -> Any:
+@pytest.fixture(name="sampler")
+def sampler_fixture(client: Any) -> Any:
     return client.create_sampling_client(base_model=MODEL).result(T)
 
 
@@ -613,46 +598,44 @@ def sample(sampler: Any) -> Any:
     return sampler.sample(prompt, 1, everstep.SamplingParams(max_tokens=3))
 
 
-def asked(fake: FakeService) -> list[int | None]:
+def sent_seq_ids(fake: FakeService) -> list[int | None]:
     return [request.seq_id for request in fake.to("/asample")]
 
 
 @pytest.mark.parametrize("fault", [f for f in TRANSIENT if f != Refused(429)], ids=repr)
-def test_a_sample_whose_reply_was_lost_is_asked_for_once(
-    fake: FakeService, sampler: Any, fault: Fault
-) -> None:
+def test_retried_sample_is_drawn_once(fake: FakeService, sampler: Any, fault: Fault) -> None:
     fake.script("/asample", fault)
     assert sample(sampler).result(T).sequences[0].tokens == [0, 1, 2]
-    assert asked(fake) == [0, 0] and same_request(fake.to("/asample"))
+    assert sent_seq_ids(fake) == [0, 0] and same_request(fake.to("/asample"))
     assert len(fake.applied) == 1
 
 
-def test_a_busy_service_is_asked_for_the_same_sample_again(fake: FakeService, sampler: Any) -> None:
+def test_busy_service_gets_the_same_sample_again(fake: FakeService, sampler: Any) -> None:
     fake.script("/asample", *[Refused(429)] * 3)
     sample(sampler).result(T)
     sample(sampler).result(T)
-    assert asked(fake) == [0, 0, 0, 0, 1] and len(fake.applied) == 2
+    assert sent_seq_ids(fake) == [0, 0, 0, 0, 1] and len(fake.applied) == 2
 
 
-def test_a_sample_that_is_gone_is_drawn_anew(fake: FakeService, sampler: Any) -> None:
+def test_expired_sample_is_drawn_again(fake: FakeService, sampler: Any) -> None:
     fake.script("/retrieve_future", Refused(410), Refused(410))
     assert sample(sampler).result(T).sequences[0].tokens == [0, 1, 2]
-    assert asked(fake) == [0, 1, 2]
+    assert sent_seq_ids(fake) == [0, 1, 2]
     keys = {request.key for request in fake.to("/asample")}
     assert len(keys) == 3
     sample(sampler).result(T)
-    assert asked(fake) == [0, 1, 2, 3]
+    assert sent_seq_ids(fake) == [0, 1, 2, 3]
 
 
-def test_a_failed_sample_is_not_drawn_anew(fake: FakeService, sampler: Any) -> None:
+def test_failed_sample_is_not_drawn_again(fake: FakeService, sampler: Any) -> None:
     fake.script("/retrieve_future", failed("too long", "user"))
     with pytest.raises(everstep.RequestFailedError, match="too long"):
         sample(sampler).result(T)
-    assert asked(fake) == [0]
+    assert sent_seq_ids(fake) == [0]
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-def test_a_refused_sample_is_told(fake: FakeService, sampler: Any, status: int) -> None:
+def test_refused_sample_raises(fake: FakeService, sampler: Any, status: int) -> None:
     fake.script("/asample", Refused(status))
     with pytest.raises(everstep.APIStatusError):
         sample(sampler).result(T)
@@ -662,7 +645,7 @@ def test_a_refused_sample_is_told(fake: FakeService, sampler: Any, status: int) 
 # Time
 
 
-def test_a_time_out_does_not_cancel(fake: FakeService, run: Any) -> None:
+def test_timeout_does_not_cancel(fake: FakeService, run: Any) -> None:
     fake.hold_result(1)
     future = run.optim_step(ADAM)
     fake.arrived("/optim_step")
@@ -675,21 +658,21 @@ def test_a_time_out_does_not_cancel(fake: FakeService, run: Any) -> None:
     assert fake.submits() == [("/optim_step", 1)]
 
 
-def test_a_submit_that_gets_no_answer_in_time_is_sent_again(
+def test_submit_is_sent_again_after_a_timeout(
     fake: FakeService, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held()
     fake.script("/optim_step", held)
-    send = _http.Http.send
+    send = http.Http.send
 
     async def impatient(self: Any, method: str, path: str, **arguments: Any) -> Any:
         if path == "/optim_step" and not held.arrived.is_set():
             arguments["timeout"] = 0.2
         return await send(self, method, path, **arguments)
 
-    monkeypatch.setattr(_http.Http, "send", impatient)
+    monkeypatch.setattr(http.Http, "send", impatient)
     future = run.optim_step(ADAM)
     held.wait_for_arrival()
     assert future.result(T).metrics == {"step:max": 1.0}
-    held.let_go()
+    held.release()
     assert same_request(fake.to("/optim_step")) and fake.applied_ids()[1:] == [1]

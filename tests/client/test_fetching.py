@@ -1,4 +1,4 @@
-"""One file, fetched from a server that breaks off, refuses, changes its mind and lies."""
+"""Resumable downloads from a server that cuts connections, refuses, changes the file and lies."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.client import DownloadError
-from everstep.client._errors import APIStatusError, NotFoundError
-from everstep.client._fetching import Address, Fetcher
+from everstep.client._downloads.resumable import Downloader, Progress, RenewableUrl
+from everstep.client._transport.errors import APIStatusError, NotFoundError
+from tests.profiles import example_count
 
 CONTENT = bytes(range(256)) * 1024
 
 
 class Files:
-    """A server with one file, as honest as it is told to be.
+    """A server with one file and scripted misbehaviour.
 
     Attributes:
-        cuts: after how many bytes the answers break off, one after the other.
-        refusals: statuses of the answers before the first that gives bytes.
-        content: of the file; tag and digest follow from it unless they are given.
-        seen: the ranges that were asked for.
+        content: of the file. Tag and digest follow from it unless they are given.
+        cuts: numbers of bytes after which the responses are cut, one after the other.
+        refusals: statuses of the responses before the first that sends bytes.
+        seen: the ranges that were requested.
     """
 
     def __init__(self) -> None:
@@ -56,9 +57,10 @@ class Files:
             handler.end_headers()
             return
         start, size = 0, len(self.content)
-        partial = self.ranges and asked and handler.headers["if-range"] == self.etag
-        if partial:
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+        found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+        partial = self.ranges and found and handler.headers["if-range"] == self.etag
+        if partial and found:
+            start = int(found[1])
         handler.send_response(200 if not partial else 206 if start < size else 416)
         if partial:
             span = f"{start}-{size - 1}" if start < size else "*"
@@ -106,34 +108,44 @@ def server() -> Iterator[tuple[Files, str]]:
         yield both
 
 
-def fetch(url: str, directory: Path, **also: Any) -> bytes:
-    """Fetch the file as a caller does who gives up at nothing."""
-    fetcher = Fetcher(also.get("progress"), wait=lambda _: None)
+def fetch(
+    url: str,
+    directory: Path,
+    progress: Progress | None = None,
+    renewable: RenewableUrl | None = None,
+) -> bytes:
+    """Download the file without waiting between attempts."""
+    downloader = Downloader(progress, wait=lambda _: None)
     try:
-        address = also.get("address") or Address(lambda: url)
-        fetcher.fetch("file", address, directory / "part", directory / "file")
+        source = renewable or RenewableUrl(lambda: url)
+        downloader.fetch("file", source, directory / "part", directory / "file")
     finally:
-        fetcher.close()
+        downloader.close()
     assert {path.name for path in directory.iterdir()} <= {"file", "part.tag"}
     return (directory / "file").read_bytes()
 
 
-def test_a_file_is_fetched_and_told_of(server: tuple[Files, str], tmp_path: Path) -> None:
+def test_download_reports_progress_and_is_kept_while_current(
+    server: tuple[Files, str], tmp_path: Path
+) -> None:
     files, url = server
     files.digest = hashlib.sha256(CONTENT).digest()
-    told: list[tuple[str, int, int | None]] = []
-    assert fetch(url, tmp_path, progress=lambda *each: told.append(each)) == CONTENT
-    assert (told[0], told[-1]) == (("file", 0, len(CONTENT)), ("file", len(CONTENT), len(CONTENT)))
+    reported: list[tuple[str, int, int | None]] = []
+    assert fetch(url, tmp_path, progress=lambda *each: reported.append(each)) == CONTENT
+    assert (reported[0], reported[-1]) == (
+        ("file", 0, len(CONTENT)),
+        ("file", len(CONTENT), len(CONTENT)),
+    )
     assert fetch(url, tmp_path) == CONTENT
-    assert files.seen == [None, f"bytes={len(CONTENT)}-"], "what is there is not fetched again"
+    assert files.seen == [None, f"bytes={len(CONTENT)}-"], "a current file is not downloaded again"
     files.content = CONTENT[::-1]
     files.digest = hashlib.sha256(files.content).digest()
-    assert fetch(url, tmp_path) == CONTENT[::-1], "unless it is something else by now"
+    assert fetch(url, tmp_path) == CONTENT[::-1], "a changed file is"
 
 
-@settings(max_examples=25, deadline=None)
+@example_count(25)
 @given(cuts=st.lists(st.integers(0, len(CONTENT)), max_size=6))
-def test_however_often_it_breaks_off_the_file_is_whole(
+def test_download_survives_any_number_of_cuts(
     cuts: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with served() as (files, url):
@@ -143,23 +155,19 @@ def test_however_often_it_breaks_off_the_file_is_whole(
         got = 0
         for asked, cut in zip(files.seen[1:], cuts, strict=False):
             got = min(got + cut, len(CONTENT))
-            assert asked == (f"bytes={got}-" if got else None), "it goes on where it was"
+            assert asked == (f"bytes={got}-" if got else None), "it continues where it was cut"
 
 
-def test_without_a_size_the_hash_tells_what_was_cut(
-    server: tuple[Files, str], tmp_path: Path
-) -> None:
+def test_checksum_detects_a_cut_without_a_size(server: tuple[Files, str], tmp_path: Path) -> None:
     files, url = server
     files.says_size, files.digest = False, hashlib.sha256(CONTENT).digest()
     files.cuts = [1000]
-    with pytest.raises(DownloadError, match="does not hash"):
+    with pytest.raises(DownloadError, match="does not match the SHA-256"):
         fetch(url, tmp_path)
     assert fetch(url, tmp_path) == CONTENT
 
 
-def test_another_process_goes_on_where_one_was_killed(
-    server: tuple[Files, str], tmp_path: Path
-) -> None:
+def test_download_resumes_after_an_interruption(server: tuple[Files, str], tmp_path: Path) -> None:
     files, url = server
     files.cuts, files.refusals = [1000], []
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +185,7 @@ def stop_at(size: int) -> Any:
 
 
 @pytest.mark.parametrize("tag", ["", None, 'W/"weak"'], ids=["tag", "no tag", "weak tag"])
-def test_parts_of_two_files_are_never_put_together(
+def test_parts_of_two_entities_are_never_joined(
     server: tuple[Files, str], tmp_path: Path, tag: str | None
 ) -> None:
     files, url = server
@@ -188,7 +196,7 @@ def test_parts_of_two_files_are_never_put_together(
     assert fetch(url, tmp_path) == CONTENT[::-1]
 
 
-def test_a_server_without_ranges_is_asked_for_all(
+def test_server_without_ranges_gets_full_requests(
     server: tuple[Files, str], tmp_path: Path
 ) -> None:
     files, url = server
@@ -196,7 +204,7 @@ def test_a_server_without_ranges_is_asked_for_all(
     assert fetch(url, tmp_path) == CONTENT
 
 
-def test_what_is_all_there_is_only_verified(server: tuple[Files, str], tmp_path: Path) -> None:
+def test_complete_file_is_only_verified(server: tuple[Files, str], tmp_path: Path) -> None:
     files, url = server
     files.digest = hashlib.sha256(CONTENT).digest()
     (tmp_path / "part").write_bytes(CONTENT)
@@ -206,7 +214,7 @@ def test_what_is_all_there_is_only_verified(server: tuple[Files, str], tmp_path:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_refusals_that_pass_are_waited_for(
+def test_transient_errors_are_retried(
     server: tuple[Files, str], tmp_path: Path, status: int
 ) -> None:
     files, url = server
@@ -214,36 +222,39 @@ def test_refusals_that_pass_are_waited_for(
     assert fetch(url, tmp_path) == CONTENT
     files.refusals = [status] * 100
     (tmp_path / "file").unlink()
-    with pytest.raises(DownloadError, match="again later"):
+    with pytest.raises(DownloadError, match="Try again later"):
         fetch(url, tmp_path)
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_an_address_that_expired_is_asked_for_again(
+def test_expired_url_is_renewed_once(
     server: tuple[Files, str], tmp_path: Path, status: int
 ) -> None:
     files, url = server
     given: list[str] = []
-    address = Address(lambda: given.append(url) or url)  # type: ignore[func-returns-value]
+
+    def find() -> str:
+        given.append(url)
+        return url
+
+    renewable = RenewableUrl(find)
     files.refusals = [status]
-    assert fetch(url, tmp_path, address=address) == CONTENT
+    assert fetch(url, tmp_path, renewable=renewable) == CONTENT
     assert len(given) == 2
     (tmp_path / "file").unlink()
     files.refusals = [status] * 2
     with pytest.raises(APIStatusError) as raised:
-        fetch(url, tmp_path, address=address)
+        fetch(url, tmp_path, renewable=renewable)
     assert (raised.value.status_code, isinstance(raised.value, NotFoundError)) == (
         status,
         status == 404,
     )
 
 
-def test_a_file_that_is_not_what_the_server_says_is_not_kept(
-    server: tuple[Files, str], tmp_path: Path
-) -> None:
+def test_file_with_a_wrong_checksum_is_discarded(server: tuple[Files, str], tmp_path: Path) -> None:
     files, url = server
     files.digest = hashlib.sha256(b"other").digest()
-    with pytest.raises(DownloadError, match="does not hash"):
+    with pytest.raises(DownloadError, match="does not match the SHA-256"):
         fetch(url, tmp_path)
     assert list(tmp_path.iterdir()) == []
     files.digest = hashlib.sha256(CONTENT).digest()

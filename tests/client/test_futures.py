@@ -1,4 +1,4 @@
-"""Futures: waiting in threads and in coroutines, time-outs, cancelling; hooks."""
+"""Futures: waiting in threads and coroutines, timeouts, cancellation, hooks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import everstep
-from everstep.client._futures import APIFuture, submit
-from tests.client.conftest import Clock
+from everstep.client._transport.futures import APIFuture, submit
 from tests.client.fake_service import (
     GIVE_UP_SECONDS,
     MODEL,
@@ -22,20 +21,21 @@ from tests.client.fake_service import (
     Refused,
     failed,
 )
+from tests.client.fixtures import Clock
 
 T = GIVE_UP_SECONDS
 ADAM = everstep.AdamParams(learning_rate=0.1)
 
 
 class Gate:
-    """A coroutine that ends when the test says so."""
+    """A coroutine that the test ends."""
 
     def __init__(self) -> None:
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self._open = concurrent.futures.Future[Any]()
 
     async def work(self) -> Any:
-        self.begun.set()
+        self.started.set()
         return await asyncio.wrap_future(self._open)
 
     def end(self, result: Any) -> None:
@@ -53,9 +53,9 @@ def gate() -> Gate:
 # Waiting
 
 
-def test_a_result_waits_in_a_thread_and_in_a_coroutine(gate: Gate) -> None:
+def test_result_waits_in_threads_and_coroutines(gate: Gate) -> None:
     future = APIFuture.of(gate.work())
-    assert gate.begun.wait(T) and not future.done()
+    assert gate.started.wait(T) and not future.done()
     gate.end(5)
     assert future.result(T) == future.result() == 5
     assert future.done()
@@ -68,7 +68,7 @@ def test_a_result_waits_in_a_thread_and_in_a_coroutine(gate: Gate) -> None:
     assert future.future().result() == 5
 
 
-def test_many_may_wait_for_one_future(gate: Gate) -> None:
+def test_several_waiters_get_one_result(gate: Gate) -> None:
     future = APIFuture.of(gate.work())
 
     async def read() -> list[int]:
@@ -80,7 +80,7 @@ def test_many_may_wait_for_one_future(gate: Gate) -> None:
     assert asyncio.run(read()) == [7] * 4
 
 
-def test_an_error_comes_out_of_every_way_to_wait(gate: Gate) -> None:
+def test_error_is_raised_by_every_way_to_wait(gate: Gate) -> None:
     future = APIFuture.of(gate.work())
     gate.fail(everstep.TinkerError("no"))
 
@@ -96,7 +96,7 @@ def test_an_error_comes_out_of_every_way_to_wait(gate: Gate) -> None:
     assert isinstance(future.future().exception(T), everstep.TinkerError)
 
 
-def test_time_outs_are_the_builtin_and_do_not_cancel(gate: Gate) -> None:
+def test_timeouts_raise_the_builtin_and_do_not_cancel(gate: Gate) -> None:
     future = APIFuture.of(gate.work())
     with pytest.raises(TimeoutError):
         future.result(0)
@@ -115,7 +115,7 @@ def test_time_outs_are_the_builtin_and_do_not_cancel(gate: Gate) -> None:
     assert future.result(T) == 1
 
 
-def test_the_end_of_a_coroutine_that_awaits_does_not_cancel(gate: Gate) -> None:
+def test_cancelled_waiter_does_not_cancel_the_request(gate: Gate) -> None:
     future = APIFuture.of(gate.work())
 
     async def read() -> None:
@@ -131,7 +131,7 @@ def test_the_end_of_a_coroutine_that_awaits_does_not_cancel(gate: Gate) -> None:
     assert future.result(T) == 1
 
 
-def test_the_standard_librarys_future_can_be_waited_for_and_cancelled(gate: Gate) -> None:
+def test_standard_library_future_can_be_awaited_and_cancelled(gate: Gate) -> None:
     other = Gate()
     first, second = APIFuture.of(gate.work()), APIFuture.of(other.work())
     gate.end(1)
@@ -151,8 +151,8 @@ def test_the_standard_librarys_future_can_be_waited_for_and_cancelled(gate: Gate
     asyncio.run(read())
 
 
-def test_waiting_in_a_coroutine_is_warned_of(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    future = APIFuture.of(gate.work())
+def test_blocking_result_in_a_coroutine_warns(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    future: APIFuture[int] = APIFuture.of(gate.work())
 
     async def block() -> int:
         threading.Timer(0.01, gate.end, [3]).start()
@@ -160,18 +160,54 @@ def test_waiting_in_a_coroutine_is_warned_of(gate: Gate, caplog: pytest.LogCaptu
 
     with caplog.at_level(logging.WARNING, "everstep.client"):
         assert asyncio.run(block()) == 3
-    assert "await the future" in caplog.text
+    assert "await the future instead" in caplog.text
     caplog.clear()
 
     async def read() -> int:
         return future.result()
 
     assert asyncio.run(read()) == 3
-    assert not caplog.records  # a result that is there blocks nothing
+    assert not caplog.records  # a result that is done doesn't block
 
 
-def test_waiting_on_the_clients_own_loop_is_refused(gate: Gate) -> None:
+def test_blocking_result_in_a_notebook_does_not_warn(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As IPython does, so that code can see that it is typed."""
+    monkeypatch.setattr("sys.ps1", "In : ", raising=False)
     future = APIFuture.of(gate.work())
+
+    async def cell() -> Any:
+        threading.Timer(0.01, gate.end, (5,)).start()
+        return future.result(T)
+
+    assert asyncio.run(cell()) == 5
+    assert caplog.messages == []
+
+
+def test_future_shows_its_state(gate: Gate) -> None:
+    future = APIFuture.of(gate.work())
+    assert repr(future) == "<APIFuture: pending>"
+    gate.end([1])
+    future.result(T)
+    assert repr(future) == "<APIFuture: [1]>"
+    failing = Gate()
+    failed_one = APIFuture.of(failing.work())
+    failing.fail(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        failed_one.result(T)
+    assert repr(failed_one) == "<APIFuture: failed: ValueError('no')>"
+
+
+def test_clients_show_what_they_are(client: Any, run: Any) -> None:
+    session = client.holder.opened
+    assert repr(client) == f"<ServiceClient {client.base_url}: session {session}>"
+    assert repr(run) == f"<TrainingClient {run.model_id}: {MODEL}>"
+    assert repr(client.create_rest_client()) == f"<RestClient {client.base_url}>"
+
+
+def test_blocking_result_on_the_clients_loop_raises(gate: Gate) -> None:
+    future: APIFuture[int] = APIFuture.of(gate.work())
 
     async def on_the_loop() -> int:
         return future.result()
@@ -183,7 +219,7 @@ def test_waiting_on_the_clients_own_loop_is_refused(gate: Gate) -> None:
     assert submit(on_the_loop()).result(T) == 4
 
 
-def test_a_forked_child_has_a_loop_of_its_own() -> None:
+def test_forked_child_gets_its_own_loop() -> None:
     async def pid() -> int:
         import os
 
@@ -202,7 +238,7 @@ def test_a_forked_child_has_a_loop_of_its_own() -> None:
     assert process.exitcode == 0
 
 
-def test_a_client_may_be_used_before_it_is_there(fake: FakeService, client: Any) -> None:
+def test_client_future_can_be_used_as_the_client(fake: FakeService, client: Any) -> None:
     created = client.create_lora_training_client(MODEL)
     with pytest.warns(FutureWarning):
         model_id = created.model_id
@@ -212,7 +248,7 @@ def test_a_client_may_be_used_before_it_is_there(fake: FakeService, client: Any)
         created.no_such  # noqa: B018
 
 
-def test_the_client_in_coroutines(fake: FakeService, client: Any) -> None:
+def test_client_works_in_coroutines(fake: FakeService, client: Any) -> None:
     async def script() -> list[Any]:
         run = await client.create_lora_training_client(MODEL)
         futures = [run.optim_step(ADAM) for _ in range(3)]
@@ -231,14 +267,14 @@ def test_the_client_in_coroutines(fake: FakeService, client: Any) -> None:
         ]
 
     assert asyncio.run(script()) == [1.0, 2.0, 3.0, 4.0, [0, 1, 2]]
-    assert asyncio.run(script())[0] == 1.0  # another loop, the same client
+    assert asyncio.run(script())[0] == 1.0  # another loop, same client
 
 
 # Hooks
 
 
 class Hooked:
-    """A client whose events are written down."""
+    """A client whose events are recorded."""
 
     def __init__(self, fake: FakeService, *more: Any) -> None:
         self.events: list[everstep.RequestEvent] = []
@@ -247,7 +283,7 @@ class Hooked:
         )
 
 
-def test_a_hook_is_told_of_every_operation(fake: FakeService, clock: Clock) -> None:
+def test_hook_gets_every_operation(fake: FakeService, clock: Clock) -> None:
     hooked = Hooked(fake)
     run = hooked.client.create_lora_training_client(MODEL).result(T)
     run.optim_step(ADAM).result(T)
@@ -258,9 +294,9 @@ def test_a_hook_is_told_of_every_operation(fake: FakeService, clock: Clock) -> N
     ).result(T)
     path = "tinker://session-0:train:0/weights/a"
     hooked.client.create_training_client_from_state(path, weights_access_token="secret").result(T)
-    told = [(e.request_type, e.run_id, e.seq_id, e.outcome, e.error) for e in hooked.events]
+    seen = [(e.request_type, e.run_id, e.seq_id, e.outcome, e.error) for e in hooked.events]
     run_id = "session-0:train:0"
-    assert told == [
+    assert seen == [
         ("CreateModel", run_id, 0, "succeeded", None),
         ("OptimStep", run_id, 1, "succeeded", None),
         ("SaveWeights", run_id, 2, "succeeded", None),
@@ -275,7 +311,7 @@ def test_a_hook_is_told_of_every_operation(fake: FakeService, clock: Clock) -> N
     hooked.client.close().result(T)
 
 
-def test_a_hook_is_told_of_failures(fake: FakeService, clock: Clock) -> None:
+def test_hook_gets_failures(fake: FakeService, clock: Clock) -> None:
     hooked = Hooked(fake)
     fake.script("/create_model", Refused(400))
     with pytest.raises(everstep.BadRequestError):
@@ -291,8 +327,8 @@ def test_a_hook_is_told_of_failures(fake: FakeService, clock: Clock) -> None:
         run.optim_step(ADAM).result(T)
     with pytest.raises(everstep.BadRequestError):
         run.save_state("a").result(T)
-    told = [(e.request_type, e.seq_id, e.outcome, e.error) for e in hooked.events[1:]]
-    assert told == [
+    seen = [(e.request_type, e.seq_id, e.outcome, e.error) for e in hooked.events[1:]]
+    assert seen == [
         ("OptimStep", 1, "failed", "too long"),
         ("SaveWeights", 2, "failed", "Error code: 400 - {'detail': 'scripted'}"),
     ]
@@ -309,7 +345,7 @@ def test_a_hook_is_told_of_failures(fake: FakeService, clock: Clock) -> None:
     hooked.client.close().result(T)
 
 
-def test_a_hook_that_raises_harms_nothing(
+def test_raising_hook_is_logged_and_ignored(
     fake: FakeService, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def wrong(event: everstep.RequestEvent) -> None:
@@ -318,12 +354,12 @@ def test_a_hook_that_raises_harms_nothing(
     hooked = Hooked(fake, wrong)
     run = hooked.client.create_lora_training_client(MODEL).result(T)
     assert run.optim_step(ADAM).result(T).metrics == {"step:max": 1.0}
-    assert len(hooked.events) == 2  # later hooks are told
+    assert len(hooked.events) == 2  # later hooks are called
     assert "a hook's own" in caplog.text
     hooked.client.close().result(T)
 
 
-def test_a_hook_that_waits_for_the_client_is_refused_and_harms_nothing(
+def test_hook_that_blocks_on_the_client_gets_an_error(
     fake: FakeService, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def wrong(event: everstep.RequestEvent) -> None:
@@ -337,7 +373,7 @@ def test_a_hook_that_waits_for_the_client_is_refused_and_harms_nothing(
     hooked.client.close().result(T)
 
 
-def test_a_session_that_is_refused_is_told_once(fake: FakeService, clock: Clock) -> None:
+def test_refused_session_is_reported_once(fake: FakeService, clock: Clock) -> None:
     hooked = Hooked(fake)
     fake.script("/create_session", Refused(401))
     with pytest.raises(everstep.AuthenticationError):

@@ -1,4 +1,4 @@
-"""The embedded service: begins with a client and ends with its process, however that ends."""
+"""Embedded service: it starts with a client and stops with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLIENT = """
 import sys, everstep
 service = everstep.ServiceClient(base_url="local", home=sys.argv[1])
 run = service.create_lora_training_client("everstep/pico", rank=4, seed=1).result()
-print(service._local.pid, service.base_url, run.model_id, flush=True)
+print(service.local_pid, service.base_url, run.model_id, flush=True)
 sys.stdin.readline()
 print("going", flush=True)
 """
@@ -44,7 +44,7 @@ sys.stdin.readline()
 
 
 class Script:
-    """A client in a process of its own, up to the point where it says which its service is."""
+    """A client in a separate process, up to the point where it prints its service."""
 
     def __init__(self, home: Path, program: str = CLIENT) -> None:
         self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Script:
         self.watched = [os.pidfd_open(pid) for pid in self.all]
 
     def service_is_gone(self) -> bool:
-        """Wait for the end of every process of the service."""
+        """Wait until every process of the service has exited."""
         for watched in self.watched:
             if not select.select([watched], [], [], PATIENCE)[0]:
                 return False
@@ -77,7 +77,7 @@ class Script:
 
 
 def processes_of(leader: int) -> list[int]:
-    """The living processes of a session: a service leads one."""
+    """List the living processes of a session, which a service leads."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,7 +104,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_an_embedded_service_trains_and_ends_with_its_last_client(tmp_path: Path) -> None:
+def test_embedded_service_stops_with_its_last_client(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = everstep.ServiceClient(base_url="local", home=home)
     second = everstep.ServiceClient(base_url="local", home=home)
@@ -117,7 +117,7 @@ def test_an_embedded_service_trains_and_ends_with_its_last_client(tmp_path: Path
     assert not answers(second.base_url)
 
 
-def test_no_process_is_left_when_the_client_is_killed(script: Script) -> None:
+def test_no_process_survives_a_killed_client(script: Script) -> None:
     assert script.service in script.all and answers(script.url)
     script.process.send_signal(signal.SIGKILL)
     assert script.process.wait(PATIENCE) == -signal.SIGKILL
@@ -126,7 +126,7 @@ def test_no_process_is_left_when_the_client_is_killed(script: Script) -> None:
 
 
 @pytest.mark.parametrize("script", [KILLS_ITS_SERVICE], indirect=True)
-def test_no_process_is_left_when_the_client_is_killed_as_its_service_is_started_again(
+def test_no_process_survives_a_client_killed_during_a_restart(
     script: Script,
 ) -> None:
     script.process.send_signal(signal.SIGKILL)
@@ -135,15 +135,15 @@ def test_no_process_is_left_when_the_client_is_killed_as_its_service_is_started_
     assert not answers(script.url)
 
 
-def test_no_process_is_left_when_the_script_forgets_to_close(script: Script) -> None:
+def test_no_process_survives_a_script_without_close(script: Script) -> None:
     out, _ = script.process.communicate("\n", PATIENCE)
     assert out == "going\n" and script.process.returncode == 0
     assert script.service_is_gone()
 
 
-def test_a_service_that_cant_start_says_why(tmp_path: Path) -> None:
+def test_failed_start_reports_the_reason(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("not a directory")
-    with pytest.raises(everstep.LocalServiceError, match="exit code"):
+    with pytest.raises(everstep.LocalServiceError, match="can't be used as a home"):
         everstep.ServiceClient(base_url="local", home=tmp_path / "home")
 
 
@@ -154,10 +154,10 @@ STEPS = 12
 def loop(
     service: everstep.ServiceClient, kill: Callable[[], None] = lambda: None
 ) -> tuple[list[Any], str]:
-    """Training with a save in the middle and a sample, killed where `KILLED_AFTER` says.
+    """Train with a save and a sample, killing the service as `KILLED_AFTER` says.
 
     Returns:
-        All numbers as they came, and the path of what was saved at the end.
+        All numbers in order, and the path of the last checkpoint.
     """
     run: Any = service.create_lora_training_client(MODEL, rank=4, seed=7).result()
     seen: list[Any] = []
@@ -184,21 +184,20 @@ def loop(
     return seen, run.save_state("end").result().path
 
 
-def _kill_after(what: str, step: int, kill: Callable[[], None]) -> None:
-    if KILLED_AFTER.get(step) == what:
+def _kill_after(point: str, step: int, kill: Callable[[], None]) -> None:
+    if KILLED_AFTER.get(step) == point:
         kill()
 
 
 def saved_files(home: Path, path: str) -> dict[str, str]:
-    """Hashes of a checkpoint's weights and optimizer state."""
+    """Return the checksums of a checkpoint's weights and optimizer state."""
     at = parse_path(path)
     files = Vault(home / "vault", writer=False).manifest(at.kind, at.run_id, at.name).files
     return {name: each.blake3 for name, each in files.items() if name.endswith(".safetensors")}
 
 
-def test_killed_in_the_middle_of_training_it_comes_back_and_no_number_changes(
-    tmp_path: Path, service: Service
-) -> None:
+@pytest.mark.long(reason="services are started, killed and recovered")
+def test_killed_service_recovers_with_identical_results(tmp_path: Path, service: Service) -> None:
     with everstep.ServiceClient(base_url=service.url) as client:
         expected, end = loop(client)
     killed = []
@@ -208,7 +207,7 @@ def test_killed_in_the_middle_of_training_it_comes_back_and_no_number_changes(
         def kill() -> None:
             local = client._local
             assert local is not None
-            with local._changed:  # it may be killed while it starts, and not while it is dead
+            with local._changed:  # a new process may be killed while it starts
                 assert local._changed.wait_for(lambda: local.pid not in killed, PATIENCE)
             killed.append(local.pid)
             os.kill(local.pid, signal.SIGKILL)
@@ -223,7 +222,7 @@ def test_killed_in_the_middle_of_training_it_comes_back_and_no_number_changes(
     assert not answers(url)
 
 
-def test_where_nothing_is_configured_there_is_one_on_the_home(tmp_path: Path) -> None:
+def test_service_starts_on_the_home_without_configuration(tmp_path: Path) -> None:
     """As a newcomer's script begins: no address, no key, no service."""
     program = """
 import everstep

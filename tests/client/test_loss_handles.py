@@ -1,4 +1,4 @@
-"""Losses that are created once: traced, checked, run here or uploaded as the official SDK does."""
+"""Loss handles: traced, checked, evaluated locally, or uploaded as the official SDK does."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from tinker.lib.public_interfaces import custom_loss as official
 
 import everstep
-from everstep.client.loss_handle import encode, trace
+from everstep.client._operations.loss_handle import encode, trace
 from everstep.types import TensorData
 from tests.client.fake_service import GIVE_UP_SECONDS, Answered, FakeService, Reply, logprob
 
-RANKS = {"logprobs": 1, "advantages": 1}
+RANKS: dict[str, everstep.types.CustomLossInputRank] = {"logprobs": 1, "advantages": 1}
 
 
 def weighted(logprobs: Any, advantages: Any) -> Any:
@@ -36,7 +36,7 @@ def datum(count: int = 3, **more: Any) -> everstep.Datum:
 
 
 @pytest.mark.parametrize(("fn", "ranks"), [(weighted, RANKS), (indexed, {"logprobs": 1})])
-def test_a_loss_travels_as_the_official_sdks_does(fn: Any, ranks: dict[str, Any]) -> None:
+def test_encoded_loss_equals_that_of_the_official_sdk(fn: Any, ranks: dict[str, Any]) -> None:
     theirs = official.encode_graph(official.trace_loss(fn, ranks, "session"))
     ours = trace(fn, ranks, "session")
     assert encode(ours).model_dump() == theirs.model_dump()
@@ -64,10 +64,10 @@ def bad(source: str) -> Callable[..., Any]:
         (
             "def loss(logprobs): return logprobs.sum(), {'custom/m:sum': 1.0}",
             {"logprobs": 1},
-            "no tensor",
+            "not a tensor",
         ),
         ("def loss(logprobs): return logprobs.sum().item(), {}", {"logprobs": 1}, "item"),
-        ("def loss(logprobs): return logprobs.nothing(), {}", {"logprobs": 1}, "don't have"),
+        ("def loss(logprobs): return logprobs.nothing(), {}", {"logprobs": 1}, "not a method"),
         (
             "def loss(logprobs):\n  logprobs.sum().backward()\n  return logprobs.sum(), {}",
             {"logprobs": 1},
@@ -82,12 +82,12 @@ def bad(source: str) -> Callable[..., Any]:
         ("def loss(logprobs): return (logprobs * outside).sum(), {}", {"logprobs": 1}, "outside"),
     ],
 )
-def test_what_a_loss_may_not_do_is_told(source: str, ranks: dict[str, int], text: str) -> None:
+def test_disallowed_loss_is_rejected(source: str, ranks: dict[str, int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         trace(bad(source), ranks, "session")
 
 
-def test_it_is_told_by_the_call_itself_as_the_official_sdk_does(
+def test_disallowed_loss_is_rejected_by_the_call_itself(
     client: everstep.ServiceClient,
 ) -> None:
     with pytest.raises(ValueError, match="outside"):
@@ -96,7 +96,7 @@ def test_it_is_told_by_the_call_itself_as_the_official_sdk_does(
         )
 
 
-def test_a_loss_that_runs_here_sends_its_gradient(
+def test_local_loss_sends_its_gradient(
     fake: FakeService, client: everstep.ServiceClient, run: everstep.TrainingClient
 ) -> None:
     handle = client.create_custom_loss(weighted, RANKS).result(GIVE_UP_SECONDS)
@@ -114,7 +114,7 @@ def test_a_loss_that_runs_here_sends_its_gradient(
     assert result.metrics["custom/total:sum"] == pytest.approx(sum(map(sum, logprobs)))
 
 
-def test_a_loss_that_the_service_runs_is_uploaded_once_and_named(
+def test_server_side_loss_is_uploaded_once_and_named(
     fake: FakeService, client: everstep.ServiceClient, run: everstep.TrainingClient
 ) -> None:
     events: list[everstep.RequestEvent] = []
@@ -138,7 +138,7 @@ def test_a_loss_that_the_service_runs_is_uploaded_once_and_named(
     assert sent.body["loss_fn_config_v2"] == {"loss_id": "loss-1"}
 
 
-def test_a_datum_that_lacks_an_input_is_told_before_anything_is_sent(
+def test_datum_without_an_input_is_rejected_before_sending(
     fake: FakeService, client: everstep.ServiceClient, run: everstep.TrainingClient
 ) -> None:
     handle = client.create_custom_loss(weighted, RANKS).result(GIVE_UP_SECONDS)

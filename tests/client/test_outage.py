@@ -1,4 +1,4 @@
-"""Who waits for a service that does not answer is told so, once."""
+"""Outage log: callers that wait for an unresponsive service get one warning."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ ADAM = everstep.AdamParams(learning_rate=0.1)
 
 @pytest.mark.parametrize("path", ["/optim_step", "/retrieve_future"], ids=["submit", "poll"])
 @pytest.mark.parametrize("lost", [Lost(), Lost(cut=True), Lost(applied=False)], ids=repr)
-def test_a_long_silence_and_its_end_are_told_once(
+def test_outage_and_its_end_are_logged_once(
     fake: FakeService, run: Any, caplog: pytest.LogCaptureFixture, path: str, lost: Fault
 ) -> None:
     fake.script(path, *[lost] * 8)
     run.optim_step(ADAM).result(GIVE_UP_SECONDS)
-    silent, over = told(caplog)
-    assert silent.startswith(f"no answer from {fake.url} for ")
-    assert over.startswith(f"{fake.url} answers again, after ")
+    began, ended = warnings(caplog)
+    assert began.startswith(f"no response from {fake.url} for ")
+    assert ended.startswith(f"{fake.url} responds again after ")
     run.optim_step(ADAM).result(GIVE_UP_SECONDS)
-    assert len(told(caplog)) == 2
+    assert len(warnings(caplog)) == 2
 
 
-def test_a_short_silence_is_nothing_to_tell(
+def test_short_outage_is_not_logged(
     fake: FakeService, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.script("/optim_step", Lost(), Lost())
     run.optim_step(ADAM).result(GIVE_UP_SECONDS)
-    assert told(caplog) == []
+    assert warnings(caplog) == []
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records

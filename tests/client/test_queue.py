@@ -1,4 +1,4 @@
-"""What a service says of its queue while an operation waits, and who is told."""
+"""Queue states: pauses that a service reports, and the observers that are called."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 import everstep
-from everstep.client import _queue
-from everstep.client._queue import PauseLog, QueueState
-from tests.client.conftest import Clock
+from everstep.client._transport import queue_state
+from everstep.client._transport.queue_state import PauseLog, QueueState
 from tests.client.fake_service import (
     GIVE_UP_SECONDS,
     MODEL,
@@ -20,6 +19,7 @@ from tests.client.fake_service import (
     failed,
     try_again,
 )
+from tests.client.fixtures import Clock
 
 T = GIVE_UP_SECONDS
 ADAM = everstep.AdamParams(learning_rate=0.1)
@@ -32,9 +32,9 @@ def waits(state: Any, reason: str | None = None, status: int = 408) -> Answered:
 
 @pytest.fixture
 def minutes(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of what is logged at most once a minute."""
+    """The clock of the log that repeats at most once a minute."""
     clock = Clock()
-    monkeypatch.setattr(_queue, "monotonic", clock.monotonic)
+    monkeypatch.setattr(queue_state, "monotonic", clock.monotonic)
     return clock
 
 
@@ -43,12 +43,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [408, 200])
-def test_paused_training_is_told_once_a_minute(
+def test_paused_training_is_logged_once_a_minute(
     fake: FakeService, run: Any, minutes: Clock, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     paused = [waits("paused_capacity", "a gap at 3", status), waits("paused_rate_limit")]
-    for place in (1, 2):
-        fake.script("/retrieve_future", *paused, where=fake.polls_of(place))
+    for seq_id in (1, 2):
+        fake.script("/retrieve_future", *paused, where=fake.polls_of(seq_id))
     run.optim_step(ADAM).result(T)
     expected = f"Training of {run.model_id} is paused: a gap at 3"
     assert warnings(caplog) == [expected]
@@ -57,7 +57,7 @@ def test_paused_training_is_told_once_a_minute(
     assert warnings(caplog) == [expected, expected]
 
 
-def test_paused_sampling_is_told(
+def test_paused_sampling_is_logged(
     fake: FakeService, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result(T)
@@ -65,12 +65,12 @@ def test_paused_sampling_is_told(
     prompt = everstep.ModelInput.from_ints([1])
     sampler.sample(prompt, 1, everstep.SamplingParams(max_tokens=3)).result(T)
     assert warnings(caplog) == [
-        f"Sampling from {sampler.sampling_session_id} is paused: the service's limit of "
-        "concurrent work is reached"
+        f"Sampling from {sampler.sampling_session_id} is paused: the service's "
+        "concurrency limit is reached"
     ]
 
 
-def test_a_run_that_waits_to_be_created_is_told_of(
+def test_paused_creation_of_a_run_is_logged(
     fake: FakeService, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.script("/retrieve_future", waits("paused_capacity", "no room"))
@@ -86,9 +86,9 @@ def test_a_run_that_waits_to_be_created_is_told_of(
 @pytest.mark.parametrize(
     "fault",
     [try_again(408), try_again(200), waits(None), Answered(Reply(408, b"<html>", {}, "text/html"))],
-    ids=["active", "active in 200", "nothing", "a proxy's own"],
+    ids=["active", "active in 200", "nothing", "a proxy's page"],
 )
-def test_what_is_not_paused_is_not_told(
+def test_unpaused_operation_is_not_logged(
     fake: FakeService, run: Any, caplog: pytest.LogCaptureFixture, fault: Answered
 ) -> None:
     fake.script("/retrieve_future", fault, where=fake.polls_of(1))
@@ -97,7 +97,7 @@ def test_what_is_not_paused_is_not_told(
 
 
 class Watching(everstep.TrainingClient):
-    """A client whose owner wants to know."""
+    """A client that overrides the observer."""
 
     seen: list[tuple[str, str | None]]
 
@@ -106,7 +106,7 @@ class Watching(everstep.TrainingClient):
         raise ValueError("an observer's own")
 
 
-def test_an_observer_is_told_of_the_end_of_a_pause_and_may_fail(
+def test_observer_gets_the_end_of_a_pause_and_may_raise(
     fake: FakeService, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     watching = Watching(run.holder, run.model_seq_id, run.model_id, info=run.get_info())
@@ -124,7 +124,7 @@ def test_an_observer_is_told_of_the_end_of_a_pause_and_may_fail(
     assert watching.seen == [("paused_capacity", None), ("active", None)]
 
 
-def test_any_pass_is_watched(fake: FakeService, run: Any) -> None:
+def test_observer_gets_pauses_of_training_passes(fake: FakeService, run: Any) -> None:
     watching = Watching(run.holder, run.model_seq_id, run.model_id, info=run.get_info())
     watching.seen = []
     data = everstep.Datum(
@@ -136,10 +136,10 @@ def test_any_pass_is_watched(fake: FakeService, run: Any) -> None:
     assert watching.seen[0] == ("paused_capacity", "p")
 
 
-def test_a_state_may_be_given_as_text_or_as_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_pause_log_takes_text_and_enum_states(caplog: pytest.LogCaptureFixture) -> None:
     log = PauseLog("It")
     log("active", None)
     log(QueueState.ACTIVE, None)
     assert warnings(caplog) == []
     log("of tomorrow", None)
-    assert warnings(caplog) == ["It is paused: the service doesn't say why"]
+    assert warnings(caplog) == ["It is paused: the service gave no reason"]

@@ -1,4 +1,4 @@
-"""REST and admin clients: each call asks what the official SDK's asks."""
+"""REST and admin clients: each call sends the same request as the official SDK's."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ CALLS: list[tuple[str, Callable[[Any], Any], str, Any]] = [
 ]
 
 
-def asked(request: Recorded) -> tuple[str, str, str, Any, str | None]:
+def sent(request: Recorded) -> tuple[str, str, str, Any, str | None]:
     token = request.headers.get("x-tinker-weights-access-token")
     query = "&".join(sorted(request.query.split("&")))
     return request.method, request.path, query, request.body, token
 
 
 @pytest.mark.parametrize(("client", "call", "path", "answer"), CALLS)
-def test_a_call_asks_what_theirs_asks(
+def test_call_sends_the_official_sdks_request(
     fake: FakeService, client: str, call: Callable[[Any], Any], path: str, answer: Any
 ) -> None:
     body = {"entries": []} if path == "/audit" else answer
@@ -132,10 +132,10 @@ def test_a_call_asks_what_theirs_asks(
             fake.script(path, Answered(Reply(200, json.loads(json.dumps(body)))))
         result = call(getattr(package, client)(base_url=fake.url, api_key="tml-rest")).result(20)
         request = fake.to(path)[-1]
-        made.append((asked(request), _plain(result)))
+        made.append((sent(request), _plain(result)))
     (their_request, theirs), (our_request, ours) = made
     assert our_request == their_request
-    if isinstance(ours, dict):  # fields of ours that a service doesn't fill say nothing
+    if isinstance(ours, dict):  # ignore our extra fields that the service leaves out
         ours = {key: value for key, value in ours.items() if key in theirs or value is not None}
     assert ours == theirs
 
@@ -144,7 +144,7 @@ def _plain(result: Any) -> Any:
     return result.model_dump(mode="json") if hasattr(result, "model_dump") else result
 
 
-def test_searching_sessions(fake: FakeService) -> None:
+def test_search_sessions_sends_the_query(fake: FakeService) -> None:
     summary = {
         "session_id": "s",
         "created_at": NOW,
@@ -168,7 +168,7 @@ def test_searching_sessions(fake: FakeService) -> None:
     }
 
 
-def test_searching_checkpoints(fake: FakeService) -> None:
+def test_search_checkpoints_sends_the_query(fake: FakeService) -> None:
     cursor = {"last_created_at": NOW, "last_checkpoint_uuid": "u"}
     page = {"checkpoints": [], "next_cursor": cursor}
     fake.script("/checkpoints/search", Answered(Reply(200, page)))
@@ -186,7 +186,7 @@ def test_searching_checkpoints(fake: FakeService) -> None:
     }
 
 
-def test_no_session_is_opened_and_flags_are_asked_for_once(fake: FakeService) -> None:
+def test_flags_are_fetched_once_and_no_session_is_opened(fake: FakeService) -> None:
     client = everstep.RestClient(base_url=fake.url)
     for _ in range(2):
         client.list_checkpoints("r").result(GIVE_UP_SECONDS)
@@ -204,7 +204,7 @@ def test_no_session_is_opened_and_flags_are_asked_for_once(fake: FakeService) ->
         (lambda c: c.get_billing_usage("yesterday", "today"), "starting_on"),
     ],
 )
-def test_what_can_not_be_asked_for_is_refused(
+def test_invalid_arguments_are_rejected(
     fake: FakeService, monkeypatch: pytest.MonkeyPatch, call: Callable[[Any], Any], text: str
 ) -> None:
     monkeypatch.delenv("TINKER_PROJECT_ID", raising=False)
@@ -218,7 +218,7 @@ async def _awaited(client: everstep.RestClient) -> int:
     return len(awaited.checkpoints) + len(older.checkpoints)
 
 
-def test_results_are_awaited(fake: FakeService) -> None:
+def test_results_can_be_awaited(fake: FakeService) -> None:
     import asyncio
 
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""One script through the official SDK and through ours: the service sees the same requests."""
+"""One script through the official SDK and ours: the service receives the same requests."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def rest(sdk: Any, service: Any) -> list[Any]:
 
 
 def drive(sdk: Any, script: Any) -> tuple[list[Any], FakeService]:
-    """What a script gave, and the service that it ran against."""
+    """Run a script. Returns its results and the service that it ran against."""
     with FakeService() as fake, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fake.config = {"fwdbwd_max_chunk_len": 2}
@@ -132,10 +132,10 @@ def drive(sdk: Any, script: Any) -> tuple[list[Any], FakeService]:
 
 
 def requests_of(fake: FakeService, *, polls: bool) -> list[tuple[Any, ...]]:
-    """What was asked, in order; without what goes on in the background, and versions.
+    """Return the requests in order, without background requests and versions.
 
-    Polls are on their own: those of several chunks go on side by side, in no order. The flags
-    count once: the official SDK asks for them again for its REST client.
+    Polls are compared separately, because those of several chunks run in parallel, in no order. The
+    flags count once, because the official SDK fetches them again for its REST client.
     """
     found = []
     for request in fake.requests:
@@ -160,7 +160,7 @@ def _without_versions(body: Any) -> Any:
 
 
 @pytest.mark.parametrize("script", [train, save, sample, rest], ids=lambda script: script.__name__)
-def test_the_requests_are_those_of_the_official_sdk(
+def test_requests_equal_those_of_the_official_sdk(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TINKER_TAGS", raising=False)

@@ -1,4 +1,4 @@
-"""`sample_stream`: the tokens of a sample as they are drawn, whatever happens to the service."""
+"""`sample_stream`: a sample's tokens as they are drawn, through failures of the service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def held(response: everstep.types.SampleResponse) -> list[list[tuple[int, float]
 
 
 @pytest.mark.slow
-def test_the_streamed_tokens_are_those_of_the_same_sample(service: Service) -> None:
+def test_streamed_tokens_equal_the_samples_tokens(service: Service) -> None:
     client = connect(everstep, service.url)
     sampler = client.create_sampling_client(base_model=PICO).result()
     whole = sampler.sample(PROMPT, 3, PARAMS, topk_sample_logprobs=2).result()
@@ -41,7 +41,7 @@ def test_the_streamed_tokens_are_those_of_the_same_sample(service: Service) -> N
     tokens = list(stream)
     assert sequences(tokens, 3) == held(whole) == held(stream.result())
     assert [t.topk_logprobs for t in tokens if t.sequence == 0] == whole.sequences[0].topk_logprobs
-    assert list(stream) == [], "it has ended"
+    assert list(stream) == [], "the stream has ended"
 
     async def read() -> list[Any]:
         return [token async for token in sampler.sample_stream(PROMPT, PARAMS, 3)]
@@ -54,7 +54,7 @@ def test_the_streamed_tokens_are_those_of_the_same_sample(service: Service) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_service_is_a_pause_in_the_stream(tmp_path: Path) -> None:
+def test_stream_survives_a_killed_service(tmp_path: Path) -> None:
     with Keeper(tmp_path / "home") as keeper:
         client = connect(everstep, keeper.url)
         sampler = client.create_sampling_client(base_model=PICO).result()
@@ -70,7 +70,7 @@ def test_a_killed_service_is_a_pause_in_the_stream(tmp_path: Path) -> None:
         client.close().result()
 
 
-def test_a_service_without_streams_gives_all_tokens_at_the_end(
+def test_stream_of_a_service_without_streams_ends_with_all_tokens(
     client: everstep.ServiceClient, fake: FakeService
 ) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result(GIVE_UP_SECONDS)

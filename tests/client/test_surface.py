@@ -1,4 +1,4 @@
-"""`import everstep as tinker`: every public name, method and parameter of the official SDK."""
+"""Public surface: `import everstep as tinker` has the official SDK's names and parameters."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def public_methods() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", tinker.__all__)
-def test_every_public_name_of_theirs_is_ours(name: str) -> None:
+def test_official_public_names_exist(name: str) -> None:
     assert getattr(everstep, name, None) is not None
     assert name in everstep.__all__
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type_of_theirs_is_ours(name: str) -> None:
+def test_official_types_exist(name: str) -> None:
     assert hasattr(everstep.types, name)
 
 
 @pytest.mark.parametrize(("client", "name"), public_methods())
-def test_every_method_takes_what_theirs_takes(client: str, name: str) -> None:
+def test_methods_take_the_official_parameters(client: str, name: str) -> None:
     theirs, ours = getattr(getattr(tinker, client), name), getattr(getattr(everstep, client), name)
     if not callable(theirs):
         return
@@ -70,22 +70,22 @@ def test_every_method_takes_what_theirs_takes(client: str, name: str) -> None:
 @pytest.mark.parametrize(
     "name", [n for n in TYPES if hasattr(vars(tinker.types)[n], "model_fields")]
 )
-def test_a_type_has_their_fields_and_defaults(name: str) -> None:
+def test_types_have_the_official_fields_and_defaults(name: str) -> None:
     theirs, ours = getattr(tinker.types, name), getattr(everstep.types, name)
     for field, info in theirs.model_fields.items():
         if field == "optim_params":
-            continue  # ours has the two fields under which it travels
+            continue  # ours has its two wire fields instead
         assert field in ours.model_fields, field
         mine = ours.model_fields[field]
         if not theirs.__name__.endswith("Response") and info.is_required():
-            continue  # a request that theirs requires may have a default in ours
+            continue  # a field that theirs requires may have a default in ours
         if not info.is_required() and field != "type":
             assert not mine.is_required(), field
             wanted, given = (f.get_default(call_default_factory=True) for f in (info, mine))
             assert plain(given) == plain(wanted), field
 
 
-def test_the_submodules_can_be_imported() -> None:
+def test_submodules_can_be_imported() -> None:
     from everstep.auth import tinker_has_credentials
     from everstep.types import AdamParams, Datum
 
@@ -95,6 +95,6 @@ def test_the_submodules_can_be_imported() -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_the_names_that_older_scripts_await_are_all_there(client: str) -> None:
+def test_async_aliases_exist(client: str) -> None:
     theirs = {name for name in dir(getattr(tinker, client)) if name.endswith("_async")}
     assert theirs <= set(dir(getattr(everstep, client)))

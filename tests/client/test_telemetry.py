@@ -1,4 +1,4 @@
-"""Telemetry: what a client tells its service of itself, and that it can be switched off."""
+"""Telemetry: the events that a client sends to its service, and how to turn it off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def events(fake: FakeService) -> list[dict[str, Any]]:
     return [event for batch in batches for event in batch["events"]]
 
 
-def test_begin_failures_and_end_are_told(fake: FakeService) -> None:
+def test_session_start_failures_and_end_are_sent(fake: FakeService) -> None:
     with everstep.ServiceClient(base_url=fake.url) as service:
         run = service.create_lora_training_client("fake/model").result(GIVE_UP_SECONDS)
         fake.script("/retrieve_future", failed("wrong shape"), failed("no disk", "server"))
@@ -34,15 +34,15 @@ def test_begin_failures_and_end_are_told(fake: FakeService) -> None:
         assert telemetry is not None
         assert telemetry is run.get_telemetry()
         telemetry.log("epoch", {"number": 1})
-    told = events(fake)
-    kinds = [event.get("event_name") or event["event"] for event in told]
+    sent = events(fake)
+    kinds = [event.get("event_name") or event["event"] for event in sent]
     assert kinds == ["SESSION_START", "user_error", "UNHANDLED_EXCEPTION", "epoch", "SESSION_END"]
-    assert told[1]["event_data"] == {"error_type": "RequestFailedError", "message": "wrong shape"}
-    assert "no disk" in told[2]["traceback"]
-    assert [event["event_session_index"] for event in told] == list(range(5))
+    assert sent[1]["event_data"] == {"error_type": "RequestFailedError", "message": "wrong shape"}
+    assert "no disk" in sent[2]["traceback"]
+    assert [event["event_session_index"] for event in sent] == list(range(5))
 
 
-def test_many_events_go_in_batches(fake: FakeService) -> None:
+def test_events_are_sent_in_batches(fake: FakeService) -> None:
     with everstep.ServiceClient(base_url=fake.url) as service:
         service.create_lora_training_client("fake/model").result(GIVE_UP_SECONDS)
         telemetry = service.get_telemetry()
@@ -52,14 +52,14 @@ def test_many_events_go_in_batches(fake: FakeService) -> None:
     assert [len(request.body["events"]) for request in fake.to("/telemetry")] == [100, 100, 52]
 
 
-def test_a_service_that_does_not_take_them_is_no_harm(fake: FakeService) -> None:
+def test_failing_telemetry_endpoint_is_ignored(fake: FakeService) -> None:
     with everstep.ServiceClient(base_url=fake.url) as service:
         service.create_lora_training_client("fake/model").result(GIVE_UP_SECONDS)
         fake.script("/telemetry", Lost(applied=False))
     assert fake.to("/sessions/session-0/finish")
 
 
-def test_it_can_be_switched_off(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_can_be_turned_off(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
     with everstep.ServiceClient(base_url=fake.url) as service:
         service.create_lora_training_client("fake/model").result(GIVE_UP_SECONDS)

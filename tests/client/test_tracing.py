@@ -1,10 +1,11 @@
-"""What is told of every operation: to hooks, and as OpenTelemetry spans."""
+"""Reports of operations: events for hooks, and OpenTelemetry spans."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -13,7 +14,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import everstep
-from tests.client.conftest import Clock
 from tests.client.fake_service import (
     GIVE_UP_SECONDS,
     MODEL,
@@ -23,6 +23,7 @@ from tests.client.fake_service import (
     Refused,
     failed,
 )
+from tests.client.fixtures import Clock
 
 DATUM = everstep.Datum(
     model_input=everstep.ModelInput.from_ints([1, 2]), loss_fn_inputs={"target_tokens": [2, 3]}
@@ -47,16 +48,16 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
 
 @pytest.fixture
 def events(clock: Clock) -> list[everstep.RequestEvent]:
-    """What hooks were told."""
+    """The events that hooks get."""
     return []
 
 
-def begin(fake: FakeService, told: list[everstep.RequestEvent]) -> everstep.TrainingClient:
-    service = everstep.ServiceClient(base_url=fake.url, api_key="tml-test", hooks=[told.append])
+def begin(fake: FakeService, events: list[everstep.RequestEvent]) -> everstep.TrainingClient:
+    service = everstep.ServiceClient(base_url=fake.url, api_key="tml-test", hooks=[events.append])
     return service.create_lora_training_client(MODEL).result(GIVE_UP_SECONDS)
 
 
-def test_retries_polls_and_times_are_told(
+def test_event_has_retries_polls_and_times(
     fake: FakeService, events: list[everstep.RequestEvent]
 ) -> None:
     run = begin(fake, events)
@@ -73,7 +74,7 @@ def test_retries_polls_and_times_are_told(
         assert 0 <= event.queue_s <= event.accepted_s <= event.duration_s
 
 
-def test_the_wait_for_its_turn_is_told(
+def test_event_has_the_time_in_the_queue(
     fake: FakeService, events: list[everstep.RequestEvent]
 ) -> None:
     run = begin(fake, events)
@@ -82,14 +83,14 @@ def test_the_wait_for_its_turn_is_told(
     first = run.optim_step(everstep.AdamParams())
     second = run.optim_step(everstep.AdamParams())
     held.wait_for_arrival()
-    held.let_go()
+    held.release()
     for future in (first, second):
         future.result(GIVE_UP_SECONDS)
     one, two = sorted(events[1:], key=lambda event: event.seq_id)
     assert one.accepted_s is not None and two.queue_s > one.queue_s
 
 
-def test_what_was_never_accepted_says_so(
+def test_refused_operation_has_no_acceptance_time(
     fake: FakeService, events: list[everstep.RequestEvent]
 ) -> None:
     run = begin(fake, events)
@@ -99,13 +100,13 @@ def test_what_was_never_accepted_says_so(
     assert events[-1].accepted_s is None and events[-1].outcome == "failed"
 
 
-def test_every_operation_is_a_span_under_the_callers(
+def test_operations_are_spans_under_the_callers_span(
     fake: FakeService, events: list[everstep.RequestEvent], spans: InMemorySpanExporter
 ) -> None:
     run = begin(fake, events)
     spans.clear()
     with trace.get_tracer("script").start_as_current_span("epoch") as epoch:
-        futures = [
+        futures: list[everstep.APIFuture[Any]] = [
             run.forward_backward([DATUM], "cross_entropy"),
             run.optim_step(everstep.AdamParams()),
             run.save_state("a"),
@@ -133,19 +134,20 @@ def test_every_operation_is_a_span_under_the_callers(
         }
 
 
-def test_the_trace_is_carried_to_the_service(
+def test_trace_is_propagated_to_the_service(
     fake: FakeService, events: list[everstep.RequestEvent], spans: InMemorySpanExporter
 ) -> None:
     run = begin(fake, events)
     run.optim_step(everstep.AdamParams()).result(GIVE_UP_SECONDS)
     span = spans.get_finished_spans()[-1]
     context = span.get_span_context()
+    assert context is not None
     for request in (fake.to("/optim_step")[0], fake.to("/retrieve_future")[-1]):
         expected = f"00-{context.trace_id:032x}-{context.span_id:016x}-"
         assert request.headers["traceparent"].startswith(expected)
 
 
-def test_a_failure_is_on_its_span(
+def test_failure_is_recorded_on_its_span(
     fake: FakeService, events: list[everstep.RequestEvent], spans: InMemorySpanExporter
 ) -> None:
     run = begin(fake, events)
@@ -158,7 +160,7 @@ def test_a_failure_is_on_its_span(
     assert [event.name for event in span.events] == ["exception"]
 
 
-def test_a_program_that_does_not_trace_loads_nothing_of_it(fake: FakeService) -> None:
+def test_program_without_tracing_loads_no_opentelemetry(fake: FakeService) -> None:
     code = f"""
 import sys, everstep
 service = everstep.ServiceClient(base_url={fake.url!r}, api_key="tml-test", hooks=[print])

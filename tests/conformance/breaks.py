@@ -1,4 +1,4 @@
-"""Services that are wrong in one way each, as code between a client and a real service."""
+"""Faulty services, as code between a client and a real service."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from everstep.wire.paths import SCHEME
-from everstep.wire.proto import (
+from everstep.wire.codecs.proto import (
     decode_forward_backward_output,
     encode_forward_backward_output,
 )
+from everstep.wire.paths import SCHEME
 from tests.conformance.proxy import Answer, Call, Forward, answer, failed
 
 SAVES = ("/save_weights", "/save_weights_for_sampler")
@@ -26,24 +26,24 @@ MISSING = "never-saved"
 
 
 async def drops_optimizer(call: Call, forward: Forward) -> Answer:
-    """Every load is a cold one."""
+    """Every load is cold."""
     if call.path == "/load_weights":
         call = call.with_json(optimizer=None)
     return await forward(call)
 
 
 async def always_optimizer(call: Call, forward: Forward) -> Answer:
-    """No load is a cold one."""
+    """No load is cold."""
     if call.path == "/load_weights" and "/weights/" in call.json["path"]:
         call = call.with_json(optimizer=True)
     return await forward(call)
 
 
 class Torn:
-    """A save reports success, but what is loaded later is the checkpoint before it."""
+    """A save reports success, but a later load returns the checkpoint before it."""
 
     def __init__(self) -> None:
-        self.saved: dict[str, list[str]] = defaultdict(list)
+        self.saved: dict[str, list[str | None]] = defaultdict(list)
 
     async def __call__(self, call: Call, forward: Forward) -> Answer:
         body = call.json
@@ -58,7 +58,7 @@ class Torn:
 
 
 class CollidesKinds:
-    """What is under weights/x is also what is read under sampler_weights/x."""
+    """sampler_weights/x returns the content of weights/x."""
 
     def __init__(self) -> None:
         self.training: set[str] = set()
@@ -69,21 +69,21 @@ class CollidesKinds:
             self.training.add(f"{SCHEME}{body['model_id']}/weights/{body.get('path')}")
         field = {"/load_weights": "path", "/create_sampling_session": "model_path"}.get(call.path)
         if field is not None:
-            twin = body[field].replace("/sampler_weights/", "/weights/")
-            if twin in self.training:
-                call = call.with_json(**{field: twin})
+            training_path = body[field].replace("/sampler_weights/", "/weights/")
+            if training_path in self.training:
+                call = call.with_json(**{field: training_path})
         return await forward(call)
 
 
 async def refuses_overwrite(call: Call, forward: Forward) -> Answer:
-    """The flag is not read."""
+    """The flag is ignored."""
     if call.path == "/save_weights":
         call = call.with_json(overwrite=None)
     return await forward(call)
 
 
 async def always_overwrites(call: Call, forward: Forward) -> Answer:
-    """A taken name is no obstacle."""
+    """A used name is overwritten."""
     if call.path == "/save_weights":
         call = call.with_json(overwrite=True)
     return await forward(call)
@@ -97,26 +97,26 @@ async def keeps_old(call: Call, forward: Forward) -> Answer:
 
 
 async def one_unnamed(call: Call, forward: Forward) -> Answer:
-    """Saves without a name share one."""
+    """Saves without a name share one name."""
     if call.path == "/save_weights" and "path" not in call.json:
         call = call.with_json(path="latest", overwrite=True)
     return await forward(call)
 
 
 async def ignores_ttl(call: Call, forward: Forward) -> Answer:
-    """ttl_seconds is accepted, whatever it is, and forgotten."""
+    """Any ttl_seconds is accepted and ignored."""
     if call.path in SAVES:
         call = call.with_json(ttl_seconds=None)
     return await forward(call)
 
 
 async def forgets_changed_ttl(call: Call, forward: Forward) -> Answer:
-    """A change of ttl_seconds is acknowledged, and that is all."""
+    """A change of ttl_seconds is acknowledged and ignored."""
     return Answer(204) if call.path.endswith("/ttl") else await forward(call)
 
 
 async def samples_anything(call: Call, forward: Forward) -> Answer:
-    """A path that names nothing is sampled from as if it named the base model."""
+    """A sampler on a path that names nothing samples from the base model."""
     got = await forward(call)
     if call.path == "/create_sampling_session" and got.status == 404:
         got = answer(200, sampling_session_id=f"{call.json['session_id']}:sample:base")
@@ -124,22 +124,22 @@ async def samples_anything(call: Call, forward: Forward) -> Answer:
 
 
 class ConflictsWithItself:
-    """A retried save finds its own name taken."""
+    """A retried save conflicts with its own name."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, int]] = set()
 
     async def __call__(self, call: Call, forward: Forward) -> Answer:
         if call.path in SAVES:
-            assert call.place is not None
-            if call.place in self.seen:
+            assert call.operation is not None
+            if call.operation in self.seen:
                 return answer(409, detail="Checkpoint with the same name already exists.")
-            self.seen.add(call.place)
+            self.seen.add(call.operation)
         return await forward(call)
 
 
 class AcceptsNames:
-    """Any text is a name."""
+    """Any text is accepted as a name."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -153,7 +153,7 @@ class AcceptsNames:
 
 
 async def resolves_paths(call: Call, forward: Forward) -> Answer:
-    """A path is decoded and shortened, then read."""
+    """A path is decoded and normalised before it is parsed."""
     for field in ("path", "tinker_path", "model_path"):
         value = call.json.get(field)
         if call.path not in SAVES and isinstance(value, str) and value.startswith(SCHEME):
@@ -163,33 +163,33 @@ async def resolves_paths(call: Call, forward: Forward) -> Answer:
 
 
 async def resolves_deletions(call: Call, forward: Forward) -> Answer:
-    """The same of an address."""
+    """The path of a deletion is decoded and normalised."""
     if call.method == "DELETE":
         call = replace(call, path=posixpath.normpath(unquote(call.path)))
     return await forward(call)
 
 
 async def deletes_nothing(call: Call, forward: Forward) -> Answer:
-    """A deletion is acknowledged, and that is all."""
+    """A deletion is acknowledged and ignored."""
     return Answer(204) if call.method == "DELETE" else await forward(call)
 
 
 class ArrivalOrder:
-    """Operations are executed as they come."""
+    """Operations are executed in the order of arrival."""
 
     def __init__(self) -> None:
-        self.places: dict[str, dict[int, int]] = defaultdict(dict)
+        self.assigned: dict[str, dict[int, int]] = defaultdict(dict)
 
     async def __call__(self, call: Call, forward: Forward) -> Answer:
-        if call.place is not None:
-            model_id, seq_id = call.place
-            places = self.places[model_id]
-            call = call.with_seq_id(places.setdefault(seq_id, len(places) + 1))
+        if call.operation is not None:
+            model_id, seq_id = call.operation
+            assigned = self.assigned[model_id]
+            call = call.with_seq_id(assigned.setdefault(seq_id, len(assigned) + 1))
         return await forward(call)
 
 
 class Inserting:
-    """Base of those that put operations of their own into a run."""
+    """Base of services that insert operations into a run."""
 
     def __init__(self) -> None:
         self.last: dict[str, int] = defaultdict(int)
@@ -197,14 +197,14 @@ class Inserting:
 
     async def __call__(self, call: Call, forward: Forward) -> Answer:
         call = await self.before(call, forward)
-        if call.place is not None:
-            model_id, seq_id = call.place
+        if call.operation is not None:
+            model_id, seq_id = call.operation
             call = call.with_seq_id(seq_id + self.shift[model_id])
             self.last[model_id] = max(self.last[model_id], seq_id)
         return await forward(call)
 
     def inserted(self, model_id: str) -> int:
-        """A place after all that have been taken."""
+        """Return a sequence id after all that were used."""
         self.shift[model_id] += 1
         return self.last[model_id] + self.shift[model_id]
 
@@ -213,16 +213,16 @@ class Inserting:
 
 
 class AppliesTwice(Inserting):
-    """A retried operation is another one."""
+    """A retried operation is applied again."""
 
     async def before(self, call: Call, forward: Forward) -> Call:
-        if call.place is not None and call.place[1] <= self.last[call.place[0]]:
-            self.shift[call.place[0]] += 1
+        if call.operation is not None and call.operation[1] <= self.last[call.operation[0]]:
+            self.shift[call.operation[0]] += 1
         return call
 
 
 class SamplingLoads(Inserting):
-    """Sampling from a checkpoint of a run puts that checkpoint into the live run."""
+    """Sampling from a checkpoint loads it into the live run."""
 
     async def before(self, call: Call, forward: Forward) -> Call:
         path = call.json.get("model_path")
@@ -235,7 +235,7 @@ class SamplingLoads(Inserting):
 
 
 class SamplersFollow:
-    """A sampler gives what was saved last of its run."""
+    """A sampler uses the latest sampler checkpoint of its run."""
 
     def __init__(self) -> None:
         self.run_of: dict[str, str] = {}
@@ -254,7 +254,7 @@ class SamplersFollow:
 
 
 class SaysFailed:
-    """Base of those that do something, and say that it failed."""
+    """Base of services that execute an operation and report a failure."""
 
     def __init__(self) -> None:
         self.lies: set[str] = set()
@@ -275,7 +275,7 @@ class SaysFailed:
 
 
 class LeavesGradient(SaysFailed):
-    """Of a pass that fails, the datums before the bad one have left their gradients."""
+    """Of a failed pass, the datums before the bad one leave their gradients."""
 
     def changed(self, call: Call) -> Call | None:
         message = call.training_pass
@@ -290,7 +290,7 @@ class LeavesGradient(SaysFailed):
 
 
 class LoadsAnything(SaysFailed):
-    """A load of nothing leaves a run that is reset, or that should not exist.
+    """A load of a missing checkpoint resets a run, or creates one.
 
     Args:
         field: ``model_id`` for loads into live runs, ``session_id`` for new ones.
@@ -312,7 +312,7 @@ class LoadsAnything(SaysFailed):
 
 
 async def hides_flags(call: Call, forward: Forward) -> Answer:
-    """weights_info is without the train flags."""
+    """weights_info lacks the train flags."""
     got = await forward(call)
     if call.path == "/weights_info" and got.status == 200:
         kept = {name: value for name, value in got.json.items() if not name.startswith("train_")}
@@ -321,14 +321,14 @@ async def hides_flags(call: Call, forward: Forward) -> Answer:
 
 
 async def knows_json_only(call: Call, forward: Forward) -> Answer:
-    """Not wrong, only older: no protobuf either way."""
+    """An older service without protobuf, which is not wrong."""
     if call.training_pass is not None:
         return answer(415, detail="Send JSON.")
     return await forward(replace(call, accept="application/json"))
 
 
 class Noisy:
-    """The same computation gives a little different numbers each time."""
+    """The same computation gives slightly different numbers each time."""
 
     def __init__(self, size: float) -> None:
         self.size = size
@@ -354,7 +354,7 @@ class Noisy:
 
 
 class Tenants:
-    """Keys are told apart, which the service behind does not do.
+    """Keys are distinguished, which the service behind does not do.
 
     Args:
         open_to_all: a method that is not guarded.

@@ -1,9 +1,8 @@
-"""A proxy in front of a real service that breaks one promise, or several."""
+"""A proxy in front of a real service that breaks one promise or several."""
 
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,18 +16,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from everstep.wire.arrays import pb
-from everstep.wire.proto import PROTOBUF
+from everstep.server.serve import listen
+from everstep.wire.codecs.arrays import pb
+from everstep.wire.codecs.proto import PROTOBUF
 
 PREFIX = "/api/v1"
-_TOLD = ("user-agent", "x-stainless-", "x-tinker-", "x-idempotency-key", "content-encoding")
+_FORWARDED = (
+    "user-agent",
+    "x-stainless-",
+    "x-tinker-",
+    "x-idempotency-key",
+    "content-encoding",
+)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way to the service; ``path`` is below /api/v1, as it was sent.
+    """A request to the service. ``path`` is below /api/v1, as it was sent.
 
-    ``others`` are headers that tell of the client and of its request.
+    ``others`` are headers about the client and its request.
     """
 
     method: str
@@ -41,12 +47,12 @@ class Call:
 
     @property
     def json(self) -> dict[str, Any]:
-        """Its body, where it is JSON."""
+        """Its body, if it is JSON."""
         return json.loads(self.body) if self.body and "json" in self.content_type else {}
 
     @property
     def training_pass(self) -> Any:
-        """Its body as a ForwardBackwardRequest; None where it is none."""
+        """Its body as a ForwardBackwardRequest, or None if it isn't one."""
         if not self.content_type.startswith(PROTOBUF):
             return None
         message = pb.ForwardBackwardRequest()
@@ -54,7 +60,7 @@ class Call:
         return message
 
     @property
-    def place(self) -> tuple[str, int] | None:
+    def operation(self) -> tuple[str, int] | None:
         """Run and sequence id of a training operation."""
         message = self.training_pass
         if message is not None:
@@ -63,12 +69,12 @@ class Call:
         return (body["model_id"], body["seq_id"]) if {"model_id", "seq_id"} <= set(body) else None
 
     def with_json(self, **changes: Any) -> Call:
-        """The call with members changed; None takes one away."""
+        """Return the call with fields changed. None removes one."""
         content = {k: v for k, v in {**self.json, **changes}.items() if v is not None}
         return replace(self, body=json.dumps(content).encode(), content_type="application/json")
 
     def with_seq_id(self, seq_id: int) -> Call:
-        """The call at another place of its run."""
+        """Return the call with another sequence id."""
         message = self.training_pass
         if message is None:
             return self.with_json(seq_id=seq_id)
@@ -78,7 +84,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back."""
+    """A response."""
 
     status: int
     body: bytes = b""
@@ -86,17 +92,17 @@ class Answer:
 
     @property
     def json(self) -> dict[str, Any]:
-        """Its body, where it is JSON."""
+        """Its body, if it is JSON."""
         return json.loads(self.body) if self.body and "json" in self.content_type else {}
 
 
 def answer(status: int, **content: Any) -> Answer:
-    """An answer in JSON."""
+    """Return a JSON response."""
     return Answer(status, json.dumps(content).encode())
 
 
 def failed(text: str) -> Answer:
-    """The answer of a failed future."""
+    """Return the response of a failed future."""
     return answer(200, error=text, category="user")
 
 
@@ -105,7 +111,7 @@ Break = Callable[[Call, Forward], Awaitable[Answer]]
 
 
 class Recorder:
-    """Breaks nothing, and sees the requests that pass: where each went, and in which form."""
+    """Breaks nothing, and records the requests."""
 
     def __init__(self) -> None:
         self.seen: list[Call] = []
@@ -119,17 +125,17 @@ class Recorder:
 
 
 class Proxy:
-    """Runs in a thread until it is left.
+    """Runs in a thread until the context ends.
 
     Args:
         upstream: the service's address.
-        breaks: what is wrong with it; the first sees a request first.
+        breaks: its faults. The first one sees a request first.
     """
 
     def __init__(self, upstream: str, *breaks: Break) -> None:
         self._upstream = upstream + PREFIX
         self._breaks = breaks
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         methods = ["GET", "POST", "PUT", "DELETE"]
         app = Starlette(
@@ -168,7 +174,7 @@ class Proxy:
             headers.get("content-type", ""),
             headers.get("accept", ""),
             headers.get("x-api-key", ""),
-            {name: value for name, value in headers.items() if name.startswith(_TOLD)},
+            {name: value for name, value in headers.items() if name.startswith(_FORWARDED)},
         )
         forward: Forward = self._send
         for each in reversed(self._breaks):

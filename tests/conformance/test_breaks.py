@@ -1,7 +1,7 @@
-"""The checks can fail: services with one thing wrong, and exactly the checks that should say so.
+"""The checks can fail: services with one fault each, and exactly the checks that detect it.
 
-Each runs the checks that have to fail, and their neighbours that have to hold all the same. The
-last test runs all checks against many faults at once.
+Each test runs the checks that have to fail, and related ones that have to pass. The last one runs
+all checks against many faults at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 KEY = "tml-conformance"
 RESUME = "exact-resume exact-resume-pending exact-resume-live"
 
-# what is wrong, the checks that have to fail, neighbours that have to hold
+# the fault, the checks that have to fail, related checks that have to pass
 CASES: list[tuple[Callable[[], Break], str, str]] = [
     (
         lambda: breaks.drops_optimizer,
@@ -46,7 +46,7 @@ CASES: list[tuple[Callable[[], Break], str, str]] = [
     (breaks.SamplingLoads, "sampling-leaves-run", "sampler-stays"),
 ]
 
-# wrong at once, none in the way of another, and how the checks of each begin to tell it
+# faults that don't interfere, each with its checks and the beginning of their details
 TOGETHER: list[tuple[Callable[[], Break], dict[str, str]]] = [
     (lambda: breaks.keeps_old, {"overwrite": "After an overwrite the name does not give the new"}),
     (lambda: breaks.one_unnamed, {"unnamed-save": "Two saves without a name got one path."}),
@@ -57,16 +57,16 @@ TOGETHER: list[tuple[Callable[[], Break], dict[str, str]]] = [
     ),
     (
         lambda: breaks.samples_anything,
-        {"sampling-of-kinds": "A sampler on nothing was not refused."},
+        {"sampling-of-kinds": "A sampler on a path that names nothing was not refused."},
     ),
     (breaks.AcceptsNames, {"bad-names": "A checkpoint could be named ''."}),
-    (lambda: breaks.resolves_paths, {"bad-paths": "A run could be created from a path that is"}),
+    (lambda: breaks.resolves_paths, {"bad-paths": "A run could be created from an invalid path."}),
     (lambda: breaks.hides_flags, {"lora-flags": "weights_info of the checkpoint: train_attn is"}),
     (
         breaks.ConflictsWithItself,
         {
-            "retried-save": "A save_weights that was sent again failed.",
-            "retried-sampler": "A save for sampling that was sent again failed.",
+            "retried-save": "A retried save_weights failed.",
+            "retried-sampler": "A retried save for sampling failed.",
         },
     ),
     (
@@ -80,30 +80,33 @@ TOGETHER: list[tuple[Callable[[], Break], dict[str, str]]] = [
     (
         breaks.ArrivalOrder,
         {
-            "chunk-order": "Chunks were not executed by their seq_id.",
+            "chunk-order": "Chunks were not executed in the order of their seq_id.",
             "gaps-wait": "An operation did not wait for the one before it.",
         },
     ),
-    (breaks.SamplersFollow, {"sampler-stays": "A sampler changed when its run was trained on."}),
+    (
+        breaks.SamplersFollow,
+        {"sampler-stays": "A sampler changed when its run was trained"},
+    ),
 ]
 
 
 def results(target: Target, names: Sequence[str]) -> dict[str, Result]:
-    """What came of these checks; of all of them where none is named."""
+    """Return the results of these checks, or of all of them if none is named."""
     with opened(target) as bench:
         return {result.name: result for result in run(bench, chosen(names))}
 
 
 def failing(found: dict[str, Result]) -> set[str]:
-    """Those that failed; an error would be a check that could not tell, and is none of these."""
-    told = {name: (r.detail, r.sent, r.came_back) for name, r in found.items() if r.bad}
-    errors = {name: told[name] for name, r in found.items() if r.verdict is Verdict.ERROR}
+    """Return the checks that failed. None may end in an error, which would be a missing verdict."""
+    details = {name: (r.detail, r.sent, r.came_back) for name, r in found.items() if r.bad}
+    errors = {name: details[name] for name, r in found.items() if r.verdict is Verdict.ERROR}
     assert not errors
-    return set(told)
+    return set(details)
 
 
 @pytest.mark.parametrize(("wrong", "fail", "hold"), CASES, ids=[case[1] for case in CASES])
-def test_a_broken_service_fails_exactly_the_checks_of_what_it_breaks(
+def test_broken_service_fails_exactly_the_checks_of_its_fault(
     service: Service, wrong: Callable[[], Break], fail: str, hold: str
 ) -> None:
     with Proxy(service.url, wrong()) as proxy:
@@ -114,7 +117,7 @@ def test_a_broken_service_fails_exactly_the_checks_of_what_it_breaks(
         assert found[name].sent or found[name].came_back
 
 
-def test_noise_fails_what_has_to_be_exact_and_nothing_else_and_says_how_much(
+def test_noise_only_fails_exact_checks_and_is_quantified(
     service: Service,
 ) -> None:
     hold = "optimizer-restored cold-load chunk-order overwrite"
@@ -128,7 +131,7 @@ def test_noise_fails_what_has_to_be_exact_and_nothing_else_and_says_how_much(
         assert 1e-6 < by < 3e-5
 
 
-def test_a_service_without_protobuf_is_looked_at_in_json(service: Service) -> None:
+def test_service_without_protobuf_is_checked_in_json(service: Service) -> None:
     names = ["exact-resume", "optimizer-restored", "failed-operation", "same-name-apart"]
     with Proxy(service.url, breaks.knows_json_only) as proxy:
         found = results(Target(proxy.url, KEY), names)
@@ -137,7 +140,7 @@ def test_a_service_without_protobuf_is_looked_at_in_json(service: Service) -> No
     )
 
 
-def test_two_keys_are_apart_or_they_are_not(service: Service) -> None:
+def test_isolation_of_two_keys_is_checked(service: Service) -> None:
     def isolation(url: str) -> Result:
         return results(Target(url, KEY, "tml-another"), ["isolation"])["isolation"]
 
@@ -154,16 +157,17 @@ def test_two_keys_are_apart_or_they_are_not(service: Service) -> None:
         )
 
 
-def test_of_all_checks_only_those_fail_that_look_at_what_is_wrong(service: Service) -> None:
+@pytest.mark.long(reason="the whole suite of checks against a faulty service")
+def test_many_faults_fail_exactly_their_checks(service: Service) -> None:
     with Proxy(service.url, *(wrong() for wrong, _ in TOGETHER)) as proxy:
         found = results(Target(proxy.url, KEY), [])
-    expected = {name: text for _, told in TOGETHER for name, text in told.items()}
+    expected = {name: text for _, details in TOGETHER for name, text in details.items()}
     assert failing(found) == set(expected)
     for name, text in expected.items():
         assert found[name].detail.startswith(text)
 
 
-def test_every_check_is_seen_to_fail() -> None:
+def test_every_check_has_a_failing_service() -> None:
     seen = {name for _, fail, _ in CASES for name in fail.split()}
-    seen |= {name for _, told in TOGETHER for name in told} | {"isolation"}
+    seen |= {name for _, details in TOGETHER for name in details} | {"isolation"}
     assert {check.name for check in all_checks()} == seen

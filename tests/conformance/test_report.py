@@ -1,4 +1,4 @@
-"""What a report says to programs: JSON, JUnit XML, the exit code; and what the command takes."""
+"""Reports for programs: JSON, JUnit XML, the exit code, and the command's options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from everstep.cli import app
+from everstep.cli.app import app
 from everstep.conformance import Report, Result, Target, UnknownCheck, Verdict, all_checks, chosen
 from everstep.conformance.numbers import Point, difference
 from everstep.conformance.operations import Outcome
 from everstep.conformance.transport import Exchange, short
-from everstep.conformance.verdicts import Broken, NotSupported, Stuck
+from everstep.conformance.verdicts import CheckError, NotSupported, PromiseBroken
 
 PASSED = Result("a", "A holds.", Verdict.PASS, seconds=0.25)
 FAILED = Result("b", "B holds.", Verdict.FAIL, "It < does & not\x00.", "POST /x", "200 {}", 0.5)
@@ -34,13 +34,13 @@ def report(*results: Result) -> Report:
     ("results", "code"),
     [((), 0), ((PASSED, ABSENT), 0), ((PASSED, FAILED), 1), ((PASSED, STUCK), 1)],
 )
-def test_only_failures_and_errors_make_the_exit_code_1(
+def test_exit_code_is_1_for_failures_and_errors_only(
     results: tuple[Result, ...], code: int
 ) -> None:
     assert report(*results).exit_code == code
 
 
-def test_the_json_report_holds_every_result(tmp_path: Path) -> None:
+def test_json_report_contains_every_result(tmp_path: Path) -> None:
     report(PASSED, FAILED, ABSENT, STUCK).write_json(tmp_path / "r.json")
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["counts"] == {"pass": 1, "fail": 1, "not supported": 1, "error": 1}
@@ -56,7 +56,7 @@ def test_the_json_report_holds_every_result(tmp_path: Path) -> None:
     }
 
 
-def test_the_junit_report_is_xml_whatever_a_service_answered(tmp_path: Path) -> None:
+def test_junit_report_is_valid_xml_for_any_response(tmp_path: Path) -> None:
     report(PASSED, FAILED, ABSENT, STUCK).write_junit(tmp_path / "r.xml")
     root = ElementTree.parse(tmp_path / "r.xml").getroot()
     assert root.tag == "testsuites"
@@ -77,7 +77,7 @@ def test_the_junit_report_is_xml_whatever_a_service_answered(tmp_path: Path) -> 
     assert failure.text == "B holds.\nsent: POST /x\ncame back: 200 {}"
 
 
-def test_differences_are_of_bits_and_say_by_how_much() -> None:
+def test_differences_compare_bits_and_are_quantified() -> None:
     def point(*values: float, loss: float = 1.0) -> Point:
         return Point(np.asarray(values, np.float32), loss)
 
@@ -91,13 +91,13 @@ def test_differences_are_of_bits_and_say_by_how_much() -> None:
     assert not apart.within(0.2)
     assert apart.within(0.25)
     zeros = difference([point(0.0)], [point(-0.0)])
-    assert zeros.count == 1, "equal numbers of other bits are not the same"
+    assert zeros.count == 1, "equal numbers with different bits differ"
     assert math.isinf(difference([point(1)], [point(1, 2)]).largest)
     assert math.isinf(difference([point(math.nan)], [point(1)]).largest)
     assert not difference([point(1)], []).within(1e9)
 
 
-def test_a_failure_has_to_be_the_requests_own_fault_and_say_why() -> None:
+def test_failure_has_to_blame_the_request_and_have_a_message() -> None:
     def outcome(error: str, category: str | None, status: int = 200) -> Outcome:
         return Outcome("POST /x", "…", False, {}, None, error, category, status)
 
@@ -109,15 +109,15 @@ def test_a_failure_has_to_be_the_requests_own_fault_and_say_why() -> None:
         outcome(" ", "user"),
         Outcome("POST /x", "…", True, {}),
     ):
-        with pytest.raises(Broken):
+        with pytest.raises(PromiseBroken):
             wrong.must_blame_user("It was refused.")
-    with pytest.raises(Stuck):
-        outcome("broke", "server").needed("A save")
+    with pytest.raises(CheckError):
+        outcome("broke", "server").require("A save")
     with pytest.raises(NotSupported):
-        outcome("", None, 405).needed("A save")
+        outcome("", None, 405).require("A save")
 
 
-def test_what_was_sent_and_came_back_is_short_and_on_one_line() -> None:
+def test_request_and_response_are_recorded_on_one_short_line() -> None:
     assert short("a\n  b") == "a b"
     assert len(short("x" * 10_000)) == 400
     answer = Exchange("GET /x", 200, "application/x-protobuf", b"123")
@@ -125,25 +125,25 @@ def test_what_was_sent_and_came_back_is_short_and_on_one_line() -> None:
     assert Exchange("GET /x", 404, "application/json", b"[1]").json() == {}
 
 
-def test_checks_have_names_of_their_own_and_say_a_sentence() -> None:
+def test_checks_have_unique_names_and_a_sentence() -> None:
     checks = all_checks()
     assert len({check.name for check in checks}) == len(checks) >= 30
     for check in checks:
         assert check.promise.endswith(".")
-        assert check.body.__doc__, f"{check.name} does not say how it looks"
+        assert check.body.__doc__, f"{check.name} has no docstring"
     assert [check.name for check in chosen(["ttl", "exact-resume"])] == ["exact-resume", "ttl"]
     with pytest.raises(UnknownCheck, match="'nothing'"):
         chosen(["nothing"])
 
 
-def test_every_check_is_in_the_guide_and_the_guide_names_no_other() -> None:
+def test_guide_lists_exactly_the_checks() -> None:
     guide = Path(__file__).parents[2] / "docs" / "guides" / "conformance.md"
     rows = [line.split("`")[1] for line in guide.read_text().splitlines() if line[:3] == "| `"]
     names = [check.name for check in all_checks()]
     assert [row for row in rows if not row.startswith("--")] == names
 
 
-def test_the_command_lists_its_checks_and_refuses_what_it_does_not_know() -> None:
+def test_command_lists_checks_and_rejects_unknown_ones() -> None:
     listed = CliRunner().invoke(app, ["conformance", "--list"])
     assert listed.exit_code == 0
     for check in all_checks():
@@ -152,14 +152,14 @@ def test_the_command_lists_its_checks_and_refuses_what_it_does_not_know() -> Non
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "ftp://127.0.0.1"])
-def test_a_service_that_is_not_there_is_one_line_and_exit_code_1(url: str) -> None:
+def test_unreachable_service_is_one_line_and_exit_code_1(url: str) -> None:
     done = CliRunner().invoke(app, ["conformance", "--base-url", url])
     assert done.exit_code == 1
     assert done.stderr.startswith("everstep: no answer to ")
     assert done.stderr.count("\n") == 1
 
 
-def test_the_checks_need_nothing_of_a_service() -> None:
+def test_checks_import_nothing_of_a_service() -> None:
     code = (
         "import sys, everstep.conformance as c; c.all_checks(); "
         "heavy = {'torch', 'fastapi', 'sqlalchemy', 'everstep.client', 'everstep.server'}; "

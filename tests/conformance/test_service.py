@@ -1,4 +1,4 @@
-"""Our own service keeps every promise that the checks look at."""
+"""Everstep's own service keeps every promise that the checks test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 MAY_BE_ABSENT = {"ttl-change", "isolation"}
 
 
-def test_everything_passes_or_is_not_there_for_a_stated_reason(
+@pytest.mark.long(reason="every check of the suite against a real service")
+def test_every_check_passes_or_is_not_supported_for_a_reason(
     service: Service, tmp_path: Path
 ) -> None:
     listed = f"{service.url}/api/v1/checkpoints"

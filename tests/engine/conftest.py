@@ -16,7 +16,7 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.qwen3 import Qwen3Config
 
 from everstep.engine import Model, load_model
-from everstep.engine.pico import write_pico
+from everstep.engine.models.pico import write_pico
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -48,7 +48,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
         initializer_range=0.1,
     ),
     "gpt-neox": GPTNeoXConfig(**SMALL),
-    "gemma2": Gemma2Config(  # windows in every other layer, bent scores and logits
+    "gemma2": Gemma2Config(  # windows in every other layer, softcapped scores and logits
         **GROUPED, head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=2.0
     ),
     "gemma3": Gemma3TextConfig(
@@ -101,5 +101,5 @@ def model(family: str, directories: dict[str, Path]) -> Model:
 
 @pytest.fixture(scope="session")
 def llama(directories: dict[str, Path]) -> Model:
-    """For what doesn't depend on the family."""
+    """The model for tests that do not depend on the family."""
     return load_model("llama", str(directories["llama"]), device="cpu")

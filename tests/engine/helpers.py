@@ -1,4 +1,4 @@
-"""What the tests of the engine share: datums, training steps, sampling to the end."""
+"""Helpers of the engine's tests: datums, training steps, complete samples."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from everstep.engine import (
     forward_backward,
     optim_step,
 )
-from everstep.engine.sample_validation import check_sample
-from everstep.engine.state import Adapter
-from everstep.wire.passes import Example
-from everstep.wire.proto import SampleOutput
+from everstep.engine.run_state import Adapter
+from everstep.engine.sampling.validation import check_sample
+from everstep.wire.codecs.proto import SampleOutput
+from everstep.wire.messages.passes import Example
 
 CONFIG = AdapterConfig(rank=4, seed=3)
 BYTES = 256
-"""Every tiny model's vocabulary holds these ids."""
+"""Ids below this number are in every tiny model's vocabulary."""
 
 
 def finish(steps: Generator[None, None, Any]) -> Any:
@@ -52,20 +52,29 @@ def examples(seed: int = 0, lengths: tuple[int, ...] = (9, 17, 5)) -> list[Examp
 
 
 def forward(model: Model, state: RunState, data: Sequence[Example]) -> PassResult:
-    return finish(forward_backward(model, state, data, "cross_entropy", {}, backward=False))
+    return _cross_entropy(model, state, data, backward=False)
 
 
 def backward(model: Model, state: RunState, data: Sequence[Example]) -> PassResult:
-    return finish(forward_backward(model, state, data, "cross_entropy", {}, backward=True))
+    return _cross_entropy(model, state, data, backward=True)
+
+
+def _cross_entropy(
+    model: Model, state: RunState, data: Sequence[Example], *, backward: bool
+) -> PassResult:
+    steps = forward_backward(model, state, data, "cross_entropy", {}, backward=backward)
+    result: PassResult = finish(steps)
+    assert data and len(result.outputs) == len(data)
+    return result
 
 
 def buffers(state: RunState) -> dict[str, bytes]:
-    """Everything that a run holds, as bytes."""
+    """Return all buffers of a run as bytes."""
     return {name: buffer.numpy().tobytes() for name, buffer in state.arena.buffers.items()}
 
 
 def trained(model: Model, seed: int = 3, steps: int = 2, rate: float = 0.01) -> RunState:
-    """A run whose B is no longer zero."""
+    """Train a run for a few steps, so that its B is not zero."""
     state = model.new_run(AdapterConfig(rank=4, seed=seed))
     for step in range(steps):
         backward(model, state, examples(1000 * seed + step))
@@ -74,7 +83,7 @@ def trained(model: Model, seed: int = 3, steps: int = 2, rate: float = 0.01) -> 
 
 
 def files(state: RunState, *, optimizer: bool) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """A checkpoint's files, and what else a restore needs."""
+    """Return a checkpoint's files and metadata."""
     capture = state.capture(optimizer=optimizer)
     content = {n: b"".join(bytes(c) for c in chunks) for n, chunks in capture.files().items()}
     capture.release()
@@ -87,7 +96,7 @@ def adapter(model: Model, state: RunState) -> Adapter:
 
 
 def random_adapter(model: Model, seed: int, size: float = 0.05) -> Adapter:
-    """An adapter that moves every logit."""
+    """Create an adapter that changes every logit."""
     state = model.new_run(AdapterConfig(rank=4, seed=seed))
     noise = torch.Generator().manual_seed(seed)
     state.arena.buffers["params"].normal_(0, size, generator=noise)
@@ -97,7 +106,7 @@ def random_adapter(model: Model, seed: int, size: float = 0.05) -> Adapter:
 def sample_all(
     model: Model, requests: Sequence[tuple[SampleSpec, Adapter | None]]
 ) -> list[SampleOutput]:
-    """Sample requests that come one after another, each while the others go on."""
+    """Sample requests that arrive one after another, each while the earlier ones continue."""
     batch = SamplingBatch(model)
     finished = []
     for index, (spec, used) in enumerate(requests):
@@ -115,8 +124,17 @@ def sample_all(
     for index in range(len(requests)):
         outcome = found[str(index)]
         assert isinstance(outcome, SampleOutput), outcome
+        check_sequences(outcome, requests[index][0])
         outputs.append(outcome)
     return outputs
+
+
+def check_sequences(output: SampleOutput, spec: SampleSpec) -> None:
+    """Check that an output holds every sequence, so that a loop over them checks something."""
+    assert len(output.sequences) == spec.num_samples > 0
+    for sequence in output.sequences:
+        assert len(sequence.tokens) == len(sequence.logprobs)
+        assert len(sequence.tokens) > 0 or spec.max_tokens == 0
 
 
 def sample(model: Model, spec: SampleSpec, used: Adapter | None = None) -> SampleOutput:

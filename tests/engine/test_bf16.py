@@ -1,6 +1,6 @@
-"""With bfloat16 base weights the same bits hold as with float32; only the distance to PEFT grows.
+"""bfloat16 base weights: the promises of exactness hold, and only the distance to PEFT grows.
 
-`docs/numerics.md` states this; with these numbers.
+`docs/numerics.md` states these tolerances.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from everstep.engine import (
     load_model,
     optim_step,
 )
-from everstep.engine.lora import Binding, Bound, LoraProjection
-from everstep.engine.state import Adapter
+from everstep.engine.models.lora import AdapterBinding, BoundAdapter, LoraProjection
+from everstep.engine.run_state import Adapter
 from tests.engine.helpers import (
     adapter,
     backward,
@@ -36,11 +36,11 @@ from tests.engine.helpers import (
 from tests.engine.test_reference import distance, export, reference, reference_loss, trainable
 
 LOSS = 1e-3
-"""Of PEFT's summed loss."""
+"""Relative difference to PEFT's summed loss."""
 GRADIENTS = 3e-2
-"""Norm of the difference to PEFT's gradients, of their norm."""
+"""Norm of the difference to PEFT's gradients, relative to their norm."""
 LOGPROBS = 3e-2
-"""Between a prompt's logprobs and the trainer's: what rounding a logit to bfloat16 can move."""
+"""Difference of a prompt's logprobs to the trainer's, from rounding logits to bfloat16."""
 STEP = AdamParams(learning_rate=0.01, weight_decay=0.1, grad_clip_norm=1.0)
 
 
@@ -54,7 +54,7 @@ def half(name: str, directories: dict[str, Path]) -> Model:
     return load_model(name, str(directories[name]), device="cpu", dtype="bfloat16")
 
 
-def test_base_weights_are_bfloat16_and_everything_of_a_run_float32(half: Model) -> None:
+def test_base_weights_are_bfloat16_and_runs_are_float32(half: Model) -> None:
     state = trained(half)
     assert half.info.dtype == "bfloat16"
     projections = [p for p in half.module.parameters() if p.ndim > 1]
@@ -71,14 +71,14 @@ def test_the_low_rank_product_is_computed_in_float32() -> None:
     base.weight.data.zero_()
     x = torch.randn(16, 16, generator=random).bfloat16()
     a, b = torch.randn(4, 16, generator=random), torch.randn(24, 4, generator=random)
-    binding = Binding()
+    binding = AdapterBinding()
     projection = LoraProjection(base, "p", binding)
-    with torch.no_grad(), binding.to(Bound({"p": (a, b)}, 0.37)):
+    with torch.no_grad(), binding.bind(BoundAdapter({"p": (a, b)}, 0.37)):
         found = projection(x)
     assert torch.equal(found, ((x.float() @ a.T @ b.T) * 0.37).bfloat16())
 
 
-def test_neighbours_dont_matter_to_a_sample(half: Model) -> None:
+def test_a_sample_has_the_same_bits_alone_and_among_others(half: Model) -> None:
     used: list[Adapter | None] = [None, random_adapter(half, 1), random_adapter(half, 2)]
     random = np.random.default_rng(5)
     requests = [
@@ -86,21 +86,22 @@ def test_neighbours_dont_matter_to_a_sample(half: Model) -> None:
             SampleSpec(
                 random.integers(0, 256, int(random.integers(2, 30))),
                 int(random.integers(1, 6)),
-                max_tokens=int(random.integers(6, 20)),
+                max_tokens=int(random.integers(5, 12)),
                 seed=index,
             ),
             used[index % 3],
         )
-        for index in range(9)
+        for index in range(6)
     ]
     for request, among in zip(requests, sample_all(half, requests), strict=True):
         alone = sample(half, *request)
+        assert alone.sequences
         for one, other in zip(alone.sequences, among.sequences, strict=True):
             assert one.tokens.tobytes() == other.tokens.tobytes()
             assert one.logprobs.tobytes() == other.logprobs.tobytes()
 
 
-def test_runs_that_take_turns_equal_each_alone(half: Model) -> None:
+def test_interleaved_runs_equal_each_run_alone(half: Model) -> None:
     def step(index: int, number: int) -> None:
         backward(half, states[index], examples(10 * index + number))
         optim_step(states[index], STEP)
@@ -120,7 +121,7 @@ def test_runs_that_take_turns_equal_each_alone(half: Model) -> None:
 
 
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_restored_run_goes_on_with_the_same_bits(half: Model, pending: bool) -> None:
+def test_a_restored_run_continues_with_the_same_bits(half: Model, pending: bool) -> None:
     state = trained(half)
     if pending:
         backward(half, state, examples(1))
@@ -147,7 +148,7 @@ def test_losses_and_gradients_are_near_pefts(
     parameters = trainable(module)
     assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
     loss = reference_loss(module, examples(9))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     result = backward(half, state, examples(9))
     assert result.metrics["loss:sum"] == pytest.approx(float(loss.detach()), rel=LOSS)
     theirs = {n: p.grad for n, p in parameters.items() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""A training pass that can't be computed is refused, in words, before anything is accepted."""
+"""Training validation: a pass that cannot be computed is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from everstep.engine import AdapterConfig
 from everstep.engine.errors import InputError
 from everstep.engine.validation import check_adapter, check_pass
-from everstep.wire.passes import Example
+from everstep.wire.messages.passes import Example
 
 IDS = np.arange(1, 5)
 ONES = np.ones(4, np.float32)
@@ -25,7 +25,14 @@ def changed(array: Any, position: Any, value: float) -> Any:
 
 def refusal(data: list[Example], loss_fn: str, config: dict[str, Any] | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        check_pass(data, loss_fn, config or {}, vocab_size=259, max_context_length=16)
+        check_pass(
+            data,
+            loss_fn,
+            config or {},
+            vocab_size=259,
+            max_context_length=16,
+            refuse_stable_reinforce=config is None,
+        )
     return str(caught.value)
 
 
@@ -34,7 +41,7 @@ def datum(inputs: dict[str, Any], tokens: Any = IDS, **kwargs: Any) -> Example:
 
 
 @pytest.mark.parametrize("loss_fn", ["stable_reinforce", "reinforce", "", "PPO"])
-def test_an_unknown_loss_is_named_with_those_that_are_known(loss_fn: str) -> None:
+def test_an_unknown_or_refused_loss_is_named_with_the_known_ones(loss_fn: str) -> None:
     text = refusal([datum({"target_tokens": IDS})], loss_fn)
     assert repr(loss_fn) in text
     for known in ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"):
@@ -163,6 +170,32 @@ BAD: dict[str, tuple[Example, str, dict[str, Any], str]] = {
         {"clip_high_threshold": 0.2},
         "clip_low_threshold",
     ),
+    "recorded logprobs from a client": (
+        datum({**POLICY, "sampling_logprobs": -ONES}),
+        "stable_reinforce",
+        {},
+        "'sampling_logprobs'] is unknown to stable_reinforce; it takes target_tokens, advantages, "
+        "logprobs",
+    ),
+    "custom weights with recorded logprobs": (
+        datum({**POLICY, "weights": ONES}),
+        "stable_reinforce",
+        {},
+        "'weights'] is unknown to stable_reinforce",
+    ),
+    "NaN advantage with recorded logprobs": (
+        datum({**POLICY, "advantages": changed(ONES, 2, float("nan"))}),
+        "stable_reinforce",
+        {},
+        "'advantages'] is nan at position 2",
+    ),
+    "negative alpha": (datum(POLICY), "stable_reinforce", {"alpha": -1}, "its minimum is 0"),
+    "negative kl_coeff": (
+        datum(POLICY),
+        "stable_reinforce",
+        {"kl_coeff": -0.1},
+        "kl_coeff is -0.1",
+    ),
     "negative mask": (
         datum({**POLICY, "sequence_ratio_mask": changed(ONES, 1, -1)}),
         "gspo",
@@ -173,7 +206,7 @@ BAD: dict[str, tuple[Example, str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_pass_that_cannot_be_computed_is_refused(name: str) -> None:
+def test_an_invalid_pass_is_rejected(name: str) -> None:
     example, loss_fn, config, words = BAD[name]
     text = refusal([example], loss_fn, config)
     assert words in text
@@ -181,7 +214,7 @@ def test_a_pass_that_cannot_be_computed_is_refused(name: str) -> None:
         assert "datum 0" in text
 
 
-def test_no_data_is_refused() -> None:
+def test_a_pass_without_data_is_rejected() -> None:
     assert "data is empty" in refusal([], "cross_entropy")
 
 
@@ -192,13 +225,15 @@ def test_no_data_is_refused() -> None:
         (AdapterConfig(rank=-4), "got -4"),
         (AdapterConfig(rank=1025), "at most 1024"),
         (AdapterConfig(rank=4, seed=-1), "seed"),
-        (AdapterConfig(rank=4, seed=2**63), "seed"),
+        (AdapterConfig(rank=4, seed=2**63), "seed must be 0 to 2"),
+        (AdapterConfig(rank=4, seed="7"), "seed"),  # type: ignore[arg-type]
+        (AdapterConfig(rank=4, seed=True), "seed"),
         (
             AdapterConfig(rank=4, train_attn=False, train_mlp=False, train_unembed=False),
             "At least one of train_unembed, train_mlp, or train_attn must be True",
         ),
     ],
 )
-def test_an_adapter_that_cannot_be_made_is_refused(config: AdapterConfig, words: str) -> None:
+def test_an_invalid_adapter_is_rejected(config: AdapterConfig, words: str) -> None:
     with pytest.raises(InputError, match=words):
         check_adapter(config)

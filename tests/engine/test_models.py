@@ -1,4 +1,4 @@
-"""Each family trains and samples as transformers computes it, or is refused when it is loaded."""
+"""Model families: each one computes the same as transformers, or is rejected when it is loaded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from everstep.engine import (
-    AdamParams,
-    AdapterConfig,
-    Model,
-    SampleSpec,
-    attention,
-    load_model,
-    optim_step,
-)
-from everstep.engine.attention import KvCache
+from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, load_model, optim_step
 from everstep.engine.errors import InputError, ModelUnsupported
-from everstep.engine.state import Adapter
+from everstep.engine.models import attention
+from everstep.engine.models.attention import KvCache
+from everstep.engine.run_state import Adapter
 from tests.engine.conftest import GROUPED, SMALL, WINDOW, write_model
 from tests.engine.helpers import (
     adapter,
@@ -42,13 +35,14 @@ def config(kind: str, **values: Any) -> Any:
 
 
 def uncached(model: Model, used: Adapter | None, tokens: list[int]) -> np.ndarray[Any, Any]:
-    """Logprobs after every position, in one pass without a cache."""
-    with torch.no_grad(), model.binding.to(*([used.bound()] if used else [])):
+    """Compute the logprobs after every position in one pass without a cache."""
+    with torch.no_grad(), model.binding.bind(*([used.bind()] if used else [])):
         hidden = model.hidden(torch.tensor(tokens).unsqueeze(0))
-        return torch.log_softmax(model.logits(hidden)[0], -1).numpy()
+        logprobs: np.ndarray[Any, Any] = torch.log_softmax(model.logits(hidden)[0], -1).numpy()
+        return logprobs
 
 
-def test_logits_are_those_of_transformers_own_attention(
+def test_logits_equal_transformers_eager_attention(
     family: str, model: Model, directories: dict[str, Path]
 ) -> None:
     base = AutoModelForCausalLM.from_pretrained(
@@ -64,9 +58,9 @@ def test_training_lowers_the_loss(model: Model) -> None:
     state = model.new_run(AdapterConfig(rank=4))
     data = examples(1, (LONG, 7))
     first = forward(model, state, data).metrics["loss:sum"]
-    for _ in range(20):
+    for _ in range(8):
         backward(model, state, data)
-        optim_step(state, AdamParams(learning_rate=0.01))
+        optim_step(state, AdamParams(learning_rate=0.03))
     assert forward(model, state, data).metrics["loss:sum"] < 0.8 * first
 
 
@@ -88,12 +82,16 @@ def test_sampling_with_a_cache_follows_the_uncached_forward(model: Model, adapte
     assert len({tuple(s.tokens.tolist()) for s in output.sequences}) == 3
 
 
-def test_the_flags_say_what_is_adapted(model: Model) -> None:
-    def names(**flags: bool) -> set[str]:
-        chosen = {"train_attn": False, "train_mlp": False, "train_unembed": False, **flags}
-        return set(model.layout(AdapterConfig(rank=2, **chosen)).widths)
+def test_the_flags_select_the_adapted_projections(model: Model) -> None:
+    def names(kind: str) -> set[str]:
+        config = AdapterConfig(
+            2, train_attn=kind == "attn", train_mlp=kind == "mlp", train_unembed=kind == "unembed"
+        )
+        return set(model.layout(config).widths)
 
-    attn, mlp, head = names(train_attn=True), names(train_mlp=True), names(train_unembed=True)
+    attn, mlp, head = names("attn"), names("mlp"), names("unembed")
+    assert len(attn) >= 2
+    assert len(mlp) >= 2
     assert all("attn" in name or "attention" in name for name in attn)
     assert all("mlp" in name for name in mlp)
     assert len(head) == 1
@@ -101,12 +99,12 @@ def test_the_flags_say_what_is_adapted(model: Model) -> None:
     assert {len(attn) % 2, len(mlp) % 2} == {0}, "both layers"
 
 
-# What can't be done right
+# Models that are rejected
 
-REFUSED: dict[str, tuple[Any, str]] = {
+REJECTED: dict[str, tuple[Any, str]] = {
     "attention of its own": (
         config("gptj", vocab_size=259, n_embd=32, n_layer=2, n_head=4, rotary_dim=4),
-        "attention the engine can take over",
+        "has attention of its own, which the engine can't replace",
     ),
     "local attention of its own": (
         config(
@@ -118,7 +116,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
             attention_types=[[["global", "local"], 1]],
             window_size=8,
         ),
-        "attention the engine can take over",
+        "has attention of its own, which the engine can't replace",
     ),
     "position biases in a mask": (
         config(
@@ -133,7 +131,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a context of unknown length": (
         config("bloom", vocab_size=259, hidden_size=32, n_layer=2, n_head=4),
-        "how long its context is",
+        "the length of its context",
     ),
     "attention sinks": (
         config("gpt_oss", **GROUPED, head_dim=8, num_local_experts=2),
@@ -156,7 +154,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a convolution's state": (
         config("lfm2", **GROUPED, layer_types=["conv", "full_attention"]),
-        "2 layers, 1 of which",
+        "2 layers, and 1 of them",
     ),
     "no attention at all": (
         config("mamba", vocab_size=259, hidden_size=32, num_hidden_layers=2),
@@ -169,11 +167,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_a_family_that_would_give_wrong_numbers_is_refused(
-    reason: str, tmp_path: Path, tokenizer: Any
-) -> None:
-    chosen, words = REFUSED[reason]
+@pytest.mark.parametrize("reason", REJECTED)
+def test_an_unsupported_family_is_rejected(reason: str, tmp_path: Path, tokenizer: Any) -> None:
+    chosen, words = REJECTED[reason]
     source = str(write_model(tmp_path / "model", chosen, tokenizer))
     with pytest.raises(ModelUnsupported) as caught:
         load_model("strange", source, device="cpu")
@@ -181,7 +177,7 @@ def test_a_family_that_would_give_wrong_numbers_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_whose_cache_goes_wrong_is_refused(
+def test_a_model_with_a_wrong_cache_is_rejected(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(KvCache, "append", lambda self, layer, key, value: (key, value))
@@ -189,7 +185,7 @@ def test_a_model_whose_cache_goes_wrong_is_refused(
         load_model("llama", str(directories["llama"]), device="cpu")
 
 
-def test_a_model_whose_attention_differs_from_transformers_is_refused(
+def test_a_model_with_different_attention_is_rejected(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = attention._causal
@@ -208,23 +204,23 @@ def test_a_model_whose_attention_differs_from_transformers_is_refused(
     ],
     ids=str,
 )
-def test_attention_that_is_more_than_causal_is_refused(special: dict[str, Any]) -> None:
+def test_attention_that_is_not_only_causal_is_rejected(special: dict[str, Any]) -> None:
     rows = torch.ones(1, 4, 3, 8)
     with pytest.raises(ModelUnsupported, match="not supported"):
         attention.attend(torch.nn.Module(), rows, rows, rows, **special)
 
 
-def test_a_directory_without_a_model_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises((OSError, ModelUnsupported), match=tmp_path.name):
         load_model("nothing", str(tmp_path), device="cpu")
 
 
-# Mixtures of experts, and keys that are wider than values
+# Mixtures of experts, and keys wider than values
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Model:
-    """DeepSeek's attention, and experts."""
+    """A model with DeepSeek's attention and experts."""
     chosen = config(
         "deepseek_v3",
         **SMALL,
@@ -258,19 +254,20 @@ def test_a_mixture_of_experts_samples_as_it_scores(mixture: Model) -> None:
         np.testing.assert_allclose(sequence.logprobs, expected, atol=2e-5)
 
 
-def test_neighbours_dont_matter_to_a_mixture_of_experts(mixture: Model) -> None:
+def test_a_mixture_of_experts_samples_the_same_bits_alone_and_among_others(mixture: Model) -> None:
     requests: list[tuple[SampleSpec, Adapter | None]] = [
-        (SampleSpec(np.arange(1, 5 + i), 1 + i % 3, max_tokens=12, seed=i), None) for i in range(8)
+        (SampleSpec(np.arange(1, 5 + i), 1 + i % 3, max_tokens=6, seed=i), None) for i in range(6)
     ]
     together = sample_all(mixture, requests)
     for (spec, used), among in zip(requests, together, strict=True):
         alone = sample(mixture, spec, used)
+        assert alone.sequences
         for one, other in zip(alone.sequences, among.sequences, strict=True):
             assert one.tokens.tobytes() == other.tokens.tobytes()
             assert one.logprobs.tobytes() == other.logprobs.tobytes()
 
 
-def test_projections_that_a_model_lacks_are_named(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_flag_for_missing_projections_is_named(tmp_path: Path, tokenizer: Any) -> None:
     chosen = config("mixtral", **GROUPED, num_local_experts=2)
     source = str(write_model(tmp_path / "model", chosen, tokenizer))
     mixtral = load_model("mixtral", source, device="cpu")

@@ -1,4 +1,4 @@
-"""The optimizer is `torch.optim.AdamW` with clipping, whatever the parameters of a step."""
+"""Optimizer: equals `torch.optim.AdamW` with clipping, for any parameters of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SERIES = {
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name: str) -> None:
+def test_five_steps_equal_torchs_on_the_same_gradients(llama: Model, name: str) -> None:
     state = llama.new_run(CONFIG)
     parameters = {
         n: torch.nn.Parameter(view.clone()) for n, view in state.arena.views("params").items()
@@ -34,7 +34,9 @@ def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name:
         state.arena.buffers["grads"].normal_(0, 0.1**step, generator=random)
         for n, view in state.arena.views("grads").items():
             parameters[n].grad = view.clone()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values()])
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        assert len(gradients) == len(parameters)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if params.grad_clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters.values(), params.grad_clip_norm)
         optimizer.param_groups[0].update(
@@ -44,8 +46,11 @@ def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name:
             weight_decay=params.weight_decay,
         )
         optimizer.step()
-        told = optim_step(state, params)
-        assert told == {"optimizer_step": step, "grad_norm": pytest.approx(float(norm), rel=1e-5)}
+        metrics = optim_step(state, params)
+        assert metrics == {
+            "optimizer_step": step,
+            "grad_norm": pytest.approx(float(norm), rel=1e-5),
+        }
         assert not state.has_gradients
         assert not state.arena.buffers["grads"].any()
     theirs = {n: p.detach() for n, p in parameters.items()}
@@ -55,19 +60,21 @@ def test_five_steps_are_those_of_torch_on_the_same_gradients(llama: Model, name:
         assert distance(state.arena.views(moment), theirs) < 1e-6
 
 
-def test_the_seed_says_where_a_run_begins(llama: Model) -> None:
+def test_the_seed_determines_the_initial_weights(llama: Model) -> None:
     def begin(seed: int) -> bytes:
         return buffers(llama.new_run(AdapterConfig(rank=4, seed=seed)))["params"]
 
     assert begin(3) == begin(3)
     assert len({begin(seed) for seed in (0, 1, 2, 2**32, 2**63 - 1)}) == 5
-    for name, view in llama.new_run(CONFIG).arena.views("params").items():
+    views = llama.new_run(CONFIG).arena.views("params")
+    assert views
+    for name, view in views.items():
         bound = view.shape[1] ** -0.5 if "lora_A" in name else 0.0
         assert view.abs().max() <= bound, name
         assert bool(view.any()) == ("lora_A" in name), name
 
 
-def test_without_the_optimizer_a_restored_run_is_one_that_begins_with_the_weights(
+def test_a_restore_without_optimizer_equals_a_new_run_with_these_weights(
     llama: Model,
 ) -> None:
     source, state = trained(llama, seed=5), trained(llama, seed=6)

@@ -1,4 +1,4 @@
-"""The built-in base model: the same bytes on every machine, and a tokenizer that loses nothing."""
+"""everstep/pico: the same bytes on every machine, and a lossless byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, load_model, optim_step
-from everstep.engine import pico as pico_module
-from everstep.engine.pico import write_pico
+from everstep.engine.models import pico as pico_module
+from everstep.engine.models.pico import write_pico
 from tests.engine.helpers import backward, examples, forward, prompt, sample
+from tests.profiles import example_count
 
 HASHES = {
     "config.json": "0fa609987077b422bfa6006d2d995a8e34bf3d2b9b82a78663d1fa9a6a7ec41c",
@@ -42,11 +43,11 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
-def test_its_files_have_the_same_bytes_everywhere(pico: Path) -> None:
+def test_pico_files_have_fixed_bytes(pico: Path) -> None:
     assert hashes(pico) == HASHES
 
 
-def test_its_fingerprint_is_what_checkpoints_name(served: Model) -> None:
+def test_pico_has_a_fixed_fingerprint(served: Model) -> None:
     assert served.info.fingerprint == FINGERPRINT
     assert served.info.vocab_size == 259
     assert served.info.max_context_length == 2048
@@ -54,7 +55,7 @@ def test_its_fingerprint_is_what_checkpoints_name(served: Model) -> None:
     assert served.info.architecture == "LlamaForCausalLM"
 
 
-def test_a_fingerprint_tells_models_apart(pico: Path, served: Model, tmp_path: Path) -> None:
+def test_fingerprints_of_different_models_differ(pico: Path, served: Model, tmp_path: Path) -> None:
     def changed(name: str, weight: float = 0.0, **config: object) -> str:
         directory = tmp_path / name
         shutil.copytree(pico, directory)
@@ -71,7 +72,7 @@ def test_a_fingerprint_tells_models_apart(pico: Path, served: Model, tmp_path: P
     assert len(others) == 3
 
 
-def test_writing_it_again_changes_nothing(tmp_path: Path) -> None:
+def test_writing_pico_again_changes_nothing(tmp_path: Path) -> None:
     directory = tmp_path / "models" / "pico"
     write_pico(directory)
     before = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
@@ -80,7 +81,7 @@ def test_writing_it_again_changes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in directory.parent.iterdir()] == ["pico"], "nothing is left over"
 
 
-def test_a_part_written_directory_is_made_whole(tmp_path: Path) -> None:
+def test_a_partly_written_directory_is_completed(tmp_path: Path) -> None:
     directory = tmp_path / "pico"
     write_pico(directory)
     (directory / "model.safetensors").unlink()
@@ -89,7 +90,7 @@ def test_a_part_written_directory_is_made_whole(tmp_path: Path) -> None:
     assert hashes(directory) == HASHES
 
 
-def test_it_may_be_written_by_several_at_once(
+def test_concurrent_writers_leave_one_complete_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, weights = tmp_path / "pico", pico_module._weights
@@ -108,10 +109,11 @@ def test_it_may_be_written_by_several_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["pico"]
 
 
-def test_transformers_loads_it(pico: Path) -> None:
+def test_transformers_loads_pico(pico: Path) -> None:
     module, report = AutoModelForCausalLM.from_pretrained(
         pico, dtype=torch.float32, output_loading_info=True
     )
+    assert {"missing_keys", "unexpected_keys"} <= report.keys()
     assert not any(report.values()), "no weight is missing, unexpected or of another shape"
     logits = module(torch.arange(256).unsqueeze(0)).logits
     assert logits.isfinite().all()
@@ -122,7 +124,7 @@ def test_transformers_loads_it(pico: Path) -> None:
     ), "no two matrices are the same"
 
 
-def test_it_can_be_taught(served: Model) -> None:
+def test_pico_can_be_trained(served: Model) -> None:
     state = served.new_run(AdapterConfig(rank=8))
     data = examples(1, (20,))
     first = forward(served, state, data).metrics["loss:sum"]
@@ -143,21 +145,22 @@ def test_it_can_be_taught(served: Model) -> None:
 @example("isn ' t . , !")
 @example("日本語 · emoji 👩‍🚀 · \x00 \x7f \ufeff \u2028")
 @example("<|begin|")
-@settings(max_examples=200, deadline=None)
-def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
+@example_count(60)
+def test_any_text_survives_encoding_and_decoding(tokenizer: Any, text: str) -> None:
+    assume(not any(token in text for token in tokenizer.all_special_tokens))
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == list(text.encode())
     assert tokenizer.decode(ids) == text
 
 
-def test_a_token_is_its_byte(tokenizer: Any) -> None:
+def test_token_ids_are_byte_values(tokenizer: Any) -> None:
     assert len(tokenizer) == 259
     assert tokenizer.encode("Az 0") == [65, 122, 32, 48]
     assert tokenizer.decode([0xE2, 0x82, 0xAC]) == "€"
     assert tokenizer.decode([0xE2, 0x82]) == "\ufffd", "half a character"
 
 
-def test_special_tokens_stand_behind_the_bytes(tokenizer: Any) -> None:
+def test_special_tokens_follow_the_bytes(tokenizer: Any) -> None:
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
         256,
         257,
@@ -168,7 +171,7 @@ def test_special_tokens_stand_behind_the_bytes(tokenizer: Any) -> None:
     assert tokenizer.decode([256, 97, 257], skip_special_tokens=True) == "a"
 
 
-def test_a_conversation_is_written_out(tokenizer: Any) -> None:
+def test_the_chat_template_formats_a_conversation(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text == "user: Hi\nassistant: Ho\n"
@@ -176,6 +179,6 @@ def test_a_conversation_is_written_out(tokenizer: Any) -> None:
     assert text == "user: Hi\nassistant: "
 
 
-def test_its_configuration_is_json_without_surprises(pico: Path) -> None:
+def test_transformers_reads_the_configuration(pico: Path) -> None:
     assert json.loads((pico / "config.json").read_text())["model_type"] == "llama"
     assert AutoTokenizer.from_pretrained(pico).model_max_length == 2048

@@ -1,4 +1,4 @@
-"""Losses of probability ratios, by formulas written apart, and where ratios leave all bounds."""
+"""Losses of probability ratios: independent formulas, and ratios that overflow."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from everstep.engine import Model, forward_backward, passes
+from everstep.engine import Model, forward_backward, training_pass
 from everstep.engine.errors import InputError
-from everstep.engine.losses import LOSSES
-from everstep.engine.validation import CONFIG
-from everstep.wire.passes import Example
+from everstep.engine.losses.specs import LOSSES
+from everstep.wire.messages.passes import Example
 from tests.engine.helpers import finish, trained
+from tests.profiles import example_count
 
 Inputs = dict[str, torch.Tensor]
 THRESHOLDS = [(0.8, 1.2), (0.9997, 1.0004), (0.0, 4.0), (1.0, 1.0)]
 
 
 def reference(logp: torch.Tensor, inputs: Inputs, low: float, high: float) -> torch.Tensor:
-    """GSPO-token as its paper writes it: a sum over positions, one after the other."""
+    """Compute GSPO-token as in its paper: a sum over positions, one after the other."""
     chosen = [t for t, m in enumerate(inputs["sequence_ratio_mask"].tolist()) if m]
     geometric = torch.ones((), dtype=logp.dtype)
     for t in chosen:
@@ -36,19 +36,24 @@ def reference(logp: torch.Tensor, inputs: Inputs, low: float, high: float) -> to
     return total
 
 
+def compute(loss_fn: str, logp: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """A loss with its default settings."""
+    return LOSSES[loss_fn].resolve()(logp, inputs, LOSSES[loss_fn].defaults)
+
+
 def gradient(loss: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     (found,) = torch.autograd.grad(loss, logp)
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@example_count(60)
 @given(
     seed=st.integers(0, 10**6),
     length=st.integers(1, 40),
     thresholds=st.sampled_from(THRESHOLDS),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
-def test_gspo_is_its_paper(
+def test_gspo_equals_its_paper(
     seed: int, length: int, thresholds: tuple[float, float], dtype: torch.dtype
 ) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -61,17 +66,15 @@ def test_gspo_is_its_paper(
     low, high = thresholds
     config = {"clip_low_threshold": low, "clip_high_threshold": high}
     ours, theirs = logp.clone().requires_grad_(), logp.double().requires_grad_()
-    found = LOSSES["gspo"](ours, inputs, config)
+    found = LOSSES["gspo"].resolve()(ours, inputs, config)
     expected = reference(theirs, {k: v.double() for k, v in inputs.items()}, low, high)
     scale = float(inputs["advantages"].abs().sum()) + 1e-9
     close = 1e-6 if dtype == torch.float32 else 1e-12
     assert abs(float((found - expected).detach())) <= 4 * close * scale
     wanted = gradient(expected, theirs)
-    ratio = float(
-        torch.exp(
-            (logp - inputs["logprobs"])[inputs["sequence_ratio_mask"] != 0].double().mean()
-        ).nan_to_num(1.0)
-    )
+    selected = inputs["sequence_ratio_mask"] != 0
+    log_ratio = (logp - inputs["logprobs"])[selected].detach().double().mean()
+    ratio = float(torch.exp(log_ratio).nan_to_num(1.0))
     if min(abs(ratio - low), abs(ratio - high)) > 1e-5:  # else rounding decides what clips
         off = (gradient(found, ours) - wanted).norm()
         assert off <= close * wanted.norm() + 1e-300
@@ -88,12 +91,12 @@ def inputs_of(advantages: list[float], gaps: list[float], mask: list[float]) -> 
 
 
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "gspo", "cispo"])
-def test_a_token_without_advantage_counts_nothing_even_where_its_ratio_overflows(
+def test_a_token_without_advantage_is_ignored_even_if_its_ratio_overflows(
     loss_fn: str,
 ) -> None:
     # float32 has no exp(200)
     logp, inputs = inputs_of([1.0, 0.0], [0.0, 200.0], [1.0, 0.0])
-    loss = LOSSES[loss_fn](logp, inputs, CONFIG[loss_fn])
+    loss = compute(loss_fn, logp, inputs)
     slopes = gradient(loss, logp)
     assert torch.isfinite(loss)
     assert slopes[1] == 0
@@ -101,29 +104,29 @@ def test_a_token_without_advantage_counts_nothing_even_where_its_ratio_overflows
 
 
 @pytest.mark.parametrize("loss_fn", ["ppo", "gspo"])
-def test_a_ratio_that_overflows_is_clipped_like_any_other(loss_fn: str) -> None:
+def test_an_overflowing_ratio_is_clipped(loss_fn: str) -> None:
     logp, inputs = inputs_of([2.0], [300.0], [1.0])
-    loss = LOSSES[loss_fn](logp, inputs, CONFIG[loss_fn])
-    assert float(loss) == pytest.approx(-2.0 * 1.2)
+    loss = compute(loss_fn, logp, inputs)
+    assert float(loss.detach()) == pytest.approx(-2.0 * 1.2)
     assert gradient(loss, logp) == 0
 
 
 def test_gspo_without_a_selected_token_has_ratio_one() -> None:
     logp, inputs = inputs_of([1.0, -2.0], [0.7, 5.0], [0.0, 0.0])
-    loss = LOSSES["gspo"](logp, inputs, CONFIG["gspo"])
-    assert float(loss) == pytest.approx(1.0)
+    loss = compute("gspo", logp, inputs)
+    assert float(loss.detach()) == pytest.approx(1.0)
     assert gradient(loss, logp).tolist() == [-1.0, 2.0]
 
 
-def test_a_mask_selects_or_doesnt() -> None:
-    """The mean is over the selected tokens: a mask's values are no weights."""
+def test_the_masks_values_are_not_weights() -> None:
+    """The mean is over the selected tokens. The mask's values are not weights."""
     _, one = inputs_of([1.0, 1.0], [0.1, -0.3], [1.0, 1.0])
     logp, other = inputs_of([1.0, 1.0], [0.1, -0.3], [0.5, 3.0])
-    assert LOSSES["gspo"](logp, one, CONFIG["gspo"]) == LOSSES["gspo"](logp, other, CONFIG["gspo"])
+    assert compute("gspo", logp, one) == compute("gspo", logp, other)
 
 
 def example(length: int, random: np.random.Generator, gap: float = 0.3) -> Example:
-    inputs = {
+    inputs: dict[str, np.ndarray[Any, Any]] = {
         "target_tokens": random.integers(0, 256, length),
         "logprobs": (-5 + gap * random.normal(size=length)).astype(np.float32),
         "advantages": np.full(length, random.normal(), np.float32),
@@ -132,14 +135,14 @@ def example(length: int, random: np.random.Generator, gap: float = 0.3) -> Examp
     return Example(random.integers(0, 256, length), inputs)
 
 
-def test_a_sequence_is_whole_however_a_pass_is_cut(
+def test_micro_batches_do_not_split_a_sequence(
     llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random = np.random.default_rng(5)
     data = [example(length, random) for length in (30, 9, 31, 8, 2)]
     together, apart = trained(llama), trained(llama)
     whole = finish(forward_backward(llama, together, data, "gspo", {}, backward=True))
-    monkeypatch.setattr(passes, "TOKENS_PER_MICRO_BATCH", 4)
+    monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 4)
     cut = finish(forward_backward(llama, apart, data, "gspo", {}, backward=True))
     assert cut.metrics["loss:sum"] == pytest.approx(whole.metrics["loss:sum"], rel=1e-6)
     expected = together.arena.buffers["grads"]

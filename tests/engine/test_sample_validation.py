@@ -1,4 +1,4 @@
-"""A sample request that can't be sampled is refused, in words, before it is accepted."""
+"""Sample validation: a request that cannot be sampled is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from everstep.engine import SampleSpec
 from everstep.engine.errors import InputError
-from everstep.engine.sample_validation import check_sample
+from everstep.engine.sampling.validation import check_sample
 
 VOCABULARY = 259
 CONTEXT = 32
@@ -52,7 +52,7 @@ GOOD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", GOOD, ids=str)
-def test_what_can_be_sampled_is_accepted(fields: dict[str, Any]) -> None:
+def test_a_valid_request_is_accepted(fields: dict[str, Any]) -> None:
     check(**fields)
 
 
@@ -72,6 +72,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokens": [1] * 32}, "context window: 32 + 1 > 32"),
     ({"tokens": [1] * 33, "max_tokens": 0}, "context window: 33 + 0 > 32"),
     ({"temperature": -0.1}, "temperature must be 0 or more; got -0.1"),
+    ({"seed": 2**63}, r"seed must be -2^63 to 2^63 - 1; got 9223372036854775808"),
+    ({"seed": 2**64}, "seed must be"),
+    ({"seed": -(2**63) - 1}, "seed must be"),
     ({"temperature": float("nan")}, "got nan"),
     ({"temperature": float("inf")}, "got inf"),
     ({"top_p": 0.0}, "top_p must be above 0 and at most 1; got 0.0"),
@@ -99,13 +102,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "words"), BAD, ids=str)
-def test_what_cannot_be_sampled_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_an_invalid_request_is_rejected(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as caught:
         check(**fields)
     assert words in str(caught.value)
 
 
-def test_a_large_vocabulary_bounds_likeliest_tokens_at_a_thousand() -> None:
+def test_top_k_logprobs_are_bounded_by_a_thousand() -> None:
     spec = SampleSpec(PROMPT, topk_prompt_logprobs=1001)
     with pytest.raises(InputError, match="must be 0 to 1000; got 1001"):
         check_sample(spec, vocab_size=150_000, max_context_length=CONTEXT)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from everstep.engine import Model, SampleSpec
-from everstep.engine.state import Adapter
+from everstep.engine.run_state import Adapter
 from tests.engine.helpers import random_adapter, sample_all
 
 
@@ -16,11 +16,11 @@ def test_a_request_has_the_same_bits_alone_and_among_others(model: Model) -> Non
     first, second = random_adapter(model, 1), random_adapter(model, 2)
     random = np.random.default_rng(5)
     requests: list[tuple[SampleSpec, Adapter | None]] = []
-    for index in range(12):
+    for index in range(9):
         spec = SampleSpec(
             random.integers(0, 256, int(random.integers(2, 40))),
             num_samples=int(random.integers(1, 6)),
-            max_tokens=int(random.integers(6, 25)),
+            max_tokens=int(random.integers(6, 15)),
             temperature=0.9,
             seed=index,
         )
@@ -28,22 +28,29 @@ def test_a_request_has_the_same_bits_alone_and_among_others(model: Model) -> Non
     together = sample_all(model, requests)
     for request, among in zip(requests, together, strict=True):
         (alone,) = sample_all(model, [request])
+        assert alone.sequences
         for one, other in zip(alone.sequences, among.sequences, strict=True):
             assert one.tokens.tolist() == other.tokens.tolist()
             assert one.logprobs.tobytes() == other.logprobs.tobytes()
 
 
-def test_requests_share_passes_and_no_position_is_computed_twice(
+def test_requests_share_passes_and_each_position_is_computed_once(
     llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes: list[tuple[int, ...]] = []
-    hidden = llama.hidden
+    prompts: list[tuple[int, ...]] = []
+    decoded: list[int] = []
+    hidden, logits = llama.hidden, llama.decoder.logits
 
-    def watched(tokens: Any, **kwargs: Any) -> Any:
-        shapes.append(tuple(tokens.shape))
+    def watched_prompts(tokens: Any, **kwargs: Any) -> Any:
+        prompts.append(tuple(tokens.shape))
         return hidden(tokens, **kwargs)
 
-    monkeypatch.setattr(llama, "hidden", watched)
+    def watched_passes(tokens: Any, *arguments: Any) -> Any:
+        decoded.append(len(tokens))
+        return logits(tokens, *arguments)
+
+    monkeypatch.setattr(llama, "hidden", watched_prompts)
+    monkeypatch.setattr(llama.decoder, "logits", watched_passes)
     used = random_adapter(llama, 1)
     asked = [(5, 2), (9, 3), (7, 1)]
     requests: list[tuple[SampleSpec, Adapter | None]] = [
@@ -51,7 +58,5 @@ def test_requests_share_passes_and_no_position_is_computed_twice(
         for length, samples in asked
     ]
     sample_all(llama, requests)
-    prompts = [shape for shape in shapes if shape[1] > 1]
-    decoded = [shape for shape in shapes if shape[1] == 1]
     assert prompts == [(1, length) for length, _ in asked], "each once, for all of its samples"
     assert 19 <= len(decoded) <= 19 + 2 * len(asked), "a token of all of them a pass"

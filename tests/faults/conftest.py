@@ -1,4 +1,4 @@
-"""A test that fails tells what the services it started have logged."""
+"""A failed test's report includes the logs of the services that it started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-LAST = 6000
+MAX_CHARACTERS = 6000
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,5 +19,7 @@ def pytest_runtest_makereport(
     directory: Path | None = getattr(item, "funcargs", {}).get("tmp_path")
     if report.failed and directory is not None:
         for log in sorted(directory.glob("*.log")):
-            report.sections.append((f"{log.name}", log.read_text(errors="replace")[-LAST:]))
+            report.sections.append(
+                (f"{log.name}", log.read_text(errors="replace")[-MAX_CHARACTERS:])
+            )
     return report

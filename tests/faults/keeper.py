@@ -1,4 +1,4 @@
-"""A service that is started again whenever it ends, as a process manager would do."""
+"""Keeper: starts a service again whenever it ends, as a process manager would."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 
 import httpx
 
+from tests.processes import processes_of, worker_of
 from tests.scenario import disconnect
 
 GIVE_UP_SECONDS = 120.0
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -33,11 +34,11 @@ class Keeper:
 
     Args:
         home: its home directory.
-        settings: ``name=value`` of the runtime.
-        environment: more environment of the n-th start, counted from 0.
-        models: ``NAME=PATH`` of what is served.
-        log: what it logs to; None: a file beside the home.
-        arguments: more of them.
+        settings: ``name=value`` of the runtime's settings.
+        environment: further variables of the n-th start, counted from 0.
+        models: ``NAME=PATH`` of each served model.
+        log: file for the service's log. None: a file beside the home.
+        arguments: further arguments of `everstep serve`.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class Keeper:
 
     @property
     def worker_pid(self) -> int:
-        """The worker's process id; waits until there is one."""
-        return int(self.wait_until(self._worker))
+        """The worker's process id. Waits until there is a worker."""
+        return int(self.wait_until(lambda: worker_of(self.home)))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it and start it no more; returns its exit code."""
+        """End the service for good. Returns its exit code."""
         with self._changed:
             self._stopping = True
             self._process.send_signal(number)
@@ -102,16 +103,8 @@ class Keeper:
         return self._process.returncode
 
     def left_behind(self) -> list[int]:
-        """Processes that name the home in their arguments: none may outlive its service."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                arguments = (process / "cmdline").read_bytes()
-            except OSError:
-                continue  # it ended
-            if f'"{self.home}"'.encode() in arguments:
-                found.append(int(process.name))
-        return found
+        """Return the processes that name the home in their arguments: none may outlive it."""
+        return list(processes_of(self.home))
 
     def kill(self) -> None:
         """SIGKILL the service, and wait until it was started again."""
@@ -126,7 +119,7 @@ class Keeper:
         self.kill()
 
     def pause(self) -> None:
-        """SIGKILL the service, and leave it dead."""
+        """SIGKILL the service and don't start it again before `resume`."""
         with self._changed:
             self._paused = True
             self._process.kill()
@@ -143,7 +136,7 @@ class Keeper:
         os.kill(self.worker_pid, number)
 
     def ready(self) -> bool:
-        """Whether requests will succeed."""
+        """Return whether requests will succeed."""
         try:
             return self._http.get(f"{self.url}/healthz").status_code == 200
         except httpx.TransportError:
@@ -154,20 +147,12 @@ class Keeper:
         self.wait_until(self.ready)
 
     def wait_until(self, found: Callable[[], Any]) -> Any:
-        """Look again and again for something outside this process; returns what was found."""
+        """Poll for something outside this process. Returns the first true result."""
         until = time.monotonic() + GIVE_UP_SECONDS
         while not (result := found()):
             assert time.monotonic() < until, self.log.read_text()[-5000:]
-            time.sleep(0.02)  # there is nothing to be woken by
+            time.sleep(0.02)  # another process changes it: there is no event
         return result
-
-    def _worker(self) -> int | None:
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        try:
-            found = children.read_text().split()
-        except (FileNotFoundError, ProcessLookupError):  # the service ended
-            return None
-        return int(found[-1]) if found else None
 
     def _start(self) -> subprocess.Popen[bytes]:
         more = self._environment(self.starts)
@@ -175,7 +160,7 @@ class Keeper:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self._arguments,
-                stdin=subprocess.PIPE,  # its end tells the service that we are gone
+                stdin=subprocess.PIPE,  # closed when the tests end: the service ends then
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **more},
@@ -184,6 +169,7 @@ class Keeper:
     def _keep(self) -> None:
         while True:
             self._process.wait()
+            assert self._process.stdin is not None
             self._process.stdin.close()
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or not self._paused)

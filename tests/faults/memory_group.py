@@ -1,4 +1,4 @@
-"""A control group whose memory has a limit: what the kernel kills for the lack of it is real."""
+"""Memory group: a control group with a memory limit, where the kernel kills for real."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LEGACY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "-1")
 
 
 class MemoryGroup:
-    """One that was made.
+    """A control group.
 
     Args:
-        directory: where.
-        names: of the files for its limit and for what it uses, and how no limit is written.
+        directory: its directory in the control group file system.
+        names: the files of its limit and of its usage, and the text that means no limit.
     """
 
     def __init__(self, directory: Path, names: tuple[str, str, str]) -> None:
@@ -26,25 +26,25 @@ class MemoryGroup:
         self.limit(None)
 
     def add(self, pid: int) -> None:
-        """Have a process in it, and all that it starts from now on."""
+        """Move a process into the group, with all processes that it starts from now on."""
         (self._directory / "cgroup.procs").write_text(str(pid))
 
     def limit(self, size: int | None) -> None:
-        """Let them have so many bytes together; None: as many as they like."""
+        """Limit the group's memory in bytes; None removes the limit."""
         (self._directory / self._limit).write_text(self._unlimited if size is None else str(size))
 
     @property
     def used(self) -> int:
-        """How many bytes they have."""
+        """The group's memory in bytes."""
         return int((self._directory / self._used).read_text())
 
 
 @contextmanager
 def memory_group() -> Iterator[MemoryGroup]:
-    """A group for as long as this lasts; its processes must have ended by then.
+    """Create a group for the block; its processes must have ended at the block's end.
 
     Raises:
-        OSError: none can be made here.
+        OSError: the system doesn't allow it.
     """
     legacy = (_ROOT / "memory").is_dir()
     directory = (_ROOT / "memory" if legacy else _ROOT) / f"everstep-test-{os.getpid()}"

@@ -1,7 +1,7 @@
-"""The wall clock jumps, by days and in both directions, while the service runs and between starts.
+"""The wall clock jumps by days in both directions, while the service runs and between starts.
 
-Intervals are of the monotonic clock, and order is that of sequence ids: a clock that is wrong, and
-then set right, costs nothing but what a date was asked for.
+Intervals use the monotonic clock and order follows sequence ids: a wrong clock affects only what a
+user asked for by date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 import everstep
 from everstep.testing.invariants import draft
-from everstep.vault import CheckpointId, Vault
+from everstep.vault import CheckpointId, Vault, gc
 from everstep.vault.backup import BackupDirectory
 from everstep.vault.retention import Policy, to_delete
 from tests.conftest import Service
@@ -29,24 +29,24 @@ from tests.scenario import MODEL, connect, data
 
 LIBRARY = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None)
 HOURS = (30, -50, 24 * 40, -1, 7, -24 * 400)
-ROUNDS = 4
+ROUNDS = 3
 
 
 class Clock:
-    """What processes think the time is: the true one and some hours."""
+    """A clock for processes: the true time and an offset in hours."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self.jump(0)
 
     def jump(self, hours: int) -> None:
-        """Have it be so many hours ahead, all at once."""
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(f"{hours:+d}h")
-        fresh.replace(self._file)
+        """Set the offset in hours."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{hours:+d}h")
+        new.replace(self._file)
 
     def environment(self, _start: int) -> dict[str, str]:
-        """Has a process go by this clock."""
+        """Return the environment of a process that uses this clock."""
         return {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
@@ -58,7 +58,7 @@ class Clock:
 
 @contextmanager
 def jumping(clock: Clock) -> Iterator[None]:
-    """Jumps all the while."""
+    """Let the clock jump during the block."""
     done = threading.Event()
 
     def jump() -> None:
@@ -76,7 +76,7 @@ def jumping(clock: Clock) -> Iterator[None]:
 
 
 def trained(run: Any, number: int) -> list[Any]:
-    """Steps, a save, a step more, back to the save, and the step again."""
+    """Train, save, train a step, load the save and train the same step."""
     params = everstep.types.AdamParams(learning_rate=0.01)
     seen = []
     for step in range(3):
@@ -93,10 +93,11 @@ def trained(run: Any, number: int) -> list[Any]:
     return seen
 
 
+@pytest.mark.long(reason="several services, each under another clock")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(LIBRARY is None, reason="there is no libfaketime")
-def test_jumps_change_no_number_and_lose_nothing(tmp_path: Path, service: Service) -> None:
+@pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed")
+def test_clock_jumps_change_no_number_and_lose_nothing(tmp_path: Path, service: Service) -> None:
     clock = Clock(tmp_path / "clock")
     settings = (
         "replay_seconds=0.1",
@@ -112,36 +113,36 @@ def test_jumps_change_no_number_and_lose_nothing(tmp_path: Path, service: Servic
         with jumping(clock):
             for number in range(ROUNDS):
                 seen.append(trained(run, number))
-                if number in (0, 2):
-                    keeper.kill()  # what starts again is in another year
+                if number == 0:
+                    keeper.kill()  # the next start is in another year
         saved = client.create_rest_client().list_checkpoints(run.model_id).result().checkpoints
         assert len(saved) == ROUNDS
         paths = [each.tinker_path for each in saved]
         check_all_listed_load(keeper.home, paths, external=False)
         client.close("success").result()
-    twin = connect(everstep, service.url)
-    other = twin.create_lora_training_client(MODEL, rank=4, seed=3).result()
+    calm = connect(everstep, service.url)
+    other = calm.create_lora_training_client(MODEL, rank=4, seed=3).result()
     assert seen == [trained(other, number) for number in range(ROUNDS)]
-    twin.close("success").result()
+    calm.close("success").result()
 
 
-def test_the_collector_is_not_fooled_by_old_looking_files(tmp_path: Path) -> None:
+def test_gc_keeps_pinned_files_that_look_old(tmp_path: Path) -> None:
     """After a jump everything looks older than any grace period; what is needed stays."""
     vault = Vault(tmp_path / "vault")
     checkpoint = CheckpointId("training", "s:train:0", "a")
-    with vault.pinned():
+    with vault.gc_paused():
         files = {"adapter": vault.put([b"being saved"])}
         for path in (tmp_path / "vault").rglob("*"):
             os.utime(path, (0, 0))
-        vault.collect(0)
+        gc.collect(vault, 0)
         vault.commit(draft(checkpoint, files, step=1), overwrite=False)
     for path in (tmp_path / "vault").rglob("*"):
         os.utime(path, (0, 0))
-    vault.collect(0)
+    gc.collect(vault, 0)
     assert bytes(vault.read(vault.manifest(*checkpoint), "adapter")) == b"being saved"
 
 
-def test_the_last_of_a_run_is_told_by_its_position() -> None:
+def test_retention_keeps_the_last_checkpoint_by_position() -> None:
     """A save that was made while the clock was behind is the newest all the same."""
     made = datetime(2026, 1, 1, tzinfo=UTC)
     manifests = [
@@ -154,7 +155,7 @@ def test_the_last_of_a_run_is_told_by_its_position() -> None:
     assert {each.name for each in gone} == {"first", "second"}
 
 
-def test_the_newest_backup_is_the_one_that_was_made_last(tmp_path: Path) -> None:
+def test_backup_ids_grow_although_the_clock_goes_back(tmp_path: Path) -> None:
     place = BackupDirectory(tmp_path)
     now = datetime(2026, 6, 1, tzinfo=UTC)
     first = place.next_id(now)

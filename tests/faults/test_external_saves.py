@@ -1,4 +1,4 @@
-"""An encrypted save, killed at every step: whole or absent, and never two under one name."""
+"""Encrypted saves killed at every step are whole or absent, and never two under one name."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ POINTS = {
     "runtime.save.written": 1,
     "runtime.execute.recorded": 4,
 }
-"""With the n-th time: those of one save, in the processes that are left of it."""
-MOST_SAVES = 20
+"""The failpoints of one save, each with the n-th call that kills."""
+MAX_SAVES = 20
 
 
 def sealed(vault: Vault, name: str, run: str | None = None) -> Manifest:
@@ -40,7 +40,7 @@ def sealed(vault: Vault, name: str, run: str | None = None) -> Manifest:
 
 
 def opened(vault: Vault, manifest: Manifest) -> dict[str, bytes]:
-    """A checkpoint's files, decrypted where they are encrypted."""
+    """Return a checkpoint's files, decrypted where they are encrypted."""
     return {
         name.removesuffix(".age"): pyrage.decrypt(bytes(vault.read(manifest, name)), [IDENTITY])
         if name.endswith(".age")
@@ -51,7 +51,9 @@ def opened(vault: Vault, manifest: Manifest) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_at_every_step_it_is_whole_and_its_future_resolves(tmp_path: Path) -> None:
+def test_encrypted_save_killed_at_every_step_is_whole_and_its_future_resolves(
+    tmp_path: Path,
+) -> None:
     fired = tmp_path / "fired"
     fired.mkdir()
     armed = {
@@ -65,9 +67,9 @@ def test_killed_at_every_step_it_is_whole_and_its_future_resolves(tmp_path: Path
         client = connect(everstep, keeper.url)
         run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
         train(everstep, run, 1)
-        names = []
+        names: list[str] = []
         while not all((fired / name).exists() for name in POINTS):
-            assert len(names) < MOST_SAVES, sorted(path.name for path in fired.iterdir())
+            assert len(names) < MAX_SAVES, sorted(path.name for path in fired.iterdir())
             names.append(f"sealed{len(names)}")
             saving = run.save_weights_external(names[-1], age_encryption_recipients=[RECIPIENT])
             assert saving.result().path.endswith(names[-1])
@@ -81,7 +83,9 @@ def test_killed_at_every_step_it_is_whole_and_its_future_resolves(tmp_path: Path
         assert opened(vault, sealed(vault, name)) == plain
 
 
-def test_what_was_written_before_it_was_recorded_stays_as_it_is(home: Path, pico: Model) -> None:
+def test_retry_keeps_a_checkpoint_that_was_written_but_not_recorded(
+    home: Path, pico: Model
+) -> None:
     seen: list[Manifest] = []
     succeed = Ledger.succeed
 
@@ -95,19 +99,17 @@ def test_what_was_written_before_it_was_recorded_stays_as_it_is(home: Path, pico
         run = local.new_run()
         local.train(run, 1)
         body = {"path": "sealed", "age_encryption_recipients": [RECIPIENT]}
-        told = local.do(run, "save_weights_external", **body)
+        saved = local.do(run, "save_weights_external", **body)
         local.do(run, "save_weights_external", path="plain")
     vault = Vault(home / "vault", writer=False)
     last = sealed(vault, "sealed")
     assert [each.files for each in seen] == [last.files, last.files]
-    assert last.size == told["size_bytes"]
+    assert last.size == saved["size_bytes"]
     assert opened(vault, last) == opened(vault, sealed(vault, "plain"))
 
 
 @pytest.mark.parametrize("damaged", ["file", "manifest"])
-def test_what_was_written_and_is_damaged_is_written_again(
-    home: Path, pico: Model, damaged: str
-) -> None:
+def test_retry_rewrites_a_damaged_checkpoint(home: Path, pico: Model, damaged: str) -> None:
     seen: list[Manifest] = []
     succeed = Ledger.succeed
 

@@ -1,4 +1,4 @@
-"""P4 for imports: killed at any of their failpoints, an import is whole or absent, never twice."""
+"""P4 for imports: an import killed at any failpoint is whole or absent, and never there twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import everstep
 import everstep.server
 from everstep import failpoints
-from everstep.interchange.archive import files_of, pack
+from everstep.interchange.archive import adapter_files, pack
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.faults.keeper import Keeper
@@ -39,7 +39,7 @@ def adapter(directory: Path, width: int = 64) -> Path:
 
 
 def upload(url: str, body: bytes) -> dict[str, Any] | None:
-    """The answer to an import, always with the same key; None where the service died over it."""
+    """Import with one idempotency key; returns None if the service died meanwhile."""
     try:
         answer = httpx.post(
             f"{url}/api/v1/everstep/checkpoints/import",
@@ -53,12 +53,12 @@ def upload(url: str, body: bytes) -> dict[str, Any] | None:
     return dict(answer.raise_for_status().json())
 
 
-def test_the_points_are_known() -> None:
+def test_imports_have_three_failpoints() -> None:
     assert len(POINTS) == 3
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_there_an_import_is_whole_or_absent_and_a_retry_completes_it(
+def test_killed_import_is_whole_or_absent_and_a_retry_completes_it(
     tmp_path: Path, point: str
 ) -> None:
     (tmp_path / "fired").mkdir()
@@ -68,7 +68,9 @@ def test_killed_there_an_import_is_whole_or_absent_and_a_retry_completes_it(
     }
     with Keeper(tmp_path / "home", environment=lambda start: armed) as keeper:
         keeper.wait_until(keeper.ready)
-        body = b"".join(pack(files_of(adapter(tmp_path / "adapter", _width(tmp_path / "home")))))
+        body = b"".join(
+            pack(adapter_files(adapter(tmp_path / "adapter", _width(tmp_path / "home"))))
+        )
         assert upload(keeper.url, body) is None
         assert (tmp_path / "fired" / point).exists()
         keeper.wait_until(keeper.ready)
@@ -96,10 +98,10 @@ def _width(home: Path) -> int:
     return int(config["hidden_size"])
 
 
-def test_two_uploads_with_one_key_at_once_make_one_checkpoint(tmp_path: Path) -> None:
+def test_concurrent_uploads_with_one_key_make_one_checkpoint(tmp_path: Path) -> None:
     with Keeper(tmp_path / "home") as keeper:
         keeper.wait_until(keeper.ready)
-        body = b"".join(pack(files_of(adapter(tmp_path / "adapter", _width(keeper.home)))))
+        body = b"".join(pack(adapter_files(adapter(tmp_path / "adapter", _width(keeper.home)))))
         answers: list[Any] = []
         threads = [
             threading.Thread(target=lambda: answers.append(upload(keeper.url, body)))

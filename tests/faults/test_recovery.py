@@ -1,4 +1,4 @@
-"""Recovery: what is replayed is checked, and every way a worker can end is survived."""
+"""Recovery: replayed results are checked, and runs survive every way in which a worker can end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,12 +31,12 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 
 def fresh(keeper: Keeper, seed: int = 3) -> everstep.TrainingClient:
-    service = connect(everstep, keeper.url)
+    service: everstep.ServiceClient = connect(everstep, keeper.url)
     return service.create_lora_training_client(MODEL, rank=4, seed=seed).result()
 
 
 def change_ledger(keeper: Keeper, statement: str, *values: object) -> None:
-    """Change a row while the service is dead, as nothing of ours would; it loses its seal."""
+    """Change a row of a service that is down, as no code of ours does; removes its checksum."""
     unsealed = statement.replace(" SET ", " SET seal = NULL, ", 1)
     with sqlite3.connect(keeper.home / "ledger.sqlite") as database:
         changed = database.execute(unsealed, values).rowcount
@@ -48,12 +49,12 @@ def group() -> Iterator[MemoryGroup]:
         try:
             made = stack.enter_context(memory_group())
         except OSError as error:
-            pytest.skip(f"no control group with a limit can be made: {error}")
+            pytest.skip(f"can't create a control group with a limit: {error}")
         yield made
 
 
 class Stopped:
-    """A keeper's service, dead for as long as a test needs it to be."""
+    """Keeps a service down during the block."""
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
@@ -65,7 +66,9 @@ class Stopped:
         self.keeper.resume()
 
 
-def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keeper: Keeper) -> None:
+def test_different_replayed_result_marks_the_run_and_fails_pending_operations(
+    keeper: Keeper,
+) -> None:
     run, neighbour = fresh(keeper), fresh(keeper, 4)
     train(everstep, run, 3)
     expected = train(everstep, neighbour, 2)
@@ -93,7 +96,7 @@ def test_a_replayed_result_that_differs_marks_the_run_and_fails_what_waits(keepe
     assert train(everstep, neighbour, 1)
 
 
-def test_a_ledger_that_rotted_is_told_and_not_gone_on_from(keeper: Keeper) -> None:
+def test_damaged_ledger_row_is_reported_and_its_run_does_not_continue(keeper: Keeper) -> None:
     run, neighbour = fresh(keeper), fresh(keeper, 4)
     train(everstep, run, 2)
     expected = train(everstep, neighbour, 2)
@@ -106,7 +109,7 @@ def test_a_ledger_that_rotted_is_told_and_not_gone_on_from(keeper: Keeper) -> No
     assert expected
 
 
-def test_a_damaged_snapshot_is_passed_over_for_an_older_one(keeper: Keeper) -> None:
+def test_damaged_snapshot_is_skipped_for_an_older_one(keeper: Keeper) -> None:
     twin, run = fresh(keeper), fresh(keeper)
     expected = train(everstep, twin, 4)
     begun = train(everstep, run, 1)
@@ -123,10 +126,10 @@ def test_a_damaged_snapshot_is_passed_over_for_an_older_one(keeper: Keeper) -> N
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
     assert begun + train(everstep, run, 1, shift=3) == expected
-    assert "a state can't be used" in keeper.log.read_text()
+    assert "unusable state skipped" in keeper.log.read_text()
 
 
-def test_another_numeric_environment_says_so_and_compares_to_a_tolerance(keeper: Keeper) -> None:
+def test_other_numeric_environment_is_logged_and_compared_to_a_tolerance(keeper: Keeper) -> None:
     run = fresh(keeper)
     before = train(everstep, run, 3)
     with Stopped(keeper):
@@ -142,7 +145,7 @@ def test_another_numeric_environment_says_so_and_compares_to_a_tolerance(keeper:
     assert keeper.log.read_text().count("the numeric environment has changed") == 1
 
 
-def test_a_base_model_with_other_weights_is_not_gone_on_with_and_nothing_is_lost(
+def test_base_model_with_other_weights_is_refused_and_nothing_is_lost(
     keeper: Keeper,
 ) -> None:
     run = fresh(keeper)
@@ -171,7 +174,7 @@ def test_a_base_model_with_other_weights_is_not_gone_on_with_and_nothing_is_lost
         (signal.SIGTERM, "crashed (SIGTERM)"),
     ],
 )
-def test_a_worker_that_ends_is_replaced_and_no_client_notices(
+def test_worker_that_ends_is_replaced_and_no_client_notices(
     keeper: Keeper, number: signal.Signals, how: str
 ) -> None:
     twin, run = fresh(keeper), fresh(keeper)
@@ -188,12 +191,51 @@ def test_a_worker_that_ends_is_replaced_and_no_client_notices(
     assert how in told
 
 
-def told_of_memory(keeper: Keeper) -> bool:
+def logged_lack_of_memory(keeper: Keeper) -> bool:
     """Whether the service said that a worker ended for lack of memory."""
     return "ran out of memory and was killed" in keeper.log.read_text()
 
 
-def test_a_worker_that_the_kernel_killed_for_lack_of_memory_is_told_apart(
+def test_worker_killed_in_the_course_of_each_replay_converges(tmp_path: Path) -> None:
+    def submit(run: everstep.TrainingClient, number: int) -> Any:
+        many = data(everstep, count=24, shift=number)  # some hundredths of a second
+        passed = run.forward_backward(many, "cross_entropy")
+        run.optim_step(everstep.types.AdamParams(learning_rate=0.01))
+        return passed
+
+    def logprobs(future: Any) -> list[list[float]]:
+        return [each["logprobs"].tolist() for each in future.result().loss_fn_outputs]
+
+    settings = ("replay_seconds=1000", "worker_attempts=100")
+    with Keeper(tmp_path / "home", *settings) as keeper:
+        run, steps = fresh(keeper), 0
+        begin = time.monotonic()
+        while time.monotonic() - begin < 3.0 or steps < 8:  # so much is there to replay
+            logprobs(submit(run, steps))
+            steps += 1
+        vault = Vault(keeper.home / "vault", writer=False)
+
+        def newest() -> int:
+            return max((int(name) for _, name in vault.names("snapshot", run.model_id)), default=0)
+
+        keeper.kill_worker()
+        pending = submit(run, steps)
+        killed_at = [0]
+        for _ in range(3):
+            keeper.wait_until(lambda: newest() > killed_at[-1] or pending.done())
+            if not pending.done():
+                killed_at.append(newest())
+                keeper.kill_worker()
+        seen = logprobs(pending)
+        twin = fresh(keeper)
+        for number in range(steps):
+            submit(twin, number)
+        assert logprobs(submit(twin, steps)) == seen
+    assert len(killed_at) > 2, "two workers were killed in the course of a replay"
+    assert max(killed_at) < 2 * steps
+
+
+def test_worker_killed_for_lack_of_memory_is_logged_as_such(
     group: MemoryGroup, keeper: Keeper
 ) -> None:
     twin, run = fresh(keeper), fresh(keeper)
@@ -201,7 +243,7 @@ def test_a_worker_that_the_kernel_killed_for_lack_of_memory_is_told_apart(
     begun = train(everstep, run, 1)
     service = connect(everstep, keeper.url)
     large: list[Any] = []
-    while not told_of_memory(keeper):
+    while not logged_lack_of_memory(keeper):
         keeper.wait_ready()
         starts = keeper.starts
         for pid in (keeper.pid, keeper.worker_pid):
@@ -212,13 +254,13 @@ def test_a_worker_that_the_kernel_killed_for_lack_of_memory_is_told_apart(
         many = range(len(large), len(large) + 8)
         large += [service.create_lora_training_client(MODEL, rank=512, seed=n) for n in many]
         # The service as well, where it asks for memory before the worker's is free: then once more.
-        keeper.wait_until(lambda: told_of_memory(keeper) or keeper.starts > starts)  # noqa: B023
+        keeper.wait_until(lambda: logged_lack_of_memory(keeper) or keeper.starts > starts)  # noqa: B023
         group.limit(None)
     assert begun + train(everstep, run, 2, shift=1) == expected
     assert len({each.result().model_id for each in large}) == len(large)
 
 
-def test_a_hung_worker_is_killed_and_its_operation_tried_again(tmp_path: Path) -> None:
+def test_hung_worker_is_killed_and_its_operation_retried(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
 
@@ -236,9 +278,9 @@ def test_a_hung_worker_is_killed_and_its_operation_tried_again(tmp_path: Path) -
         assert train(everstep, fresh(keeper), 3) == seen
 
 
-def test_an_operation_that_ends_its_worker_again_and_again_is_failed_alone(tmp_path: Path) -> None:
+def test_only_the_operation_that_repeatedly_ends_its_worker_fails(tmp_path: Path) -> None:
     def poison(start: int) -> dict[str, str]:
-        return {"EVERSTEP_FAILPOINTS": "worker.optim_step.begun=kill"}
+        return {"EVERSTEP_FAILPOINTS": "worker.optim_step.begun=abort"}
 
     with Keeper(tmp_path / "home", "worker_attempts=2", environment=poison) as keeper:
         run, neighbour = fresh(keeper), fresh(keeper, 4)
@@ -251,7 +293,7 @@ def test_an_operation_that_ends_its_worker_again_and_again_is_failed_alone(tmp_p
         neighbour.forward_backward(data(everstep), "cross_entropy").result()
 
 
-def test_more_runs_than_fit_into_memory_go_on_exactly(tmp_path: Path) -> None:
+def test_more_runs_than_fit_into_memory_continue_exactly(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with Keeper(home) as roomy:
         twin = fresh(roomy)
@@ -266,7 +308,7 @@ def test_more_runs_than_fit_into_memory_go_on_exactly(tmp_path: Path) -> None:
         assert keeper.log.read_text().count("run evicted") > len(runs)
 
 
-def test_a_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
+def test_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
     twin, run = fresh(keeper), fresh(keeper)
     expected = train(everstep, twin, 3)
     begun = train(everstep, run, 2)
@@ -282,17 +324,17 @@ def test_a_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
     assert url != second.url
 
 
-def test_a_second_service_on_one_home_is_refused(keeper: Keeper, tmp_path: Path) -> None:
+def test_second_service_on_one_home_is_refused(keeper: Keeper, tmp_path: Path) -> None:
     keeper.wait_ready()
     command = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(keeper.home)]
     second = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, check=False)
     assert second.returncode == 1
     (told,) = second.stderr.strip().splitlines()
-    assert told.startswith(f"everstep: {keeper.home} is in use by another everstep service")
+    assert told.startswith(f"everstep: a service runs on {keeper.home} already: process ")
     assert keeper.ready()
 
 
-def test_a_home_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+def test_home_that_can_not_be_written_is_reported(tmp_path: Path) -> None:
     mounted = tmp_path / "read-only"
     mounted.mkdir()
     if subprocess.run(

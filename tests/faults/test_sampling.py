@@ -1,4 +1,4 @@
-"""Samples through a service that is killed: what was cancelled stays so, what wasn't goes on."""
+"""Samples on a service that is killed: cancelled ones stay cancelled, others complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample(keeper: Keeper, sampler: str, seq_id: int, length: int) -> str:
 
 
 def result(keeper: Keeper, request_id: str) -> Any:
-    """A result, as a client that polls through the service's absence gets it."""
+    """Poll for a result, also while the service is down."""
 
     def found() -> Any:
         try:
@@ -42,7 +42,7 @@ def result(keeper: Keeper, request_id: str) -> Any:
     return keeper.wait_until(found)
 
 
-def test_killed_while_it_cancels_a_sample_it_does_not_sample_it_later(tmp_path: Path) -> None:
+def test_sample_stays_cancelled_after_a_kill_during_its_cancellation(tmp_path: Path) -> None:
     def arming(start: int) -> dict[str, str]:
         return {failpoints.VARIABLE: "runtime.sample.cancelled=kill"} if start == 0 else {}
 
@@ -52,12 +52,12 @@ def test_killed_while_it_cancels_a_sample_it_does_not_sample_it_later(tmp_path: 
         body = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL}
         sampler = post(keeper, "create_sampling_session", **body)["sampling_session_id"]
         expected = result(keeper, sample(keeper, sampler, 0, 5))
-        gone, kept = sample(keeper, sampler, 1, 2000), sample(keeper, sampler, 2, 5)
+        cancelled, kept = sample(keeper, sampler, 1, 2000), sample(keeper, sampler, 2, 5)
         with pytest.raises(httpx.TransportError):
-            post(keeper, "cancel_future", request_id=gone)
+            post(keeper, "cancel_future", request_id=cancelled)
         keeper.wait_until(lambda: keeper.starts > 1)
-        assert result(keeper, gone)["error"] == "This sample was cancelled by its client."
+        assert result(keeper, cancelled)["error"] == "This sample was cancelled by its client."
         keeper.wait_ready()
-        post(keeper, "cancel_future", request_id=gone)
+        post(keeper, "cancel_future", request_id=cancelled)
         assert result(keeper, kept) == expected
-        assert sample(keeper, sampler, 1, 2000) == gone
+        assert sample(keeper, sampler, 1, 2000) == cancelled

@@ -1,4 +1,4 @@
-"""Tiny base models of several families, and adapters of the engine's and of PEFT's making."""
+"""Tiny base models of several families, and adapters written by the engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from transformers.models.qwen3_moe import Qwen3MoeConfig
 
 from everstep.engine import AdapterConfig, Model, load_model
-from everstep.engine.pico import write_pico
-from everstep.engine.state import RunState
+from everstep.engine.models.pico import write_pico
+from everstep.engine.run_state import RunState
 from tests.engine.conftest import CONFIGS, GROUPED, write_model
 from tests.engine.helpers import files
 
@@ -53,8 +53,20 @@ def model(family: str, bases: dict[str, Path]) -> Model:
     return load_model(family, str(bases[family]), device="cpu")
 
 
+@pytest.fixture(scope="session")
+def llama(bases: dict[str, Path]) -> Model:
+    """The model for tests that do not depend on the family."""
+    return load_model("llama", str(bases["llama"]), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tied(bases: dict[str, Path]) -> Model:
+    """A model whose output head is tied to its input embeddings."""
+    return load_model("tied", str(bases["qwen3-tied"]), device="cpu")
+
+
 def noisy_run(model: Model, *, unembed: bool = True, size: float = 0.05) -> RunState:
-    """A run whose adapter moves every logit."""
+    """Create a run whose adapter changes every logit."""
     config = AdapterConfig(rank=4, alpha=12.0, seed=5, train_unembed=unembed)
     state = model.new_run(config)
     noise = torch.Generator().manual_seed(11)
@@ -63,7 +75,7 @@ def noisy_run(model: Model, *, unembed: bool = True, size: float = 0.05) -> RunS
 
 
 def write_adapter(state: RunState, directory: Path) -> Path:
-    """A run's adapter as the service saves it."""
+    """Write a run's adapter as the service saves it."""
     directory.mkdir(parents=True, exist_ok=True)
     content, _ = files(state, optimizer=False)
     for name, data in content.items():

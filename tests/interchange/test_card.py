@@ -1,6 +1,8 @@
-"""A card is one that a hub takes, and says where a checkpoint comes from."""
+"""Model card: valid for the hub, with the checkpoint's lineage."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -20,15 +22,17 @@ PATH = "tinker://run:train:0/weights/last"
         ('"quoted"', None),
     ],
 )
-def test_a_hub_is_told_the_base_models_that_it_can_know(name: str, known: str | None) -> None:
+def test_the_metadata_names_base_models_of_the_hub_only(name: str, known: str | None) -> None:
     card = model_card(Lineage(PATH, name), None)
-    assert ModelCard(card).data.base_model == known
+    data: Any = ModelCard(card).data
+    assert data.base_model == known
     assert f"| base model | {name} |" in card
 
 
-def test_parents_and_where_it_was_imported_from_are_told() -> None:
+def test_the_card_names_parents_and_the_import() -> None:
     lineage = Lineage(PATH, "gpt2", parents=["a", "b"], imported_from="their | adapter")
     card = model_card(lineage, "bf16")
     assert "| parents | a, b |" in card
     assert "| imported from | their \\| adapter |" in card
-    assert ModelCard(card).data.library_name == "transformers"
+    data: Any = ModelCard(card).data
+    assert data.library_name == "transformers"

@@ -1,12 +1,12 @@
-"""A merged model, loaded with transformers alone, says what the engine says of the adapter."""
+"""Merge: a merged model, loaded with transformers alone, has the engine's logprobs."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tracemalloc
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +15,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from everstep.engine import Model, load_model
+from everstep.engine import Model, RunState, load_model
 from everstep.interchange import tensors
 from everstep.interchange.base import BaseModel
-from everstep.interchange.errors import CannotMerge, Unreadable
+from everstep.interchange.errors import DivergedAdapter, MergeError, UnreadableFile
 from everstep.interchange.merge import merge
+from everstep.interchange.numbers import Array
 from everstep.interchange.peft_config import PeftAdapter
-from everstep.wire.passes import Example
+from everstep.wire.messages.passes import Example
 from tests.engine.helpers import forward
 from tests.interchange.conftest import noisy_run, write_adapter
 
@@ -31,18 +32,27 @@ PROMPTS = (
     "1, 1, 2, 3, 5, 8, 13",
 )
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.03}
-"""Of a logprob: float32 sums in another order; weights that were rounded to 8 bits."""
+"""Difference of a logprob: float32 sums in another order, or weights rounded to 8 bits."""
 
 
-def engine_logprobs(model: Model, state: Any) -> list[np.ndarray]:
-    """What the engine, and so the service, gives for each next byte of the prompts."""
+def check_logprobs(found: list[Array], expected: list[Array], tolerance: float) -> None:
+    """Check that two results agree on every prompt."""
+    assert len(found) == len(expected) == len(PROMPTS)
+    for one, other in zip(found, expected, strict=True):
+        assert one.size > 0
+        assert np.abs(one - other).max() < tolerance
+
+
+def engine_logprobs(model: Model, state: RunState) -> list[Array]:
+    """Compute the logprobs of the prompts' bytes with the engine."""
     data = [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in PROMPTS]
     passed = forward(model, state, [Example(t[:-1], {"target_tokens": t[1:]}) for t in data])
     return [np.asarray(output["logprobs"]) for output in passed.outputs]
 
 
-def merged_logprobs(directory: Path) -> list[np.ndarray]:
-    """What transformers gives, from the directory alone."""
+@cache
+def transformers_logprobs(directory: Path) -> list[Array]:
+    """Compute the logprobs of the prompts' bytes with transformers, from a directory alone."""
     merged, info = AutoModelForCausalLM.from_pretrained(
         directory, dtype="auto", output_loading_info=True
     )
@@ -66,23 +76,40 @@ def test_a_merged_model_gives_the_engines_logprobs(
     (tmp_path / "merged").mkdir()
     merge(BaseModel.open(bases[family]), adapter, dtype, tmp_path / "merged")
 
-    wanted, base = engine_logprobs(model, state), merged_logprobs(bases[family])
-    for expected, found, without in zip(
-        wanted, merged_logprobs(tmp_path / "merged"), base, strict=True
-    ):
-        assert np.abs(found - expected).max() < TOLERANCE[dtype]
-        assert np.abs(without - expected).max() > 5 * TOLERANCE[dtype]  # the adapter matters
+    expected, base = engine_logprobs(model, state), transformers_logprobs(bases[family])
+    check_logprobs(transformers_logprobs(tmp_path / "merged"), expected, TOLERANCE[dtype])
+    for with_adapter, without in zip(expected, base, strict=True):
+        assert np.abs(without - with_adapter).max() > 5 * TOLERANCE[dtype]
     config = json.loads((tmp_path / "merged/config.json").read_text())
     assert config["dtype"] == {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert (tmp_path / "merged/generation_config.json").exists()
 
 
-def test_a_tied_head_that_the_adapter_changes_becomes_a_weight_of_its_own(
-    bases: dict[str, Path], tmp_path: Path
+def test_what_the_adapter_does_not_change_keeps_its_bytes(
+    llama: Model, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = load_model("tied", str(bases["qwen3-tied"]), device="cpu")
-    adapter = PeftAdapter.open(write_adapter(noisy_run(model), tmp_path / "adapter"))
+    base, merged = tmp_path / "base", tmp_path / "merged"
+    shutil.copytree(bases["llama"], base)
+    merged.mkdir()
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=7))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tool_use.jinja").write_bytes(b"{{ tools }}\r\n")
+    (base / "generation_config.json").write_bytes(b'{ "eos_token_id":2}')
+    adapter = PeftAdapter.open(write_adapter(noisy_run(llama, unembed=False), tmp_path / "adapter"))
+    merge(BaseModel.open(base), adapter, "fp32", merged)
+    names = [path.relative_to(base) for path in base.rglob("*") if path.is_file()]
+    others = [name for name in names if name.suffix != ".safetensors"]
+    assert len(others) >= 5
+    for name in others:
+        assert (merged / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_a_tied_head_that_the_adapter_changes_is_untied(
+    tied: Model, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = PeftAdapter.open(write_adapter(noisy_run(tied), tmp_path / "adapter"))
     (tmp_path / "merged").mkdir()
     merge(BaseModel.open(bases["qwen3-tied"]), adapter, "fp32", tmp_path / "merged")
 
@@ -97,10 +124,9 @@ def test_a_tied_head_that_the_adapter_changes_becomes_a_weight_of_its_own(
 
 
 def test_a_tied_model_stays_tied_where_the_adapter_leaves_the_head_alone(
-    bases: dict[str, Path], tmp_path: Path
+    tied: Model, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = load_model("tied", str(bases["qwen3-tied"]), device="cpu")
-    state = noisy_run(model, unembed=False)
+    state = noisy_run(tied, unembed=False)
     adapter = PeftAdapter.open(write_adapter(state, tmp_path / "adapter"))
     (tmp_path / "merged").mkdir()
     merge(BaseModel.open(bases["qwen3-tied"]), adapter, "bf16", tmp_path / "merged")
@@ -111,10 +137,10 @@ def test_a_tied_model_stays_tied_where_the_adapter_leaves_the_head_alone(
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3-tied", "llama"])
-def test_base_files_without_the_first_part_of_names_are_understood(
+def test_base_files_without_the_prefix_of_names_can_be_merged(
     bases: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    """As gpt2 is on the hub: the files of the model without its head."""
+    """As gpt2 on the hub: files of the model without its head."""
     model = load_model(name, str(bases[name]), device="cpu")
     bare = tmp_path / "bare"
     shutil.copytree(bases[name], bare)
@@ -130,19 +156,18 @@ def test_base_files_without_the_first_part_of_names_are_understood(
     (tmp_path / "merged").mkdir()
     merge(BaseModel.open(bare), adapter, "fp32", tmp_path / "merged")
 
-    pairs = zip(merged_logprobs(tmp_path / "merged"), engine_logprobs(model, state), strict=True)
-    assert all(np.abs(found - wanted).max() < TOLERANCE["fp32"] for found, wanted in pairs)
+    found = transformers_logprobs(tmp_path / "merged")
+    check_logprobs(found, engine_logprobs(model, state), TOLERANCE["fp32"])
 
 
-def test_shards_keep_their_names_and_the_index_says_where_everything_is(
-    bases: dict[str, Path], tmp_path: Path
+def test_shards_keep_their_names_and_the_index_lists_every_weight(
+    tied: Model, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = load_model("tied", str(bases["qwen3-tied"]), device="cpu")
     sharded = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(bases["qwen3-tied"]).save_pretrained(
         sharded, max_shard_size="40KB"
     )
-    state = noisy_run(model)
+    state = noisy_run(tied)
     adapter = PeftAdapter.open(write_adapter(state, tmp_path / "adapter"))
     merged = tmp_path / "merged"
     merged.mkdir()
@@ -152,18 +177,17 @@ def test_shards_keep_their_names_and_the_index_says_where_everything_is(
     assert len(shards) > 2
     assert sorted(path.name for path in merged.glob("*.safetensors")) == shards
     index = json.loads((merged / "model.safetensors.index.json").read_text())
-    there = {}
+    there: dict[str, str] = {}
     for shard in shards:
         with safe_open(merged / shard, "pt") as file:
             there |= dict.fromkeys(file.keys(), shard)
     assert index["weight_map"] == there
     assert there["lm_head.weight"] == there["model.embed_tokens.weight"]
-    pairs = zip(merged_logprobs(merged), engine_logprobs(model, state), strict=True)
-    assert all(np.abs(found - wanted).max() < TOLERANCE["bf16"] for found, wanted in pairs)
+    check_logprobs(transformers_logprobs(merged), engine_logprobs(tied, state), TOLERANCE["bf16"])
 
 
 def many_shards(directory: Path, count: int, rows: int, width: int) -> int:
-    """A made-up model of many shards; returns the bytes of one."""
+    """Write a model of many shards. Returns the size of one."""
     directory.mkdir()
     weight_map = {}
     for index in range(count):
@@ -176,7 +200,7 @@ def many_shards(directory: Path, count: int, rows: int, width: int) -> int:
     return rows * width * 4
 
 
-def test_never_more_than_a_piece_of_a_shard_is_in_memory(
+def test_memory_is_bounded_by_a_chunk_of_a_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, width, count = 4096, 256, 12
@@ -191,7 +215,7 @@ def test_never_more_than_a_piece_of_a_shard_is_in_memory(
     (tmp_path / "adapter").mkdir()
     save_file(pairs, tmp_path / "adapter/adapter_model.safetensors")
     (tmp_path / "adapter/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
-    monkeypatch.setattr(tensors, "PIECE_BYTES", 256 << 10)
+    monkeypatch.setattr(tensors, "CHUNK_BYTES", 256 << 10)
     (tmp_path / "merged").mkdir()
     tracemalloc.start()
     merge(
@@ -203,18 +227,17 @@ def test_never_more_than_a_piece_of_a_shard_is_in_memory(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert peak < size  # of one shard; all of them are twelve times as much
+    assert peak < size  # the size of one of twelve shards
     with safe_open(tmp_path / "merged/model-00012-of-00012.safetensors", "pt") as file:
         last = file.get_tensor("model.layers.11.self_attn.q_proj.weight")
     assert last.dtype == torch.bfloat16 and bool((last == 11 + 2 * 2).all())
 
 
-def test_a_head_that_is_missing_is_not_taken_for_a_tied_one(
-    bases: dict[str, Path], tmp_path: Path
+def test_a_missing_head_is_not_mistaken_for_a_tied_one(
+    llama: Model, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As where the model's configuration says that the head is a weight of its own."""
-    model = load_model("llama", str(bases["llama"]), device="cpu")
-    adapter = write_adapter(noisy_run(model), tmp_path / "adapter")
+    """The configuration says that the head is not tied."""
+    adapter = write_adapter(noisy_run(llama), tmp_path / "adapter")
     shutil.copytree(bases["llama"], tmp_path / "base")
     with safe_open(bases["llama"] / "model.safetensors", "numpy") as file:
         content = {k: file.get_tensor(k) for k in file.keys() if k != "lm_head.weight"}  # noqa: SIM118
@@ -224,20 +247,40 @@ def test_a_head_that_is_missing_is_not_taken_for_a_tied_one(
 
 def refusal(base: Path, adapter: Path, tmp_path: Path) -> str:
     (tmp_path / "merged").mkdir()
-    with pytest.raises((CannotMerge, Unreadable)) as caught:
+    with pytest.raises((DivergedAdapter, MergeError, UnreadableFile)) as caught:
         merge(BaseModel.open(base), PeftAdapter.open(adapter), "fp32", tmp_path / "merged")
     return str(caught.value)
 
 
-def test_an_adapter_of_another_model_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    model = load_model("llama", str(bases["llama"]), device="cpu")
-    adapter = write_adapter(noisy_run(model), tmp_path / "adapter")
+def test_an_adapter_of_another_model_is_rejected(
+    llama: Model, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = write_adapter(noisy_run(llama), tmp_path / "adapter")
     assert "no weight of model.layers.0" in refusal(bases["gpt2"], adapter, tmp_path)
 
 
-def test_a_quantized_base_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    model = load_model("llama", str(bases["llama"]), device="cpu")
-    adapter = write_adapter(noisy_run(model), tmp_path / "adapter")
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (float("nan"), "its weights hold NaN or infinity in "),
+        (float("inf"), "its weights hold NaN or infinity in "),
+        (3e38, "merged with it, model.layers.0.self_attn.q_proj.weight holds NaN or infinity"),
+    ],
+    ids=str,
+)
+def test_a_diverged_adapter_is_rejected(
+    llama: Model, bases: dict[str, Path], tmp_path: Path, value: float, words: str
+) -> None:
+    state = noisy_run(llama)
+    state.arena.buffers["params"][:200] = value
+    adapter = write_adapter(state, tmp_path / "adapter")
+    found = refusal(bases["llama"], adapter, tmp_path)
+    assert found.startswith("This adapter has diverged: ")
+    assert words in found
+
+
+def test_a_quantized_base_is_rejected(llama: Model, bases: dict[str, Path], tmp_path: Path) -> None:
+    adapter = write_adapter(noisy_run(llama), tmp_path / "adapter")
     shutil.copytree(bases["llama"], tmp_path / "base")
     config = json.loads((tmp_path / "base/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
@@ -248,5 +291,5 @@ def test_a_quantized_base_is_refused(bases: dict[str, Path], tmp_path: Path) -> 
 def test_pickled_weights_are_not_read(bases: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(Unreadable, match="save_pretrained"):
+    with pytest.raises(UnreadableFile, match="save_pretrained"):
         BaseModel.open(tmp_path)

@@ -1,4 +1,4 @@
-"""bfloat16 as torch rounds it, from any float32."""
+"""Number formats: bfloat16 is rounded as torch does it, for any float32."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64)
 
 
 @given(BITS)
-def test_rounding_is_that_of_torch(bits: list[int]) -> None:
+def test_bfloat16_rounding_equals_torchs(bits: list[int]) -> None:
     values = np.array(bits, np.uint32).view(np.float32)
     wanted = torch.from_numpy(values.copy()).bfloat16().float().numpy()
     assert np.array_equal(to_float32(from_float32(values, "BF16"), "BF16"), wanted, equal_nan=True)
 
 
 @given(BITS)
-def test_what_is_bfloat16_stays_as_it_is(bits: list[int]) -> None:
+def test_bfloat16_values_survive_the_round_trip(bits: list[int]) -> None:
     stored = np.array(bits, np.uint32).astype(np.uint16)
     values = to_float32(stored.tobytes(), "BF16")
     if not np.isnan(values).any():

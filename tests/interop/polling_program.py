@@ -1,15 +1,12 @@
-"""A program of a user of the official SDK: samples polled for together, by copies, and given up.
+"""Polling program: samples that are polled for together, drawn by pickled copies, and cancelled.
 
-Run as ``python polling_program.py URL``, with the release of the SDK that is on the path; prints
-what it saw as a line of JSON.
+`sdks.Releases` runs `main` with a release of the official SDK on the path.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import pickle
-import sys
 import warnings
 from typing import Any
 
@@ -22,12 +19,13 @@ def tokens(response: Any) -> list[list[int]]:
     return [list(sequence.tokens) for sequence in response.sequences]
 
 
-def client_of(given: Any) -> Any:
-    """Older releases give the client itself, newer ones its future."""
-    return given.result() if hasattr(given, "result") else given
+def client_of(returned: Any) -> Any:
+    """Return a client; older releases return it directly, newer ones a future of it."""
+    return returned.result() if hasattr(returned, "result") else returned
 
 
 def main(url: str) -> dict[str, Any]:
+    """Sample, and report which calls the client used and whether the draws agree."""
     service = tinker.ServiceClient(base_url=url, api_key="tml-test")
     sampler = client_of(service.create_sampling_client(base_model="everstep/pico"))
     prompt = tinker.ModelInput.from_ints([5, 6, 7, 8, 9])
@@ -37,15 +35,15 @@ def main(url: str) -> dict[str, Any]:
     copies = [pickle.loads(pickle.dumps(sampler)) for _ in range(2)]
     copied = [tokens(copy.sample(prompt, 2, params).result()) for copy in copies]
 
-    async def give_up() -> None:
-        given = sampler.sample(prompt, 8, endless)
-        future = given.future() if hasattr(given, "future") else given
+    async def cancel() -> None:
+        pending = sampler.sample(prompt, 8, endless)
+        future = pending.future() if hasattr(pending, "future") else pending
         long = asyncio.ensure_future(asyncio.wrap_future(future))
         await asyncio.to_thread(sampler.sample(prompt, 1, params).result)
         long.cancel()
         await asyncio.gather(long, return_exceptions=True)
 
-    asyncio.run(give_up())
+    asyncio.run(cancel())
     after = tokens(sampler.sample(prompt, 2, params).result())
     return {
         "file": tinker.__file__,
@@ -53,7 +51,3 @@ def main(url: str) -> dict[str, Any]:
         "numbers": sorted(copy._cloned_sampler_id for copy in copies),
         "same": [first == each for each in (*copied, after)],
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))

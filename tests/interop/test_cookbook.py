@@ -1,7 +1,7 @@
-"""Recipes of the public tinker-cookbook, unmodified and without a network, as users start them.
+"""Recipes of the public tinker-cookbook, unmodified, as users start them, without a network.
 
-Their model is a small one, served under a name that the cookbook knows a renderer for; tokenizers
-come from the service at the hub's addresses, data from files in the working directory.
+The model is a small one, served under a name for which the cookbook has a renderer. Tokenizers come
+from the service in place of the hub, data from files in the working directory.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ import tinker
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from everstep.engine.pico import write_pico
+from everstep.engine.models.pico import write_pico
 from tests.conftest import Service
 from tests.interop import sdks
 from tests.scenario import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 MODEL = "Qwen/Qwen3-8B-Base"
+CONTEXT = 4096  # a grader of rubrics may answer with 2048 tokens
 SL, RL = "tinker_cookbook.recipes.chat_sl.train", "tinker_cookbook.recipes.rl_loop"
+MATH, RUBRIC = "tinker_cookbook.recipes.math_rl.train", "tinker_cookbook.recipes.rubric.train"
 
 
 def teach_to_answer(directory: Path) -> None:
-    """Have the model end any prompt with one of two answers: there is something to reward."""
+    """Train the model to end any prompt with one of two answers, so that there is a reward."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, max_position_embeddings=CONTEXT
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     draw = torch.Generator().manual_seed(1)
     answers = [
@@ -62,8 +66,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service.stop()
 
 
-class Shop:
-    """A directory where recipes are run, with the data that they ask for."""
+class Workspace:
+    """A directory where recipes run, with their data."""
 
     def __init__(self, directory: Path, service: Service) -> None:
         self.directory = directory
@@ -73,6 +77,7 @@ class Shop:
             "cookbook",
             HF_HOME=str(directory / "hub"),
             TINKER_API_KEY="tml-test",
+            TINKER_BASE_URL=service.url,
             PYTHONUNBUFFERED="1",
         )
 
@@ -82,9 +87,9 @@ class Shop:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self, recipe: str, until: str | None = None, **options: Any) -> str:
-        """Run a recipe to its end, or kill it once it has written something; what it wrote."""
-        told = {"base_url": self.url, "model_name": MODEL, "lora_rank": 4, **options}
-        arguments = [f"{name}={value}" for name, value in told.items()]
+        """Run a recipe to its end, or kill it once it has printed a text; returns its output."""
+        chosen = {"base_url": self.url, "model_name": MODEL, "lora_rank": 4, **options}
+        arguments = [f"{name}={value}" for name, value in chosen.items()]
         process = subprocess.Popen(
             [sys.executable, "-m", recipe, *arguments],
             cwd=self.directory,
@@ -109,19 +114,19 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, served: Service) -> Shop:
-    return Shop(tmp_path, served)
+def workspace(tmp_path: Path, served: Service) -> Workspace:
+    return Workspace(tmp_path, served)
 
 
-def numbers(shop: Shop, log: str) -> list[tuple[float, float, float]]:
-    """Of each step that was logged: its number, loss and gradient's norm."""
-    rows = shop.lines(f"{log}/metrics.jsonl")
+def numbers(workspace: Workspace, log: str) -> list[tuple[float, float, float]]:
+    """Return the number, loss and gradient norm of each logged step."""
+    rows = workspace.lines(f"{log}/metrics.jsonl")
     return [(row["step"], row["train_mean_nll"], row["grad_norm"]) for row in rows]
 
 
 @pytest.fixture
-def options(shop: Shop) -> dict[str, Any]:
-    """Of chat_sl: six batches of a file, from weights that all its runs begin with."""
+def options(workspace: Workspace) -> dict[str, Any]:
+    """Options of chat_sl: six batches of a file, from weights that all its runs share."""
     rows = [
         [
             {"role": "user", "content": f"Say {i}."},
@@ -129,8 +134,8 @@ def options(shop: Shop) -> dict[str, Any]:
         ]
         for i in range(48)
     ]
-    shop.write_lines("talks.jsonl", [{"messages": row} for row in rows])
-    run = connect(tinker, shop.url).create_lora_training_client(MODEL, rank=4).result()
+    workspace.write_lines("talks.jsonl", [{"messages": row} for row in rows])
+    run = connect(tinker, workspace.url).create_lora_training_client(MODEL, rank=4).result()
     return {
         "dataset": "talks.jsonl",
         "load_checkpoint_path": run.save_state("start").result().path,
@@ -144,45 +149,57 @@ def options(shop: Shop) -> dict[str, Any]:
     }
 
 
-def test_chat_sl_is_stopped_and_goes_on_as_if_it_had_not_been(
-    shop: Shop, options: dict[str, Any]
+@pytest.mark.long(reason="trains a run of the cookbook three times: whole, and in two parts")
+def test_chat_sl_resumes_exactly_after_a_stop(
+    workspace: Workspace, options: dict[str, Any]
 ) -> None:
-    shop.run(SL, log_path="whole", num_epochs=2, **options)
-    whole = numbers(shop, "whole")
+    workspace.run(SL, log_path="whole", num_epochs=2, **options)
+    whole = numbers(workspace, "whole")
     assert [step for step, _, _ in whole] == list(range(12))
     assert whole[-1][1] < whole[0][1], "it learns"
 
-    shop.run(SL, log_path="parts", num_epochs=1, **options)
-    assert numbers(shop, "parts") == whole[:6]
-    shop.run(SL, log_path="parts", num_epochs=2, **options)
-    assert numbers(shop, "parts") == whole
+    workspace.run(SL, log_path="parts", num_epochs=1, **options)
+    assert numbers(workspace, "parts") == whole[:6]
+    workspace.run(SL, log_path="parts", num_epochs=2, **options)
+    assert numbers(workspace, "parts") == whole
 
 
-def test_chat_sl_is_killed_and_goes_on(shop: Shop, options: dict[str, Any]) -> None:
-    """It submits ahead of what it saves: a checkpoint holds batches that it then does again."""
-    shop.run(SL, log_path="killed", until="Step 3", **options)
-    before = numbers(shop, "killed")
-    resumed_at = shop.lines("killed/checkpoints.jsonl")[-1]["batch"]
+def test_chat_sl_resumes_after_a_kill(workspace: Workspace, options: dict[str, Any]) -> None:
+    """It submits ahead of its saves: a checkpoint may include batches that it repeats."""
+    workspace.run(SL, log_path="killed", until="Step 3", **options)
+    before = numbers(workspace, "killed")
+    resumed_at = workspace.lines("killed/checkpoints.jsonl")[-1]["batch"]
     assert resumed_at in (2, 4)
-    shop.run(SL, log_path="killed", **options)
-    after = numbers(shop, "killed")
-    assert [step for step, _, _ in after] == list(range(6)), "each step is there once"
+    workspace.run(SL, log_path="killed", **options)
+    after = numbers(workspace, "killed")
+    assert [step for step, _, _ in after] == list(range(6)), "each step once"
     assert after[:resumed_at] == before[:resumed_at]
-    assert shop.lines("killed/checkpoints.jsonl")[-1]["name"] == "final"
+    assert workspace.lines("killed/checkpoints.jsonl")[-1]["name"] == "final"
 
 
-def test_rl_loop_is_stopped_and_goes_on(shop: Shop) -> None:
-    """Its data is a dataset of the hub, which a directory of that name stands for."""
-    told = {"config_name": "main", "data_files": [{"split": "train", "path": "train.jsonl"}]}
-    shop.write_lines(
-        "openai/gsm8k/train.jsonl",
-        [{"question": f"How odd is {i}?", "answer": f"It is.\n#### {i % 2}"} for i in range(32)],
-    )
-    card = f"---\nconfigs: {json.dumps([told])}\n---\n"
-    (shop.directory / "openai/gsm8k/README.md").write_text(card)
+def write_gsm8k(workspace: Workspace) -> None:
+    """Write the dataset of the hub that recipes load, in a directory of its name."""
+    splits = [{"split": name, "path": f"{name}.jsonl"} for name in ("train", "test")]
+    config = {"config_name": "main", "data_files": splits}
+    rows = [{"question": f"How odd is {i}?", "answer": f"It is.\n#### {i % 2}"} for i in range(32)]
+    workspace.write_lines("openai/gsm8k/train.jsonl", rows)
+    workspace.write_lines("openai/gsm8k/test.jsonl", rows[:2])
+    card = f"---\nconfigs: {json.dumps([config])}\n---\n"
+    (workspace.directory / "openai/gsm8k/README.md").write_text(card)
+
+
+def check_trained(rows: list[dict[str, Any]], steps: int) -> None:
+    """Check the metrics of the steps: some answers were right, and gave gradients."""
+    trained = [row for row in rows if "optim/lr" in row or "grad_norm" in row]
+    assert [row["step"] for row in trained] == list(range(steps))
+    assert max(row["grad_norm"] for row in trained) > 0
+
+
+def test_rl_loop_resumes_after_a_kill(workspace: Workspace) -> None:
+    """It trains with its default loss, stable_reinforce."""
+    write_gsm8k(workspace)
     options: dict[str, Any] = {
         "log_path": "rl",
-        "loss_fn": "importance_sampling",
         "batch_size": 4,
         "group_size": 4,
         "max_tokens": 24,
@@ -190,15 +207,62 @@ def test_rl_loop_is_stopped_and_goes_on(shop: Shop) -> None:
         "save_every": 1,
         "max_steps": 5,
     }
-    shop.run(RL, until="Step 2", **options)
-    before = shop.lines("rl/metrics.jsonl")
-    written = shop.run(RL, **options)
+    workspace.run(RL, until="Step 2", **options)
+    before = workspace.lines("rl/metrics.jsonl")
+    written = workspace.run(RL, **options)
     resumed = re.search(r"Resuming from batch (\d+)", written)
     assert resumed is not None and int(resumed[1]) >= 2
-    rows = shop.lines("rl/metrics.jsonl")
+    rows = workspace.lines("rl/metrics.jsonl")
     assert [row["step"] for row in rows[len(before) :]] == list(range(int(resumed[1]), 5))
     rewards = [row["reward/total"] for row in rows]
     assert 0 < max(rewards) <= 1, "some answers were right"
     steps = [row["grad_norm"] for row in rows if "grad_norm" in row]
-    assert max(steps) > 0, "and were learnt from"
-    assert shop.lines("rl/checkpoints.jsonl")[-1]["name"] == "final"
+    assert max(steps) > 0, "and gave gradients"
+    assert workspace.lines("rl/checkpoints.jsonl")[-1]["name"] == "final"
+
+
+RL_OPTIONS: dict[str, Any] = {
+    "groups_per_batch": 2,
+    "max_tokens": 24,
+    "learning_rate": 1e-3,
+    "eval_every": 0,
+    "save_every": 0,
+    "max_steps": 2,
+}
+"""Two small steps of the recipes with `tinker_cookbook.rl.train`, with their default loss."""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_math_rl_trains_with_its_default_loss(workspace: Workspace, mode: str) -> None:
+    write_gsm8k(workspace)
+    options: dict[str, Any] = {"max_steps_off_policy": 1} if mode == "async" else {}
+    workspace.run(MATH, log_path=mode, env="gsm8k", group_size=4, **RL_OPTIONS, **options)
+    check_trained(workspace.lines(f"{mode}/metrics.jsonl"), 2)
+    assert workspace.lines(f"{mode}/checkpoints.jsonl")[-1]["name"] == "final"
+
+
+def test_rubric_trains_with_its_default_loss(workspace: Workspace) -> None:
+    """The grader is the same model. Its score is the digit that it answers."""
+    item = {
+        "rubric_str": "Is it odd?",
+        "extraction_regex": r"boxed\{(\d)\}",
+        "grader_output_format_instruction": "Box it.",
+    }
+    rows = [
+        {"convo": [{"role": "user", "content": f"Is {i}?"}], "rubric_items": [item]}
+        for i in range(4)
+    ]
+    for name in ("train", "test"):
+        workspace.write_lines(f"{name}.jsonl", rows)
+    workspace.run(
+        RUBRIC,
+        log_path="rubric",
+        renderer_name="role_colon",
+        grader_llm_name=MODEL,
+        grader_renderer_name="role_colon",
+        train_group_size=4,
+        train_jsonl_path="train.jsonl",
+        test_jsonl_path="test.jsonl",
+        **RL_OPTIONS,
+    )
+    check_trained(workspace.lines("rubric/metrics.jsonl"), 2)

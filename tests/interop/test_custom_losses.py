@@ -1,4 +1,4 @@
-"""Losses of a user's own with both clients: evaluated there or here, the numbers are the same."""
+"""Custom losses with both clients: evaluated on the service or here, the numbers are the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tinker
 import torch
 
 import everstep
-from everstep.client.loss_handle import LossHandle as OurHandle
+from everstep.client._operations.loss_handle import LossHandle as OurHandle
 from tests.conftest import Service
 from tests.scenario import MODEL, connect, data, train
 
@@ -38,7 +38,7 @@ def new_run(client: Any) -> Any:
 
 @contextmanager
 def chunks_of(client: Any, length: int) -> Iterator[None]:
-    """Have a client cut its passes into requests of a few datums."""
+    """Have a client split its passes into requests of a few datums."""
     holder, update = client.holder, {"fwdbwd_max_chunk_len": length}
     if isinstance(client, tinker.ServiceClient):
         config = holder.get_client_config().model_copy(update=update)
@@ -51,7 +51,7 @@ def chunks_of(client: Any, length: int) -> Iterator[None]:
 
 
 def relative(logprobs: Any, weights: Any) -> Any:
-    """Reads another input, and the lengths of things."""
+    """A loss that reads a second input, indexes by a mask and uses lengths."""
     chosen = weights > 0
     centred = logprobs - logprobs.detach()[chosen].mean()
     loss = (-torch.sigmoid(centred) * weights).sum() + logprobs.clamp(min=-3.0).square().mean()
@@ -63,7 +63,7 @@ def numbers(output: Any) -> list[float]:
 
 
 def here(loss: Any) -> Any:
-    """The same loss as a function that the client calls: it is not uploaded."""
+    """Return the same loss as a function that the client calls, without an upload."""
 
     def of_all(data: list[Any], logprobs: list[Any]) -> Any:
         total, sums = torch.zeros(()), {}  # type: ignore[var-annotated]
@@ -79,7 +79,9 @@ def here(loss: Any) -> Any:
 
 
 @pytest.mark.parametrize("length", [100, 3])
-def test_evaluated_there_or_here_a_loss_gives_the_same(sdk: Any, client: Any, length: int) -> None:
+def test_loss_gives_the_same_numbers_on_the_service_and_here(
+    sdk: Any, client: Any, length: int
+) -> None:
     there, local = new_run(client), new_run(client)
     # One object for both: a session creates a loss once.
     handle = client.create_custom_loss(
@@ -98,7 +100,7 @@ def test_evaluated_there_or_here_a_loss_gives_the_same(sdk: Any, client: Any, le
             theirs = local.forward_backward_custom(data(sdk, 8, shift), here(scaled))
             steps.append(local.optim_step(sdk.AdamParams(**STEP)))
             one, other = ours.result(), theirs.result()
-            # What the client computes is sent as weights: the same bits, the same gradients.
+            # The client sends its gradients as weights: the same bits give the same gradients.
             assert numbers(one) == numbers(other)
             assert steps[0].result().metrics == steps[1].result().metrics
             assert one.metrics["loss:sum"] == pytest.approx(other.metrics["loss:sum"], rel=1e-6)
@@ -108,8 +110,8 @@ def test_evaluated_there_or_here_a_loss_gives_the_same(sdk: Any, client: Any, le
             assert "surrogate_loss:sum" not in one.metrics
 
 
-def test_a_loss_may_combine_data_across_chunks(sdk: Any, client: Any) -> None:
-    """Bradley-Terry over pairs that lie in different requests; equal to all in one request."""
+def test_loss_combines_data_across_chunks(sdk: Any, client: Any) -> None:
+    """Bradley-Terry over pairs in different requests equals all pairs in one request."""
 
     def pairs(_data: list[Any], logprobs: list[Any]) -> Any:
         totals = torch.stack([each.mean() for each in logprobs])
@@ -126,7 +128,7 @@ def test_a_loss_may_combine_data_across_chunks(sdk: Any, client: Any) -> None:
     assert second.metrics["grad_norm"] == pytest.approx(first.metrics["grad_norm"], rel=1e-4)
 
 
-def test_a_loss_of_ones_own_that_is_cross_entropy_is_cross_entropy(sdk: Any, client: Any) -> None:
+def test_custom_cross_entropy_equals_the_builtin(sdk: Any, client: Any) -> None:
     def loss(data: list[Any], logprobs: list[Any]) -> Any:
         weights = [each.loss_fn_inputs["weights"].to_torch() for each in data]
         return -sum((p * w).sum() for p, w in zip(logprobs, weights, strict=True)), {}
@@ -139,8 +141,8 @@ def test_a_loss_of_ones_own_that_is_cross_entropy_is_cross_entropy(sdk: Any, cli
     assert train(sdk, run, 1) == train(sdk, twin, 1)
 
 
-def test_several_targets_a_position(sdk: Any, client: Any) -> None:
-    """Distillation on the K most likely tokens, there and here."""
+def test_loss_takes_several_targets_a_position(sdk: Any, client: Any) -> None:
+    """Distillation on the K most likely tokens, on the service and here."""
 
     def distill(logprobs: Any, teacher: Any) -> Any:
         return -(teacher * torch.log_softmax(logprobs, dim=-1)).sum(), {}
@@ -172,9 +174,7 @@ def test_several_targets_a_position(sdk: Any, client: Any) -> None:
     assert norms[0] == norms[1]
 
 
-def test_a_loss_that_fails_there_leaves_no_gradient_and_the_run_goes_on(
-    sdk: Any, client: Any
-) -> None:
+def test_loss_that_fails_on_the_service_leaves_no_gradient(sdk: Any, client: Any) -> None:
     def short(logprobs: Any) -> Any:
         return logprobs[25] + logprobs.sum(), {}
 
@@ -186,8 +186,8 @@ def test_a_loss_that_fails_there_leaves_no_gradient_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("fault", ["raises", "no tensor", "not of the logprobs"])
-def test_our_client_goes_on_after_a_loss_that_fails_here(service: Service, fault: str) -> None:
-    """The official one is poisoned by this; ours gives its places away and goes on."""
+def test_our_client_continues_after_a_loss_that_fails_here(service: Service, fault: str) -> None:
+    """The official client is unusable afterwards; ours releases its sequence ids and continues."""
 
     def loss(_data: list[Any], logprobs: list[Any]) -> Any:
         if fault == "raises":
@@ -201,8 +201,8 @@ def test_our_client_goes_on_after_a_loss_that_fails_here(service: Service, fault
     assert train(everstep, run, 2) == train(everstep, twin, 2)
 
 
-def test_a_handle_runs_here_where_the_service_can_not(service: Service) -> None:
-    """The same handle without an upload: what older services give."""
+def test_handle_runs_here_where_the_service_can_not(service: Service) -> None:
+    """Older services evaluate no custom loss: the handle is not uploaded."""
     client = connect(everstep, service.url)
     run, twin = new_run(client), new_run(client)
     ranks: Any = {"logprobs": 1, "weights": 1}
@@ -218,7 +218,7 @@ def test_a_handle_runs_here_where_the_service_can_not(service: Service) -> None:
         assert one.metrics[key] == pytest.approx(other.metrics[key], rel=1e-6)
 
 
-def test_losses_are_created_from_a_running_loop(sdk: Any, client: Any) -> None:
+def test_losses_are_created_from_a_running_event_loop(sdk: Any, client: Any) -> None:
     async def use() -> Any:
         loss = await client.create_custom_loss(
             lambda logprobs: (-logprobs.sum(), {}), {"logprobs": 1}

@@ -1,10 +1,8 @@
-"""Downloads with both clients and the official command line, over HTTP as users do it."""
+"""Downloads over HTTP, with both clients and with the official command line."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import tinker
 import everstep
 from everstep.client import RestClient, download_checkpoint
 from tests.conftest import Service
+from tests.interop.sdks import Releases
 from tests.interop.test_publication import SDKS, clients
 from tests.scenario import MODEL, connect, train
 
@@ -24,7 +23,7 @@ PEFT = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def fetched(urls: dict[str, str]) -> dict[str, bytes]:
-    """As the official SDK fetches: without headers."""
+    """Fetch files without headers, as the official SDK does."""
     got = {}
     for name, url in urls.items():
         with urllib.request.urlopen(url) as answer:
@@ -34,7 +33,7 @@ def fetched(urls: dict[str, str]) -> dict[str, bytes]:
 
 
 @SDKS
-def test_an_adapter_is_saved_and_fetched(sdk: Any, service: Service) -> None:
+def test_external_weights_are_fetched_plain_and_encrypted(sdk: Any, service: Service) -> None:
     client, rest = clients(sdk, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     train(sdk, run, 1)
@@ -61,18 +60,12 @@ def test_an_adapter_is_saved_and_fetched(sdk: Any, service: Service) -> None:
     train(sdk, run, 1)
 
 
-def tinker_cli(service: Service, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tinker.cli", *arguments],
-        env={"TINKER_BASE_URL": service.url, "TINKER_API_KEY": "tml-test", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+def test_official_command_line_downloads_external_and_training_checkpoints(
+    service: Service, releases: Releases, tmp_path: Path
+) -> None:
+    def run_cli(*arguments: str) -> tuple[int, str]:
+        return releases.command_line(service.url, *arguments)
 
-
-def test_the_official_command_line_downloads(service: Service, tmp_path: Path) -> None:
     client = connect(tinker, service.url)
     rest = tinker.RestClient(base_url=service.url, api_key="tml-test")
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
@@ -83,21 +76,21 @@ def test_the_official_command_line_downloads(service: Service, tmp_path: Path) -
     wanted = fetched(rest.get_external_weights_urls(external).result().urls)
     before = len(rest.list_user_checkpoints(limit=1000).result().checkpoints)
     for path in (external, training):
-        code, text = tinker_cli(service, "checkpoint", "download", path, "-o", str(tmp_path))
+        code, text = run_cli("checkpoint", "download", path, "-o", str(tmp_path))
         assert code == 0, text
         directory = tmp_path / path.removeprefix("tinker://").replace("/", "_")
         assert {file.name: file.read_bytes() for file in directory.iterdir()} == wanted
     assert len(rest.list_user_checkpoints(limit=1000).result().checkpoints) == before
-    code, text = tinker_cli(service, "checkpoint", "download", sampler, "-o", str(tmp_path))
+    code, text = run_cli("checkpoint", "download", sampler, "-o", str(tmp_path))
     assert code == 1
-    code, text = tinker_cli(service, "checkpoint", "push-hf", external)
+    code, text = run_cli("checkpoint", "push-hf", external)
     assert (code, "Not logged in" in text) == (1, True), "there is no hub here"
-    assert "external_weights/cli" in tinker_cli(service, "checkpoint", "info", external)[1]
+    assert "external_weights/cli" in run_cli("checkpoint", "info", external)[1]
 
 
 @pytest.fixture(scope="module")
 def saved(service: Service) -> dict[str, str]:
-    """One state under all three kinds."""
+    """One state, saved as each of the three kinds."""
     client = connect(everstep, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     train(everstep, run, 1)
@@ -109,16 +102,16 @@ def saved(service: Service) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["training", "sampler", "external"])
-def test_every_kind_is_downloaded_by_one_call(
+def test_download_checkpoint_fetches_every_kind(
     kind: str, service: Service, saved: dict[str, str], tmp_path: Path
 ) -> None:
     client = connect(everstep, service.url)
-    told: dict[str, tuple[int, int | None]] = {}
+    reported: dict[str, tuple[int, int | None]] = {}
     paths = download_checkpoint(
         client,
         saved[kind],
         tmp_path / "got",
-        progress=lambda name, there, total: told.update({name: (there, total)}),
+        progress=lambda name, there, total: reported.update({name: (there, total)}),
     )
     assert paths == sorted((tmp_path / "got").iterdir())
     got = {path.name: path.read_bytes() for path in paths}
@@ -128,19 +121,19 @@ def test_every_kind_is_downloaded_by_one_call(
     more = {"training": ["checkpoint_complete", "manifest.json", "optimizer.safetensors"]}
     more["sampler"] = ["checkpoint_complete"]
     assert sorted(got) == sorted([*PEFT, *more.get(kind, [])])
-    assert sorted(told) == (PEFT if kind == "external" else ["checkpoint.tar"])
-    assert all(there == total for there, total in told.values())
-    assert [path.name for path in tmp_path.iterdir()] == ["got"], "nothing else is left"
+    assert sorted(reported) == (PEFT if kind == "external" else ["checkpoint.tar"])
+    assert all(there == total for there, total in reported.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["got"], "no other file remains"
     with pytest.raises(FileExistsError, match="choose another"):
         download_checkpoint(client, saved[kind], tmp_path / "got")
 
 
-def note(first: dict[str, int], name: str, there: int) -> None:
+def record(first: dict[str, int], name: str, there: int) -> None:
     first.setdefault(name, there)
 
 
 @pytest.mark.parametrize("kind", ["training", "sampler", "external"])
-def test_an_interrupted_download_is_absent_and_is_gone_on_with(
+def test_interrupted_download_is_absent_and_resumes(
     kind: str, service: Service, saved: dict[str, str], tmp_path: Path
 ) -> None:
     client = connect(everstep, service.url)
@@ -157,22 +150,22 @@ def test_an_interrupted_download_is_absent_and_is_gone_on_with(
         client,
         saved[kind],
         tmp_path / "got",
-        progress=lambda name, there, total: note(first, name, there),
+        progress=lambda name, there, total: record(first, name, there),
     )
-    assert max(first.values()) > 0, "it went on"
+    assert max(first.values()) > 0, "it resumed"
     again = download_checkpoint(client, saved[kind], tmp_path / "again")
     assert [p.read_bytes() for p in again] == [
         p.read_bytes() for p in sorted((tmp_path / "got").iterdir())
     ]
 
 
-def test_a_service_without_tars_exports_training_checkpoints(
+def test_training_checkpoints_are_exported_where_a_service_has_no_archives(
     service: Service, saved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(self: RestClient, tinker_path: str) -> Any:
+    def missing(self: RestClient, tinker_path: str) -> Any:
         return self._get("/no/such/route", everstep.types.CheckpointArchiveUrlResponse)
 
-    monkeypatch.setattr(RestClient, "get_checkpoint_archive_url_from_tinker_path", absent)
+    monkeypatch.setattr(RestClient, "get_checkpoint_archive_url_from_tinker_path", missing)
     client = connect(everstep, service.url)
     rest = client.create_rest_client()
     before = rest.list_user_checkpoints(limit=1000).result().checkpoints
@@ -186,7 +179,7 @@ def test_a_service_without_tars_exports_training_checkpoints(
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", ".", "a/../../b"])
-def test_a_file_never_leaves_its_directory(
+def test_file_name_can_not_leave_the_directory(
     name: str, service: Service, saved: dict[str, str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     client = connect(everstep, service.url)
@@ -198,6 +191,6 @@ def test_a_file_never_leaves_its_directory(
             return answer.model_copy(update={"urls": {name: url}})
 
     monkeypatch.setattr(RestClient, "get_external_weights_urls", lambda *_: Evil())
-    with pytest.raises(everstep.DownloadError, match="leads elsewhere"):
+    with pytest.raises(everstep.DownloadError, match="outside of the directory"):
         download_checkpoint(client, saved["external"], tmp_path / "a" / "b" / "got")
     assert not list(tmp_path.rglob("*evil*"))

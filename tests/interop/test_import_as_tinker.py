@@ -1,4 +1,4 @@
-"""A script written for the official SDK runs with `import everstep as tinker`, to the bit."""
+"""A script for the official SDK gives the same bits with `import everstep as tinker`."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def run(text: str, url: str) -> list[Any]:
     return list(scope["numbers"])
 
 
-def test_a_script_for_the_official_sdk_gives_the_same_numbers_with_ours(service: Service) -> None:
+def test_script_for_the_official_sdk_gives_the_same_numbers_with_ours(service: Service) -> None:
     ours = SCRIPT.replace("import tinker\n", "import everstep as tinker\n")
     assert ours != SCRIPT
     theirs = run(SCRIPT, service.url)
@@ -113,6 +113,6 @@ def test_a_script_for_the_official_sdk_gives_the_same_numbers_with_ours(service:
 
 
 def exact(numbers: list[Any]) -> list[str]:
-    """As JSON: it writes a float in the shortest form that reads back as the same bits."""
+    """Return the numbers as JSON, which writes a float so that it reads back as the same bits."""
     assert len(numbers) == 15
     return [json.dumps(each, sort_keys=True) for each in numbers]

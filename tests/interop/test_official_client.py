@@ -1,4 +1,4 @@
-"""The unmodified official client through every call of this release, on a real server process."""
+"""The newest official client, unmodified: every call, on a real service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(client: Any) -> Any:
     return client.create_lora_training_client(MODEL, rank=8, seed=3).result()
 
 
-def test_train_save_and_restore_in_every_way(client: Any, run: Any) -> None:
+def test_run_resumes_exactly_in_every_way(client: Any, run: Any) -> None:
     train(tinker, run, 2)
     path = run.save_state("s").result().path
     assert path == f"tinker://{run.model_id}/weights/s"
@@ -41,23 +41,24 @@ def test_train_save_and_restore_in_every_way(client: Any, run: Any) -> None:
     assert train(tinker, run, 2) == cold
 
 
-def test_every_loss_runs_and_improves_what_it_should(run: Any) -> None:
+def test_every_loss_runs(run: Any) -> None:
     tokens = list(range(10, 26))
+    inputs: Any = {
+        "target_tokens": tokens[1:],
+        "logprobs": [-2.0] * 15,
+        "advantages": [1.0] * 15,
+    }
     for loss in ("importance_sampling", "ppo", "cispo", "dro"):
         datum = tinker.Datum(
             model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-            loss_fn_inputs={
-                "target_tokens": tokens[1:],
-                "logprobs": [-2.0] * 15,
-                "advantages": [1.0] * 15,
-            },
+            loss_fn_inputs=inputs,
         )
         output = run.forward_backward([datum], loss).result()
         assert len(output.loss_fn_outputs[0]["logprobs"].tolist()) == 15
         assert "loss:sum" in output.metrics
 
 
-def test_many_chunks_of_one_pass_give_what_one_chunk_gives(client: Any) -> None:
+def test_pass_in_chunks_matches_a_whole_pass(client: Any) -> None:
     whole = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     expected = whole.forward(data(tinker, 9), "cross_entropy").result()
     parts = [whole.forward([d], "cross_entropy").result() for d in data(tinker, 9)]
@@ -67,7 +68,7 @@ def test_many_chunks_of_one_pass_give_what_one_chunk_gives(client: Any) -> None:
         assert abs(ours - theirs).max() < 1e-4
 
 
-def test_custom_loss(run: Any) -> None:
+def test_custom_loss_is_computed(run: Any) -> None:
     def loss(_data: Any, logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
         return -sum(each.sum() for each in logprobs), {"seen": float(len(logprobs))}
 
@@ -76,7 +77,7 @@ def test_custom_loss(run: Any) -> None:
     run.optim_step(tinker.AdamParams(learning_rate=0.01)).result()
 
 
-def test_sampling(client: Any, run: Any) -> None:
+def test_samples_repeat_and_samplers_agree(client: Any, run: Any) -> None:
     train(tinker, run, 2)
     sampler = run.save_weights_and_get_sampling_client().result()
     prompt = tinker.ModelInput.from_ints([7, 14, 21, 28])
@@ -96,7 +97,7 @@ def test_sampling(client: Any, run: Any) -> None:
     assert len(base.sample(prompt, 1, params).result().sequences[0].tokens) <= 12
 
 
-def test_sampled_logprobs_are_the_trainers(run: Any) -> None:
+def test_sampled_logprobs_match_the_trainer(run: Any) -> None:
     train(tinker, run, 3)
     sampler = run.save_weights_and_get_sampling_client().result()
     prompt = [7, 14, 21, 28, 35]
@@ -108,16 +109,16 @@ def test_sampled_logprobs_are_the_trainers(run: Any) -> None:
         .sequences[0]
     )
     tokens = prompt + drawn.tokens
+    inputs: Any = {"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)}
     datum = tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs
     )
     logprobs = run.forward([datum], "cross_entropy").result().loss_fn_outputs[0]["logprobs"]
     trained = logprobs.tolist()[len(prompt) - 1 :]
     assert trained == pytest.approx(drawn.logprobs, abs=2e-5)
 
 
-def test_rest(client: Any, run: Any) -> None:
+def test_rest_client_lists_and_deletes_checkpoints(client: Any, run: Any) -> None:
     path = run.save_state("rest", user_metadata={"epoch": "1"}).result().path
     rest = client.create_rest_client()
     info = rest.get_weights_info_by_tinker_path(path).result()
@@ -135,7 +136,7 @@ def test_rest(client: Any, run: Any) -> None:
     train(tinker, run, 1)
 
 
-def test_a_taken_name_is_refused_and_overwrite_replaces(run: Any) -> None:
+def test_taken_name_is_refused_and_overwrite_replaces(run: Any) -> None:
     path = run.save_state("name").result().path
     with pytest.raises(tinker.RequestFailedError, match="already exists for model"):
         run.save_state("name").result()
@@ -143,7 +144,7 @@ def test_a_taken_name_is_refused_and_overwrite_replaces(run: Any) -> None:
     assert run.save_weights_for_sampler("name").result().path.endswith("/sampler_weights/name")
 
 
-def test_a_sampler_checkpoint_has_no_optimizer(client: Any, run: Any) -> None:
+def test_sampler_checkpoint_has_no_optimizer(client: Any, run: Any) -> None:
     run.save_state("both").result()
     path = run.save_weights_for_sampler("both").result().path
     with pytest.raises(tinker.RequestFailedError, match="weights/both, which has it"):

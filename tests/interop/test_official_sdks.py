@@ -1,4 +1,4 @@
-"""Official SDKs of every age, unmodified, each in a process of its own, on one real service."""
+"""Releases of the official SDK from the oldest to the newest, unmodified, on one real service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from packaging.version import Version
 from tests.conformance.proxy import Proxy, Recorder
 from tests.conftest import Service
 from tests.interop import sdks
+from tests.interop.sdks import Releases
 from tests.scenario import MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,12 +27,12 @@ EXTERNAL = "0.28"
 
 
 def before(sdk: str) -> list[str]:
-    """All older releases; the newest, of the oldest."""
+    """Return all older releases; for the oldest, the newest."""
     return sdks.VERSIONS[: sdks.VERSIONS.index(sdk)] or [NEWEST]
 
 
 def knows(sdk: str, since: str) -> bool:
-    """Whether a release has what came with another."""
+    """Return whether a release is at least as new as another."""
     return Version(sdk) >= Version(since)
 
 
@@ -40,17 +41,15 @@ Restored = Callable[[str], tuple[dict[str, Any], Recorder]]
 
 
 @pytest.fixture(scope="module")
-def life(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Life:
-    """What became of a release's run, which is lived once."""
-    home = tmp_path_factory.mktemp("hub")
-    return cache(lambda sdk: sdks.run(sdk, service.url, home / sdk, "life"))
+def life(service: Service, releases: Releases) -> Life:
+    """Run `sdk_program.life` with a release, once for all tests."""
+    program = "tests.interop.sdk_program:life"
+    return cache(lambda sdk: releases.run(sdk, program, url=service.url))
 
 
 @pytest.fixture(scope="module")
-def restored(service: Service, life: Life, tmp_path_factory: pytest.TempPathFactory) -> Restored:
-    """How a release went on from checkpoints of others, and the requests that it sent."""
-
-    home = tmp_path_factory.mktemp("hub")
+def restored(service: Service, life: Life, releases: Releases) -> Restored:
+    """Run `sdk_program.restore` with a release, once. Returns its report and its requests."""
 
     @cache
     def restore(sdk: str) -> tuple[dict[str, Any], Recorder]:
@@ -58,14 +57,15 @@ def restored(service: Service, life: Life, tmp_path_factory: pytest.TempPathFact
         listed = life(NEWEST)["model_id"]
         recorder = Recorder()
         with Proxy(service.url, recorder) as proxy:
-            told = sdks.run(sdk, proxy.url, home / sdk, "restore", paths=paths, listed=listed)
-        return told, recorder
+            program = "tests.interop.sdk_program:restore"
+            report = releases.run(sdk, program, url=proxy.url, paths=paths, listed=listed)
+        return report, recorder
 
     return restore
 
 
 @EVERY_SDK
-def test_what_a_release_needs_is_what_it_runs_with(sdk: str) -> None:
+def test_environment_satisfies_what_a_release_requires(sdk: str) -> None:
     (release,) = distributions(path=[str(sdks.directory(sdk))])
     assert (release.name, release.version) == ("tinker", sdk)
     for line in release.requires or ():
@@ -75,29 +75,29 @@ def test_what_a_release_needs_is_what_it_runs_with(sdk: str) -> None:
 
 
 @EVERY_SDK
-def test_a_run_is_created_trained_saved_and_restored(sdk: str, life: Life) -> None:
-    told = life(sdk)
-    assert told["version"] == sdk
-    assert (told["model_name"], MODEL in told["models"]) == (MODEL, True)
-    assert told["path"] == f"tinker://{told['model_id']}/weights/mid"
-    assert told["sampler_path"] == f"tinker://{told['model_id']}/sampler_weights/mid"
-    uninterrupted, cold = told["uninterrupted"], told["cold"]
-    assert told["warm"] == told["warm_async"] == told["loaded_warm"] == uninterrupted
+def test_run_resumes_exactly_in_every_way(sdk: str, life: Life) -> None:
+    report = life(sdk)
+    assert report["version"] == sdk
+    assert (report["model_name"], MODEL in report["models"]) == (MODEL, True)
+    assert report["path"] == f"tinker://{report['model_id']}/weights/mid"
+    assert report["sampler_path"] == f"tinker://{report['model_id']}/sampler_weights/mid"
+    uninterrupted, cold = report["uninterrupted"], report["cold"]
+    assert report["warm"] == report["warm_async"] == report["loaded_warm"] == uninterrupted
     assert cold[0] == uninterrupted[0], "the same weights"
     assert cold[1] != uninterrupted[1], "not the same moments"
-    assert told["loaded_cold"] == cold
+    assert report["loaded_cold"] == cold
 
 
 @EVERY_SDK
-def test_all_releases_compute_the_same(sdk: str, life: Life) -> None:
-    told, newest = life(sdk), life(NEWEST)
+def test_all_releases_compute_the_same_numbers(sdk: str, life: Life) -> None:
+    report, newest = life(sdk), life(NEWEST)
     for numbers in ("first", "uninterrupted", "cold", "samples"):
-        assert told[numbers] == newest[numbers]
-    assert told["passes"] == newest["passes"]
+        assert report[numbers] == newest[numbers]
+    assert report["passes"] == newest["passes"]
 
 
 @EVERY_SDK
-def test_samples_and_passes(sdk: str, life: Life) -> None:
+def test_samplers_agree_and_passes_are_chunked(sdk: str, life: Life) -> None:
     named, unnamed = life(sdk)["samples"]["draws"]
     assert named == unnamed
     assert [len(tokens) for tokens, _ in named] == [8, 8]
@@ -110,23 +110,23 @@ def test_samples_and_passes(sdk: str, life: Life) -> None:
 
 
 @EVERY_SDK
-def test_lists_and_deletions(sdk: str, life: Life) -> None:
-    told = life(sdk)
-    lists = told["lists"]
+def test_lists_show_checkpoints_until_they_are_deleted(sdk: str, life: Life) -> None:
+    report = life(sdk)
+    lists = report["lists"]
     assert lists["weights_info"] == [MODEL, True, 4]
     assert lists["run_listed"]
-    assert lists["run"] == told["path"]
-    external = {told["downloads"]["external_path"]} if knows(sdk, EXTERNAL) else set()
-    saved = {told["path"], told["sampler_path"], *external}
+    assert lists["run"] == report["path"]
+    external = {report["downloads"]["external_path"]} if knows(sdk, EXTERNAL) else set()
+    saved = {report["path"], report["sampler_path"], *external}
     assert set(lists["checkpoints"]) == saved
     assert saved <= set(lists["user_checkpoints"])
     assert lists["sessions"] >= 1
-    assert set(lists["left"]) == saved - {told["sampler_path"]}
+    assert set(lists["left"]) == saved - {report["sampler_path"]}
 
 
 @EVERY_SDK
-def test_downloads_are_what_was_saved(sdk: str, life: Life) -> None:
-    """As a tar where a release asks for one, else as external weights; some have both."""
+def test_downloads_match_the_saved_files(sdk: str, life: Life) -> None:
+    """A release fetches a tar or external weights; some fetch both."""
     downloads, newest = life(sdk)["downloads"], life(NEWEST)["downloads"]["external"]
     assert set(newest) == {"adapter_config.json", "adapter_model.safetensors"}
     assert (downloads["archive"] is not None) == (not knows(sdk, "0.35"))
@@ -145,39 +145,39 @@ def test_tokenizers_come_from_the_service(sdk: str, life: Life) -> None:
 
 
 @EVERY_SDK
-def test_a_release_goes_on_from_checkpoints_of_others(
+def test_release_resumes_from_checkpoints_of_other_releases(
     sdk: str, life: Life, restored: Restored
 ) -> None:
-    told, _ = restored(sdk)
-    for other, (warm, cold) in zip(before(sdk), told["continued"], strict=True):
+    report, _ = restored(sdk)
+    for other, (warm, cold) in zip(before(sdk), report["continued"], strict=True):
         assert warm == life(other)["uninterrupted"], f"warm, from {other}"
         assert cold == life(other)["cold"], f"cold, from {other}"
 
 
 @EVERY_SDK
-def test_a_release_takes_the_best_path_that_it_knows(sdk: str, restored: Restored) -> None:
-    told, requests = restored(sdk)
+def test_release_uses_the_newest_protocol_that_it_knows(sdk: str, restored: Restored) -> None:
+    report, requests = restored(sdk)
     assert bool(requests.of("/client/config")) == knows(sdk, "0.18")
-    # Passes are written in protobuf, one that computes no gradient too.
+    # Passes are sent as protobuf, a forward without gradients as well.
     protobuf = {call.training_pass is not None for call in requests.of("/forward_backward")}
     assert protobuf == {knows(sdk, "0.19")}
     assert len(requests.of("/forward")) == (not knows(sdk, "0.22.3"))
-    # Their results are read in protobuf.
+    # Results are requested as protobuf.
     accepted = {"protobuf" in call.accept for call in requests.of("/retrieve_future")}
     assert (True in accepted) == knows(sdk, "0.19")
-    # A run is restored in one call, not in three.
+    # A run is restored by one request, not three.
     calls = [len(requests.of(f"/{path}")) for path in ("load_weights", "create_model")]
-    restores = 2 * len(told["continued"]) + 1
+    restores = 2 * len(report["continued"]) + 1
     assert calls == [restores, 0 if knows(sdk, "0.24.1") else restores]
 
 
 @EVERY_SDK
-def test_external_checkpoints_are_listed_to_those_that_know_them(
+def test_external_checkpoints_are_listed_to_releases_that_know_them(
     sdk: str, life: Life, restored: Restored
 ) -> None:
-    """Another release's list would be unreadable as a whole."""
-    newest, (told, _) = life(NEWEST), restored(sdk)
+    """An older release can't parse a list that has an external checkpoint in it."""
+    newest, (report, _) = life(NEWEST), restored(sdk)
     external = newest["downloads"]["external_path"]
-    assert newest["path"] in told["checkpoints"]
-    assert (external in told["checkpoints"]) == knows(sdk, EXTERNAL)
-    assert (external in told["user_checkpoints"]) == knows(sdk, EXTERNAL)
+    assert newest["path"] in report["checkpoints"]
+    assert (external in report["checkpoints"]) == knows(sdk, EXTERNAL)
+    assert (external in report["user_checkpoints"]) == knows(sdk, EXTERNAL)

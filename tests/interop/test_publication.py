@@ -1,12 +1,11 @@
-"""Lifetimes, publication, copies, sessions and administration, with both clients."""
+"""Expiry, publication, copies, sessions and administration, with both clients."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +15,7 @@ import tinker
 
 import everstep
 from tests.conftest import Service
+from tests.interop.sdks import Releases
 from tests.scenario import MODEL, connect, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -30,7 +30,7 @@ def clients(sdk: Any, url: str) -> tuple[Any, Any]:
 
 
 @SDKS
-def test_a_checkpoint_is_published_limited_copied_and_deleted(sdk: Any, service: Service) -> None:
+def test_checkpoint_is_published_expired_copied_and_deleted(sdk: Any, service: Service) -> None:
     client, rest = clients(sdk, service.url)
     run = client.create_lora_training_client(
         MODEL, rank=4, seed=1, train_unembed=False, user_metadata={"a": "b"}
@@ -40,25 +40,25 @@ def test_a_checkpoint_is_published_limited_copied_and_deleted(sdk: Any, service:
     sampler = run.save_weights_for_sampler("a", user_metadata={"k": "s"}).result().path
     losses = train(sdk, run, 1, shift=1)
 
-    def told(of: str) -> Any:
+    def listed_as(of: str) -> Any:
         found = rest.list_checkpoints(of.split("/")[2]).result().checkpoints
         return {each.tinker_path: each for each in found}[of]
 
     for _ in range(2):
         rest.publish_checkpoint_from_tinker_path(path).result()
         rest.set_checkpoint_ttl_from_tinker_path(path, 3600).result()
-    assert (told(path).public, told(path).user_metadata) == (True, {"k": "v"})
-    assert told(path).expires_at - datetime.now(UTC) < timedelta(hours=1)
+    assert (listed_as(path).public, listed_as(path).user_metadata) == (True, {"k": "v"})
+    assert listed_as(path).expires_at - datetime.now(UTC) < timedelta(hours=1)
     for _ in range(2):
         rest.unpublish_checkpoint_from_tinker_path(path).result()
         rest.set_checkpoint_ttl_from_tinker_path(path, None).result()
-    assert (told(path).public, told(path).expires_at) == (False, None)
+    assert (listed_as(path).public, listed_as(path).expires_at) == (False, None)
 
     copies = {of: rest.copy_weights(of, "p", ttl_seconds=7200).result() for of in (path, sampler)}
     for of, copied in copies.items():
-        assert told(copied).user_metadata == told(of).user_metadata
-        assert told(copied).checkpoint_type == told(of).checkpoint_type
-        assert told(copied).expires_at is not None
+        assert listed_as(copied).user_metadata == listed_as(of).user_metadata
+        assert listed_as(copied).checkpoint_type == listed_as(of).checkpoint_type
+        assert listed_as(copied).expires_at is not None
         info = rest.get_weights_info_by_tinker_path(copied).result()
         assert (info.train_unembed, info.train_mlp, info.train_attn) == (False, True, True)
     for of in (path, sampler, path):
@@ -73,15 +73,15 @@ def test_a_checkpoint_is_published_limited_copied_and_deleted(sdk: Any, service:
 
 
 @SDKS
-def test_weights_access_tokens_travel_with_every_call_that_has_one(
+def test_weights_access_tokens_are_sent_with_every_call_that_takes_one(
     sdk: Any, service: Service
 ) -> None:
     client, rest = clients(sdk, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     path, other = (run.save_state(name).result().path for name in "ab")
-    asked = {"tinker_path": path, "ttl_seconds": 3600}
+    body = {"tinker_path": path, "ttl_seconds": 3600}
     url = f"{service.url}/api/v1/everstep/weights_access_tokens"
-    token = httpx.post(url, json=asked).json()["weights_access_token"]
+    token = httpx.post(url, json=body).json()["weights_access_token"]
     given = {"weights_access_token": token}
     for key in (token, "tml-another-accounts-key"):
         given = {"weights_access_token": key}
@@ -90,17 +90,18 @@ def test_weights_access_tokens_travel_with_every_call_that_has_one(
         run.load_state(path, **given).result()
         rest.copy_weights(path, "p", **given).result()
     given = {"weights_access_token": token}
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: client.create_training_client_from_state(other, **given).result(),
         lambda: run.load_state_with_optimizer(other, **given).result(),
         lambda: rest.copy_weights(other, "p", **given).result(),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(Exception, match="does not open"):
             call()
 
 
 @SDKS
-def test_sessions_are_listed_searched_moved_and_drawn(sdk: Any, service: Service) -> None:
+def test_sessions_are_listed_searched_assigned_and_traced(sdk: Any, service: Service) -> None:
     owner = sdk.ServiceClient(
         base_url=service.url,
         api_key="tml-test",
@@ -131,12 +132,12 @@ def test_sessions_are_listed_searched_moved_and_drawn(sdk: Any, service: Service
 
 
 @SDKS
-def test_an_administrator_asks(sdk: Any, service: Service) -> None:
+def test_admin_client_reads_audit_log_and_usage(sdk: Any, service: Service) -> None:
     client, rest = clients(sdk, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     path = run.save_state("a").result().path
     copied = rest.copy_weights(path, f"project of {sdk.__name__}").result()
-    admin_class = getattr(sdk, "AdminClient", None) or everstep.client.admin_client.AdminClient
+    admin_class = getattr(sdk, "AdminClient", None) or everstep.client.AdminClient
     admin = admin_class(base_url=service.url, api_key="tml-test")
     entries = admin.get_audit_log("checkpoints", day=datetime.now(UTC).date()).result().entries
     mine = [each.event for each in entries if each.tinker_path in (path, copied)]
@@ -149,20 +150,16 @@ def test_an_administrator_asks(sdk: Any, service: Service) -> None:
         admin.get_billing_usage("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z").result()
 
 
-def test_the_official_command_line_prints_something_useful(service: Service) -> None:
+def test_official_command_line_shows_and_changes_checkpoints(
+    service: Service, releases: Releases
+) -> None:
     client = connect(tinker, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
     path = run.save_state("cli").result().path
 
     def command(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "tinker.cli", *arguments],
-            env={"TINKER_BASE_URL": service.url, "TINKER_API_KEY": "tml-test", "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return f"{done.stdout}{done.stderr}\n(exit code {done.returncode})"
+        code, output = releases.command_line(service.url, *arguments)
+        return f"{output}\n(exit code {code})"
 
     assert "Error" not in command("checkpoint", "publish", path)
     assert "Error" not in command("checkpoint", "set-ttl", path, "--ttl", "3600")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import tinker
 import everstep
 from tests.conftest import Service
 from tests.faults.keeper import Keeper
-from tests.interop import sdks
+from tests.interop.sdks import Releases
 from tests.scenario import MODEL, connect, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -40,7 +37,7 @@ def sampler(client: Any) -> Any:
     return client.create_sampling_client(base_model=MODEL).result()
 
 
-def test_it_polls_for_all_samples_at_once_joins_and_cancels(client: Any, sampler: Any) -> None:
+def test_client_polls_for_all_samples_at_once_joins_and_cancels(client: Any, sampler: Any) -> None:
     config = client.holder.get_client_config()
     assert config.sample_use_retrieve_futures
     assert config.sample_join_sampling_session
@@ -54,8 +51,8 @@ def test_it_polls_for_all_samples_at_once_joins_and_cancels(client: Any, sampler
     assert sorted(copy._cloned_sampler_id for copy in copies) == [1, 2]
 
 
-def test_a_cancelled_sample_stops(sampler: Any) -> None:
-    async def give_up() -> None:
+def test_cancelled_sample_stops(sampler: Any) -> None:
+    async def cancel() -> None:
         long = asyncio.ensure_future(
             asyncio.wrap_future(sampler.sample(PROMPT, 8, ENDLESS).future())
         )
@@ -64,7 +61,7 @@ def test_a_cancelled_sample_stops(sampler: Any) -> None:
         with pytest.raises(asyncio.CancelledError):
             await long
 
-    asyncio.run(give_up())
+    asyncio.run(cancel())
     assert len(tokens(sampler.sample(PROMPT, 1, PARAMS).result())[0]) == 6
 
 
@@ -83,10 +80,8 @@ def test_inflight_samplers_follow_later_saves(client: Any) -> None:
 
 
 @pytest.mark.parametrize("sdk", [everstep, tinker], ids=["ours", "official"])
-def test_a_burst_through_a_narrow_door_with_the_service_killed_meanwhile(
-    sdk: Any, tmp_path: Path
-) -> None:
-    with Keeper(tmp_path / "home", "most_samples=64") as keeper:
+def test_burst_above_the_inflight_limit_survives_a_kill(sdk: Any, tmp_path: Path) -> None:
+    with Keeper(tmp_path / "home", "max_inflight_samples=64") as keeper:
         client = connect(sdk, keeper.url)
         sampler = client.create_sampling_client(base_model=MODEL).result()
         prompt = sdk.ModelInput.from_ints([5, 6, 7, 8, 9])
@@ -95,34 +90,25 @@ def test_a_burst_through_a_narrow_door_with_the_service_killed_meanwhile(
         burst = [sampler.sample(prompt, 1, params) for _ in range(300)]
         assert tokens(burst[0].result(120)) == expected
         keeper.kill()
-        assert all(tokens(each.result(300)) == expected for each in burst)
+        assert [tokens(each.result(300)) for each in burst] == [expected] * 300
         client.close("success").result()
 
 
 @pytest.mark.parametrize("version", ["0.34.0", "0.38.0"])
-def test_releases_that_poll_and_cancel_do_so(version: str, service: Service) -> None:
-    program = str(Path(__file__).parent / "polling_program.py")
-    environment = sdks.environment(service.url, version)
-    told = json.loads(
-        subprocess.run(
-            [sys.executable, program, service.url],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()[-1]
-    )
-    assert Path(told["file"]).is_relative_to(sdks.directory(version))
-    assert told["polls"]
-    assert told["numbers"] == [1, 2]
-    assert told["same"] == [True, True, True]
+def test_releases_that_poll_and_cancel_do_so(
+    version: str, service: Service, releases: Releases
+) -> None:
+    report = releases.run(version, "tests.interop.polling_program:main", url=service.url)
+    assert report["polls"]
+    assert report["numbers"] == [1, 2]
+    assert report["same"] == [True, True, True]
 
 
-def test_older_releases_are_not_told_to(service: Service) -> None:
-    for version, told in (("0.30.4", False), ("0.34.0", True), ("", False), ("newest", False)):
+def test_config_enables_polling_and_cancelling_for_releases_that_can(service: Service) -> None:
+    for version, enabled in (("0.30.4", False), ("0.34.0", True), ("", False), ("newest", False)):
         body = {"sdk_version": version}
         config = httpx.post(f"{service.url}/api/v1/client/config", json=body).json()
         dynamic = httpx.post(f"{service.url}/api/v1/client/dynamic_config", json=body).json()
-        assert config["sample_use_retrieve_futures"] is told
-        assert config["sample_join_sampling_session"] is told
-        assert dynamic["sample_cancel_enabled"] is told
+        assert config["sample_use_retrieve_futures"] is enabled
+        assert config["sample_join_sampling_session"] is enabled
+        assert dynamic["sample_cancel_enabled"] is enabled

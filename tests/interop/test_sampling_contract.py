@@ -1,4 +1,4 @@
-"""Everything that a sample can be asked for, by our client and by the unmodified official one."""
+"""Every option of a sample, with our client and with the unmodified official one."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def plain(response: Any) -> list[tuple[list[int], list[float], str]]:
     return [(list(s.tokens), list(s.logprobs), str(s.stop_reason)) for s in response.sequences]
 
 
-def test_prompt_logprobs_and_the_last_n_of_them(sdk: Any, sampler: Any) -> None:
+def test_prompt_logprobs_can_be_limited_to_the_last_n(sdk: Any, sampler: Any) -> None:
     whole = sampler.compute_logprobs(prompt(sdk)).result()
     assert whole[0] is None
-    assert all(logprob < 0 for logprob in whole[1:])
+    assert len(whole) == LENGTH and all(logprob < 0 for logprob in whole[1:])
     last = sampler.compute_logprobs(prompt(sdk), prompt_logprobs_last_n=3).result()
     assert last == [None] * (LENGTH - 3) + whole[-3:]
 
 
-def test_the_likeliest_tokens_of_the_prompt_and_of_the_sample(sdk: Any, sampler: Any) -> None:
+def test_topk_logprobs_of_prompt_and_sample(sdk: Any, sampler: Any) -> None:
     greedy = params(sdk, temperature=0.0)
     asked = {"include_prompt_logprobs": True, "topk_prompt_logprobs": 4, "topk_sample_logprobs": 2}
     response = sampler.sample(prompt(sdk), 2, greedy, **asked).result()
@@ -62,6 +62,7 @@ def test_the_likeliest_tokens_of_the_prompt_and_of_the_sample(sdk: Any, sampler:
     for row in rows[1:]:
         assert len(row) == 4
         assert [logprob for _, logprob in row] == sorted((lp for _, lp in row), reverse=True)
+    assert len(response.sequences) == 2
     for sequence in response.sequences:
         best = [(row[0][0], row[0][1]) for row in sequence.topk_logprobs]
         assert best == list(zip(sequence.tokens, sequence.logprobs, strict=True))
@@ -71,7 +72,7 @@ def test_the_likeliest_tokens_of_the_prompt_and_of_the_sample(sdk: Any, sampler:
     assert some == [None] * (LENGTH - 2) + rows[-2:]
 
 
-def test_logprobs_of_chosen_tokens_dense_and_sparse(sdk: Any, sampler: Any) -> None:
+def test_target_logprobs_dense_and_sparse(sdk: Any, sampler: Any) -> None:
     whole = sampler.compute_logprobs(prompt(sdk)).result()
     ids = torch.full((LENGTH - 1, 6), -1, dtype=torch.int64)
     ids[:, 0] = torch.tensor(TEXT[1:])
@@ -93,11 +94,11 @@ def test_logprobs_of_chosen_tokens_dense_and_sparse(sdk: Any, sampler: Any) -> N
     assert list(scored.sparse_col_indices) == list(sparse.sparse_col_indices)
     cells = scored.to_torch()
     assert (cells[3, 2], cells[5, 0]) == (whole[4], whole[6])
-    assert cells[5, 5] < 0, "token 0 was named, and is scored"
+    assert cells[5, 5] < 0, "token 0 is a target as well"
     assert int((cells != 0).sum()) == 3
 
 
-def test_tokens_drawn_at_every_position_of_the_prompt(sdk: Any, sampler: Any) -> None:
+def test_alternative_tokens_are_drawn_at_every_prompt_position(sdk: Any, sampler: Any) -> None:
     asked = {"prompt_alt_tokens_k": 3, "include_prompt_logprobs": True, "topk_prompt_logprobs": 1}
     greedy = params(sdk, temperature=0.0, max_tokens=1)
     response = sampler.sample(prompt(sdk), 1, greedy, **asked).result()
@@ -105,11 +106,11 @@ def test_tokens_drawn_at_every_position_of_the_prompt(sdk: Any, sampler: Any) ->
     logprobs = np.array(response.prompt_alt_tokens.logprobs.tolist())
     assert drawn.shape == logprobs.shape == (LENGTH - 1, 3)
     for row, values, best in zip(drawn, logprobs, response.topk_prompt_logprobs[1:], strict=True):
-        assert set(row) == {best[0][0]}, "at temperature 0 the likeliest"
+        assert set(row) == {best[0][0]}, "temperature 0 draws the likeliest"
         assert set(values) == {best[0][1]}
 
 
-def test_where_a_sequence_ends(sdk: Any, sampler: Any) -> None:
+def test_sequence_ends_at_its_stop(sdk: Any, sampler: Any) -> None:
     free = sampler.sample(prompt(sdk), 1, params(sdk, max_tokens=30)).result().sequences[0]
     assert (len(free.tokens), str(free.stop_reason)) == (30, "length")
     token = free.tokens[6]
@@ -118,16 +119,16 @@ def test_where_a_sequence_ends(sdk: Any, sampler: Any) -> None:
         ended = sampler.sample(prompt(sdk), 1, params(sdk, max_tokens=30, stop=stop)).result()
         assert plain(ended)[0] == (list(free.tokens)[:end], list(free.logprobs)[:end], "stop")
     letters = [t for t in free.tokens if 32 <= t < 127]
-    if letters:  # bytes are the tokens here
-        text = chr(letters[0])
-        ended = sampler.sample(prompt(sdk), 1, params(sdk, max_tokens=30, stop=text)).result()
-        assert ended.sequences[0].tokens[-1] == letters[0]
-        assert str(ended.sequences[0].stop_reason) == "stop"
-        strings = params(sdk, max_tokens=30, stop=["never said", text])
-        assert plain(sampler.sample(prompt(sdk), 1, strings).result()) == plain(ended)
+    assert letters, "tokens are bytes, some of them letters"
+    text = chr(letters[0])
+    ended = sampler.sample(prompt(sdk), 1, params(sdk, max_tokens=30, stop=text)).result()
+    assert ended.sequences[0].tokens[-1] == letters[0]
+    assert str(ended.sequences[0].stop_reason) == "stop"
+    strings = params(sdk, max_tokens=30, stop=["never said", text])
+    assert plain(sampler.sample(prompt(sdk), 1, strings).result()) == plain(ended)
 
 
-def test_no_stop_means_not_even_the_models_end(sdk: Any, sampler: Any) -> None:
+def test_empty_stop_disables_the_models_end_token(sdk: Any, sampler: Any) -> None:
     hot = {"temperature": 5.0, "max_tokens": 200}
     endless = sampler.sample(prompt(sdk), 12, params(sdk, **hot)).result()
     assert {reason for _, _, reason in plain(endless)} == {"length"}
@@ -138,7 +139,7 @@ def test_no_stop_means_not_even_the_models_end(sdk: Any, sampler: Any) -> None:
         assert (tokens, reason) == (whole[:end], "stop" if 257 in whole else "length")
 
 
-def test_each_sequence_has_an_id_of_its_own(sdk: Any, sampler: Any) -> None:
+def test_each_sequence_has_a_unique_id(sdk: Any, sampler: Any) -> None:
     seen = [
         sequence.sequence_id
         for _ in range(2)
@@ -148,7 +149,7 @@ def test_each_sequence_has_an_id_of_its_own(sdk: Any, sampler: Any) -> None:
     assert all(seen)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_in_the_hosted_services_words(
+def test_prompt_that_does_not_fit_is_refused_as_the_hosted_service_does(
     sdk: Any, sampler: Any
 ) -> None:
     text = r"Prompt length plus max_tokens exceeds the model's context window: 8 \+ 2041 > 2048"
@@ -156,7 +157,7 @@ def test_a_prompt_that_does_not_fit_is_refused_in_the_hosted_services_words(
         sampler.sample(prompt(sdk), 1, params(sdk, max_tokens=2041)).result()
 
 
-def test_a_prompt_that_begins_like_another_is_not_computed_again(sdk: Any, client: Any) -> None:
+def test_prompt_with_a_cached_prefix_is_not_computed_again(sdk: Any, client: Any) -> None:
     own = client.create_sampling_client(base_model=MODEL).result()
     shared = [(7 * i) % 250 for i in range(300)]
     first = own.sample(prompt(sdk, shared), 2, params(sdk)).result()
@@ -171,8 +172,8 @@ def test_a_prompt_that_begins_like_another_is_not_computed_again(sdk: Any, clien
     assert plain(alone) == plain(longer)
 
 
-def test_neighbours_of_all_kinds_change_no_number(sdk: Any, client: Any) -> None:
-    """Samples of three adapters, cancelled ones, and training, all at once and alone."""
+def test_neighbours_change_no_number(sdk: Any, client: Any) -> None:
+    """Samples of three adapters, cancelled ones and training give the same together and alone."""
     runs = [client.create_lora_training_client(MODEL, rank=4, seed=n).result() for n in (1, 2)]
     for shift, run in enumerate(runs):
         train(sdk, run, 2, shift)
@@ -191,3 +192,37 @@ def test_neighbours_of_all_kinds_change_no_number(sdk: Any, client: Any) -> None
     for index, each in enumerate(together):
         assert plain(each.result()) == alone[index % 3]
     assert more == trained[2:], "sampling did not touch the run"
+
+
+def test_stable_reinforce_trains_on_recorded_samples(sdk: Any, client: Any) -> None:
+    run = client.create_lora_training_client(MODEL, rank=4).result()
+    sampler = run.save_weights_and_get_sampling_client(record_stability_info=True).result()
+    data = []
+    for sequence, advantage in zip(
+        sampler.sample(prompt(sdk), 2, params(sdk)).result().sequences, (1.0, -1.0), strict=True
+    ):
+        name, tokens = sequence.sequence_id, list(sequence.tokens)
+        start, sampled = sdk.types.PromptProvenanceSpan, sdk.types.SampledProvenanceSpan
+        datum = sdk.types.Datum(
+            model_input=prompt(sdk, TEXT + tokens[:-1]),
+            loss_fn_inputs={
+                "target_tokens": [0] * (LENGTH - 1) + tokens,
+                "advantages": [0.0] * (LENGTH - 1) + [advantage] * len(tokens),
+            },
+        )
+        data.append(
+            datum.with_provenance(
+                model_input=[
+                    start(sequence_id=name, length=LENGTH),
+                    sampled(sequence_id=name, length=len(tokens) - 1),
+                ],
+                loss_fn_inputs=[
+                    start(sequence_id=name, offset=1, length=LENGTH - 1),
+                    sampled(sequence_id=name, length=len(tokens)),
+                ],
+            )
+        )
+    metrics = run.forward_backward(data, "stable_reinforce").result().metrics
+    assert metrics["stable_reinforce/everstep_topr:max"] == 1.0
+    assert metrics["stable_reinforce/negative_sequences:sum"] == 1.0
+    assert run.optim_step(sdk.AdamParams()).result().metrics["grad_norm"] > 0

@@ -1,18 +1,23 @@
-"""Two models in one service, through the unmodified official client."""
+"""Two models in one service, with the unmodified official client."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import tinker
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.models.gptj import GPTJConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen3 import Qwen3Config
+from typer.testing import CliRunner
 
-from everstep.engine.pico import write_pico
+from everstep.cli.app import app
+from everstep.engine.models.pico import write_pico
 from tests.conftest import Service
 from tests.scenario import connect, train
 
@@ -29,6 +34,7 @@ SIZE: dict[str, Any] = {
     "bos_token_id": 256,
     "pad_token_id": 258,
 }
+UNSERVABLE = "tiny-gptj"
 MODELS: dict[str, PretrainedConfig] = {
     "tiny-qwen": Qwen3Config(**SIZE, head_dim=8),
     "tiny-llama": LlamaConfig(**SIZE),
@@ -36,7 +42,7 @@ MODELS: dict[str, PretrainedConfig] = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("models")
     write_pico(root / "pico")
     tokenizer = AutoTokenizer.from_pretrained(root / "pico")
@@ -44,9 +50,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    served = Service(root / "home", *(f"{name}={root / name}" for name in MODELS))
-    yield connect(tinker, served.url)
+    unservable = GPTJConfig(vocab_size=259, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
+    AutoModelForCausalLM.from_config(unservable).save_pretrained(root / UNSERVABLE)
+    sources = [f"{name}={root / name}" for name in (UNSERVABLE, *MODELS)]
+    served = Service(root / "home", *sources, "absent=/nowhere")
+    yield served
     served.stop()
+
+
+@pytest.fixture(scope="module")
+def client(served: Service) -> Any:
+    return connect(tinker, served.url)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +70,16 @@ def runs(client: Any) -> dict[str, Any]:
     }
 
 
-def test_both_are_offered(client: Any) -> None:
+def test_both_models_are_offered(client: Any) -> None:
     offered = client.get_server_capabilities().supported_models
     assert {(m.model_name, m.max_context_length) for m in offered} == {(n, 256) for n in MODELS}
 
 
-def test_both_train_side_by_side_save_and_come_back_with_their_optimizer(
+def test_both_models_train_side_by_side_and_resume_with_their_optimizer(
     client: Any, runs: dict[str, Any]
 ) -> None:
     before: dict[str, list[Any]] = {name: [] for name in MODELS}
-    for step in range(2):  # in turns
+    for step in range(2):  # alternately
         for name, run in runs.items():
             before[name] += train(tinker, run, 1, shift=step)
     assert before["tiny-qwen"] != before["tiny-llama"]
@@ -81,7 +95,7 @@ def test_both_train_side_by_side_save_and_come_back_with_their_optimizer(
         assert train(tinker, cold, 2) != warm
 
 
-def test_both_sample_each_with_its_own_adapter(client: Any, runs: dict[str, Any]) -> None:
+def test_both_models_sample_with_their_own_adapters(client: Any, runs: dict[str, Any]) -> None:
     prompt = tinker.types.ModelInput.from_ints([7, 14, 21])
     params = tinker.types.SamplingParams(max_tokens=8, seed=3)
     seen = {}
@@ -100,7 +114,7 @@ def test_both_sample_each_with_its_own_adapter(client: Any, runs: dict[str, Any]
     assert seen["tiny-qwen"][0] != seen["tiny-llama"][0]
 
 
-def test_a_checkpoint_of_one_is_not_loaded_into_a_run_of_the_other(
+def test_checkpoint_is_not_loaded_into_a_run_of_another_model(
     client: Any, runs: dict[str, Any]
 ) -> None:
     path = runs["tiny-qwen"].save_state("qwen").result().path
@@ -110,10 +124,29 @@ def test_a_checkpoint_of_one_is_not_loaded_into_a_run_of_the_other(
     train(tinker, runs["tiny-llama"], 1)
 
 
-def test_a_model_that_is_not_served_is_refused_with_those_that_are(client: Any) -> None:
+def test_unknown_model_is_refused_with_the_served_ones(client: Any) -> None:
     text = "'tiny-gpt' is not served here. Served: tiny-llama, tiny-qwen"
     with pytest.raises(tinker.RequestFailedError, match=text) as caught:
         client.create_lora_training_client("tiny-gpt").result()
     assert caught.value.category == tinker.types.RequestErrorCategory.User
     with pytest.raises(tinker.BadRequestError, match=text):
         client.create_sampling_client(base_model="tiny-gpt").result()
+
+
+def test_model_that_can_not_be_served_stops_no_other_and_says_why(
+    client: Any, served: Service
+) -> None:
+    reasons = {UNSERVABLE: "attention of its own", "absent": "/nowhere"}
+    for name, why in reasons.items():
+        text = f"Model '{name}' is not served here: it can't be loaded from .*{why}"
+        with pytest.raises(tinker.RequestFailedError, match=text):
+            client.create_lora_training_client(name).result()
+        with pytest.raises(tinker.BadRequestError, match=text):
+            client.create_sampling_client(base_model=name).result()
+        assert name in served.log.read_text()
+    refused = httpx.get(f"{served.url}/api/v1/everstep/info").json()["refused_models"]
+    assert set(refused) == {UNSERVABLE, "absent"}
+    assert not any("\n" in reason for reason in refused.values())
+    result = CliRunner().invoke(app, ["doctor", "--base-url", served.url, "--json"])
+    findings = [each["found"] for each in json.loads(result.stdout)["checks"]]
+    assert any(each.startswith(f"{UNSERVABLE} can't be loaded") for each in findings), findings

@@ -1,9 +1,9 @@
-"""Requests as Tinkex 0.4 (Elixir) sends them, and answers as it can read them.
+"""Requests as Tinkex 0.4 (Elixir) sends them, and responses that it can read.
 
-Its shapes are those of its source: JSON with every field and explicit nulls (or with the nulls of
-``asample``, ``forward`` and ``optim_step`` dropped), no ``type`` where its structs have none, ids
-that it takes and never sends. `read_future` is what its poll loop understands; anything else ends
-the Elixir process that waits.
+The shapes follow its source: JSON with every field and explicit nulls (except in ``asample``,
+``forward`` and ``optim_step``), no ``type`` where its structs have none, and sequence ids that it
+reserves and never sends. `read_future` accepts what its poll loop does; anything else ends the
+Elixir process that polls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOKENS = [(7 * i) % 250 for i in range(20)]
 
 
 class Tinkex:
-    """One of its service clients, with one training client: ids are counted as it does."""
+    """A service client with one training client; counts sequence ids as Tinkex does."""
 
     def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=f"{url}/api/v1", headers=HEADERS, timeout=60)
@@ -62,7 +62,7 @@ class Tinkex:
             lora_config=lora,
             type="create_model",
         )
-        # It reads this field of the immediate answer, waits for nothing, and goes on.
+        # It reads this field of the immediate response and doesn't wait for the future.
         self.model_id: str = created["model_id"]
         self.counter = 1
         self.samplers = 0
@@ -77,16 +77,16 @@ class Tinkex:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def take(self) -> int:
+    def reserve_id(self) -> int:
         self.counter += 1
         return self.counter - 1
 
     def send(self, path: str, /, **body: Any) -> str:
-        future = self.post(path, model_id=self.model_id, seq_id=self.take(), **body)
+        future = self.post(path, model_id=self.model_id, seq_id=self.reserve_id(), **body)
         return str(future["request_id"])
 
     def read_future(self, request_id: str) -> tuple[str, Any]:
-        """Its poll loop: ``ok`` and a result, or ``error`` and what it makes of the answer."""
+        """Poll as Tinkex does; returns ``ok`` and the result, or ``error`` and the response."""
         allow_metadata = True
         while True:
             body = {"request_id": request_id, "allow_metadata_only": allow_metadata}
@@ -100,7 +100,7 @@ class Tinkex:
                 allow_metadata = False
                 continue
             known = "loss_fn_output_type" in content or "type" in content
-            assert known and "status" not in content, f"no clause of its takes {content}"
+            assert known and "status" not in content, f"Tinkex has no clause that matches {content}"
             return "ok", content
 
     def do(self, path: str, /, **body: Any) -> Any:
@@ -135,13 +135,13 @@ def tinkex(service: Service) -> Iterator[Tinkex]:
 
 
 @pytest.fixture
-def twin(service: Service) -> Iterator[Tinkex]:
+def reference(service: Service) -> Iterator[Tinkex]:
     client = Tinkex(service.url)
     yield client
     client.http.close()
 
 
-def test_what_a_model_is(tinkex: Tinkex) -> None:
+def test_model_info_and_capabilities(tinkex: Tinkex) -> None:
     assert tinkex.model_id == f"{tinkex.session_id}:train:0"
     info = tinkex.post("get_info", model_id=tinkex.model_id, type="get_info")
     assert info["model_data"]["model_name"] == MODEL
@@ -154,7 +154,7 @@ def test_what_a_model_is(tinkex: Tinkex) -> None:
     assert tinkex.post("session_heartbeat", session_id=tinkex.session_id, type="session_heartbeat")
 
 
-def test_training_in_json(tinkex: Tinkex) -> None:
+def test_training_returns_json(tinkex: Tinkex) -> None:
     result = tinkex.do("forward_backward", forward_backward_input=batch())
     assert set(result) == {"loss_fn_output_type", "loss_fn_outputs", "metrics"}
     logprobs = result["loss_fn_outputs"][0]["logprobs"]
@@ -163,25 +163,30 @@ def test_training_in_json(tinkex: Tinkex) -> None:
     forward = tinkex.do("forward", forward_input=batch())
     assert forward["loss_fn_outputs"] == result["loss_fn_outputs"]
     assert tinkex.do("optim_step", adam_params=ADAM)["metrics"]["optimizer_step"] == 1.0
-    assert tinkex.do("optim_step", adam_params={**ADAM, "weight_decay": None})
+    outcome, refusal = tinkex.read_future(
+        tinkex.send("optim_step", adam_params={**ADAM, "weight_decay": None})
+    )
+    assert outcome != "ok" and "weight_decay: a number is required" in str(refusal)
 
 
 @pytest.mark.parametrize("optimizer", [True, False, None])
-def test_saving_and_loading(tinkex: Tinkex, twin: Tinkex, optimizer: bool | None) -> None:
+def test_load_restores_the_optimizer_only_on_request(
+    tinkex: Tinkex, reference: Tinkex, optimizer: bool | None
+) -> None:
     tinkex.step()
     saved = tinkex.do("save_weights", path="a", ttl_seconds=None, type="save_weights")
     assert saved == {"path": f"tinker://{tinkex.model_id}/weights/a", "type": "save_weights"}
     expected = [tinkex.step(1), tinkex.step(2)]
     # Releases before 0.2 leave the field out, which means weights only (seed ADR).
     asked = {} if optimizer is None else {"optimizer": optimizer}
-    loaded = twin.do("load_weights", path=saved["path"], type="load_weights", **asked)
+    loaded = reference.do("load_weights", path=saved["path"], type="load_weights", **asked)
     assert loaded["path"] == saved["path"]
-    seen = [twin.step(1), twin.step(2)]
+    seen = [reference.step(1), reference.step(2)]
     assert seen[0] == expected[0]
     assert (seen[1] == expected[1]) == bool(optimizer)
 
 
-def test_sampling(tinkex: Tinkex) -> None:
+def test_named_and_unnamed_samplers_agree(tinkex: Tinkex) -> None:
     tinkex.step()
     named = tinkex.do(
         "save_weights_for_sampler",
@@ -238,8 +243,8 @@ def sample(tinkex: Tinkex, sampler: str, seq_id: int) -> Any:
     return result
 
 
-def test_nulls_in_a_sample(tinkex: Tinkex) -> None:
-    """Earlier releases sent each field of a sample, set or not."""
+def test_sample_accepts_nulls(tinkex: Tinkex) -> None:
+    """Earlier releases sent every field of a sample, set or not."""
     session = tinkex.post(
         "create_sampling_session",
         session_id=tinkex.session_id,
@@ -271,7 +276,7 @@ def test_nulls_in_a_sample(tinkex: Tinkex) -> None:
     assert tinkex.read_future(future["request_id"])[0] == "ok"
 
 
-def test_a_failure_is_one_that_it_can_read_whoever_is_at_fault(tinkex: Tinkex) -> None:
+def test_failed_operation_has_a_readable_error(tinkex: Tinkex) -> None:
     request_id = tinkex.send("load_weights", path="tinker://x/weights/y", optimizer=True)
     outcome, error = tinkex.read_future(request_id)
     assert outcome == "error"
@@ -280,45 +285,47 @@ def test_a_failure_is_one_that_it_can_read_whoever_is_at_fault(tinkex: Tinkex) -
     tinkex.step()
 
 
-def test_a_refusal_has_its_text_where_it_looks_for_it(tinkex: Tinkex) -> None:
+def test_refusal_has_its_text_in_message(tinkex: Tinkex) -> None:
     answer = tinkex.http.post("get_info", json={"model_id": "nobody", "type": "get_info"})
     assert answer.status_code == 404
     assert "nobody does not exist" in answer.json()["message"]
 
 
-def test_an_id_that_a_sampling_client_took_does_not_hold_training_up(
-    tinkex: Tinkex, twin: Tinkex
+def test_id_reserved_by_a_sampling_client_does_not_block_training(
+    tinkex: Tinkex, reference: Tinkex
 ) -> None:
-    """`TrainingClient.create_sampling_client_async` counts on its run's ids, and sends none."""
-    for client in (tinkex, twin):
+    """`TrainingClient.create_sampling_client_async` reserves ids of its run and sends none."""
+    for client in (tinkex, reference):
         client.step()
     path = tinkex.do("save_weights_for_sampler", path="s", type="save_weights_for_sampler")["path"]
     tinkex.post(
         "create_sampling_session",
         session_id=tinkex.session_id,
-        sampling_session_seq_id=tinkex.take(),
+        sampling_session_seq_id=tinkex.reserve_id(),
         model_path=path,
         type="create_sampling_session",
     )
-    assert tinkex.step(1) == twin.step(1)
-    assert tinkex.step(2) == twin.step(2)
+    assert tinkex.step(1) == reference.step(1)
+    assert tinkex.step(2) == reference.step(2)
 
 
-def test_chunks_that_were_given_up_do_not_hold_training_up(tinkex: Tinkex, twin: Tinkex) -> None:
-    """After an error it sends no further chunk of a pass, but all their ids are taken."""
-    for client in (tinkex, twin):
+def test_chunks_that_are_never_sent_do_not_block_training(
+    tinkex: Tinkex, reference: Tinkex
+) -> None:
+    """After an error it sends no further chunk of a pass, although it reserved their ids."""
+    for client in (tinkex, reference):
         client.step()
     bad = {**batch(), "loss_fn": "no such loss"}
     outcome, _ = tinkex.read_future(tinkex.send("forward_backward", forward_backward_input=bad))
     assert outcome == "error"
     for _ in range(3):
-        tinkex.take()
-    assert tinkex.step(1) == twin.step(1)
-    tinkex.take()
+        tinkex.reserve_id()
+    assert tinkex.step(1) == reference.step(1)
+    tinkex.reserve_id()
     unreadable = {"data": [{"model_input": 1}], "loss_fn": "cross_entropy"}
     sent = tinkex.send("forward_backward", forward_backward_input=unreadable)
     assert tinkex.read_future(sent)[0] == "error"
-    # One that comes late all the same says so, and changes nothing.
+    # A chunk that arrives late is refused and changes nothing.
     late = tinkex.post(
         "forward_backward",
         model_id=tinkex.model_id,
@@ -327,16 +334,16 @@ def test_chunks_that_were_given_up_do_not_hold_training_up(tinkex: Tinkex, twin:
     )
     outcome, error = tinkex.read_future(late["request_id"])
     assert (outcome, "is not executed any more" in error["message"]) == ("error", True)
-    assert tinkex.step(2) == twin.step(2)
+    assert tinkex.step(2) == reference.step(2)
 
 
-def test_the_backward_of_a_custom_loss_may_come_after_what_follows_it(
-    tinkex: Tinkex, twin: Tinkex
+def test_backward_of_a_custom_loss_may_arrive_after_later_operations(
+    tinkex: Tinkex, reference: Tinkex
 ) -> None:
-    """Its ids are taken with the forward's; the loss is computed while others are sent."""
+    """Its ids are reserved with the forward's, and the loss is computed while others are sent."""
     weights = [0.5] * 19
     forward = tinkex.send("forward", forward_input=batch())
-    backward = tinkex.take()
+    backward = tinkex.reserve_id()
     step = tinkex.send("optim_step", adam_params=ADAM)
     assert tinkex.read_future(forward)[0] == "ok"
     late = tinkex.post(
@@ -347,12 +354,12 @@ def test_the_backward_of_a_custom_loss_may_come_after_what_follows_it(
     )
     assert tinkex.read_future(late["request_id"])[0] == "ok"
     stepped = tinkex.read_future(step)[1]
-    twin.do("forward_backward", forward_backward_input=batch(0, weights))
-    assert stepped == twin.do("optim_step", adam_params=ADAM)
+    reference.do("forward_backward", forward_backward_input=batch(0, weights))
+    assert stepped == reference.do("optim_step", adam_params=ADAM)
     assert stepped["metrics"]["grad_norm"] > 0
 
 
-def test_lists_and_deletions(tinkex: Tinkex) -> None:
+def test_checkpoints_are_listed_until_deleted(tinkex: Tinkex) -> None:
     tinkex.step()
     path = tinkex.do("save_weights", path="gone", ttl_seconds=None, type="save_weights")["path"]
     run = tinkex.get(f"training_runs/{tinkex.model_id}")
@@ -375,11 +382,11 @@ def test_lists_and_deletions(tinkex: Tinkex) -> None:
     assert (archive.status_code, ":" in tinkex.model_id) == (302, True)
     assert tinkex.http.get(archive.headers["location"]).status_code == 200
     assert tinkex.http.delete(url).status_code == 204
-    assert tinkex.http.delete(url).status_code == 204, "a retry whose first answer was lost"
+    assert tinkex.http.delete(url).status_code == 204, "a retry whose first response was lost"
     assert tinkex.get(f"training_runs/{tinkex.model_id}/checkpoints")["checkpoints"] == []
 
 
-def test_external_checkpoints_are_not_listed_to_it(tinkex: Tinkex) -> None:
+def test_external_checkpoints_are_not_listed_to_old_releases(tinkex: Tinkex) -> None:
     tinkex.step()
     saved = tinkex.do("save_weights", path="a", type="save_weights")["path"]
     external = tinkex.do("save_weights_external", path="a", type="save_weights_external")["path"]
@@ -389,19 +396,19 @@ def test_external_checkpoints_are_not_listed_to_it(tinkex: Tinkex) -> None:
         assert {each["checkpoint_type"] for each in checkpoints} <= {"training", "sampler"}
         assert saved in [each["tinker_path"] for each in checkpoints]
     newer = {"user-agent": "AsyncTinker/Python 0.38.0", "x-stainless-package-version": "0.38.0"}
-    told = tinkex.http.get(f"{run}/checkpoints", headers=newer).json()["checkpoints"]
-    assert {each["tinker_path"] for each in told} == {saved, external}
+    listed_to_newer = tinkex.http.get(f"{run}/checkpoints", headers=newer).json()["checkpoints"]
+    assert {each["tinker_path"] for each in listed_to_newer} == {saved, external}
 
 
-def test_unloading(tinkex: Tinkex, twin: Tinkex) -> None:
-    assert tinkex.step() == twin.step()
+def test_unloaded_run_loads_again(tinkex: Tinkex, reference: Tinkex) -> None:
+    assert tinkex.step() == reference.step()
     future = tinkex.post("unload_model", model_id=tinkex.model_id, type="unload_model")
     outcome, result = tinkex.read_future(future["request_id"])
     assert (outcome, result["type"]) == ("ok", "unload_model")
-    assert tinkex.step(1) == twin.step(1)
+    assert tinkex.step(1) == reference.step(1)
 
 
-def test_telemetry(tinkex: Tinkex) -> None:
+def test_telemetry_is_accepted(tinkex: Tinkex) -> None:
     event = {"event": "GENERIC_EVENT", "event_name": "x", "severity": "INFO", "event_data": None}
     sent = {"events": [event], "platform": "beam", "sdk_version": "0.4.0"}
     answer = tinkex.post("telemetry", **sent, session_id=tinkex.session_id)

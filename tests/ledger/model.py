@@ -1,4 +1,4 @@
-"""What a ledger promises, as dictionaries: the model that the stateful test compares it with."""
+"""Ledger model: the promised state of a ledger as dictionaries, for the stateful test."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from everstep.ledger import (
 
 @dataclass
 class Model:
-    """Everything that was acknowledged. Operations are kept under their request id."""
+    """All acknowledged rows. Operations are stored by request id."""
 
     operations: dict[str, Operation] = field(default_factory=dict)
-    places: dict[tuple[str, int], str] = field(default_factory=dict)
+    seq_ids: dict[tuple[str, int], str] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     details: dict[str, str | None] = field(default_factory=dict)
@@ -33,12 +33,12 @@ class Model:
     def known(
         self, new: NewOperation, replace_failed: bool, match_payload: bool
     ) -> Operation | None:
-        """The operation that an accept must find; None when it must append one.
+        """Return the operation that `accept` must find, or None if it must append one.
 
         Raises:
-            SequenceConflict: it must be refused.
+            SequenceConflict: `accept` must reject it.
         """
-        request_id = self.places.get((new.scope, new.seq_id))
+        request_id = self.seq_ids.get((new.scope, new.seq_id))
         if request_id is None:
             return None
         known = self.operations[request_id]
@@ -49,7 +49,7 @@ class Model:
         return known
 
     def append(self, new: NewOperation, request_id: str, run: Run | None, now: datetime) -> None:
-        """A new operation, with the run that it creates."""
+        """Append an operation, with the run that it creates."""
         failed = new.failure is not None
         self.operations[request_id] = Operation(
             request_id=request_id,
@@ -64,10 +64,10 @@ class Model:
             accepted_at=now,
             finished_at=now if failed else None,
             weights=self.samplers[new.scope].model_path
-            if new.samples and new.scope in self.samplers
+            if new.is_sample and new.scope in self.samplers
             else None,
         )
-        self.places[new.scope, new.seq_id] = request_id
+        self.seq_ids[new.scope, new.seq_id] = request_id
         if run is not None and not failed:
             self.runs[run.run_id] = run
         elif new.scope in self.runs:
@@ -82,7 +82,7 @@ class Model:
         sampler: Sampler | None,
         now: datetime,
     ) -> None:
-        """The first end counts, and brings what it made."""
+        """Record a success with everything it created, unless the operation has ended."""
         old = self.operations[request_id]
         if old.status != "pending":
             return
@@ -95,7 +95,7 @@ class Model:
             self.samplers[sampler.sampler_id] = sampler
 
     def fail(self, request_id: str, failure: Failure, now: datetime) -> None:
-        """The first end counts; a run whose creation fails does not come to exist."""
+        """Record a failure, unless the operation has ended, and remove a run that it created."""
         old = self.operations[request_id]
         if old.status != "pending":
             return
@@ -105,11 +105,11 @@ class Model:
         if old.seq_id == 0:
             self.runs.pop(old.scope, None)
 
-    # What the queries must answer
+    # Expected results of queries
 
-    def in_place(self) -> list[Operation]:
-        """All operations that hold a place, in order."""
-        return [self.operations[self.places[place]] for place in sorted(self.places)]
+    def in_order(self) -> list[Operation]:
+        """All operations that hold a sequence id, in order."""
+        return [self.operations[self.seq_ids[key]] for key in sorted(self.seq_ids)]
 
     def runs_by_use(self) -> list[Run]:
         """The runs, the latest used first."""

@@ -1,4 +1,4 @@
-"""A database that rotted is told, and what rotted in it is never served."""
+"""Damage of the database file: it is detected, and damaged rows are never served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = "s:train:0"
 
 
 async def filled(path: Path) -> list[Operation]:
-    """A ledger with operations of every state; returns them."""
+    """Fill a ledger with operations in every state and return them."""
     ledger = await Ledger.open(path)
     done = []
     for seq_id in range(1, 7):
@@ -33,7 +33,7 @@ async def filled(path: Path) -> list[Operation]:
 
 
 @pytest.mark.parametrize("column", ["payload", "result", "error", "kind", "status"])
-def test_a_cell_that_changed_is_told(column: str, tmp_path: Path) -> None:
+def test_changed_cell_raises_ledger_damaged(column: str, tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     operations = asyncio.run(filled(path))
     victim = operations[1] if column == "error" else operations[0]
@@ -54,14 +54,14 @@ def test_a_cell_that_changed_is_told(column: str, tmp_path: Path) -> None:
         else:
             future = await ledger.operation(victim.request_id)
             assert future is not None and future.result == victim.result
-        failed = await ledger.corrupt(RUN, "damaged")
+        failed = await ledger.mark_corrupted(RUN, "damaged")
         assert [each.seq_id for each in failed if each.failure] == [3, 4, 5, 6]
         await ledger.close()
 
     asyncio.run(look())
 
 
-def test_no_flipped_bit_of_the_file_is_served(tmp_path: Path) -> None:
+def test_flipped_bit_is_never_served(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     expected = asyncio.run(filled(path))
     whole = path.read_bytes()
@@ -74,25 +74,25 @@ def test_no_flipped_bit_of_the_file_is_served(tmp_path: Path) -> None:
             return None
         try:
             return await ledger.operations(RUN)
-        except Exception as error:  # noqa: BLE001  told is enough; by whom depends on what rotted
+        except Exception as error:  # noqa: BLE001  the type depends on the damaged page
             assert str(error)
             return None
         finally:
             await ledger.close()
 
-    told = 0
+    detected, known = 0, {each.request_id: each for each in expected}
     for _ in range(FLIPS):
-        rotten = bytearray(whole)
-        rotten[chance.randrange(len(rotten))] ^= 1 << chance.randrange(8)
-        copy = tmp_path / "rotten.sqlite"
-        for leftover in tmp_path.glob("rotten.sqlite*"):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        copy = tmp_path / "damaged.sqlite"
+        for leftover in tmp_path.glob("damaged.sqlite*"):
             leftover.unlink()
-        copy.write_bytes(rotten)
+        copy.write_bytes(damaged)
         found = asyncio.run(look(copy))
         if found is None:
-            told += 1
+            detected += 1
             continue
-        known = {each.request_id: each for each in expected}
+        assert found
         for each in found:
             before = known[each.request_id]
             assert (each.payload, each.result, each.failure, each.seq_id) == (
@@ -101,10 +101,10 @@ def test_no_flipped_bit_of_the_file_is_served(tmp_path: Path) -> None:
                 before.failure,
                 before.seq_id,
             )
-    assert told > 0
+    assert 0 < detected < FLIPS
 
 
-def test_what_is_no_database_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_rejected_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(LedgerDamaged, match="everstep vault rebuild"):

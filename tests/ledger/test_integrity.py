@@ -1,9 +1,10 @@
-"""Nothing acknowledged goes missing in silence, and no row that rotted is served."""
+"""Ledger integrity: lost transactions are detected, and damaged rows are never served."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from everstep.ledger import (
     LedgerDamaged,
     LedgerError,
     NewOperation,
+    Operation,
+    RecordedSample,
     Run,
     Sampler,
     SequenceConflict,
@@ -27,6 +30,7 @@ from everstep.ledger import (
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 RUN = "s:train:0"
+SAMPLER = "s:sample:0"
 PATH = f"tinker://{RUN}/weights/a"
 NAME = "ledger.sqlite"
 TRIES = 40
@@ -41,9 +45,13 @@ def checkpoint(path: str = PATH) -> Checkpoint:
 
 
 async def fill(ledger: Ledger) -> None:
-    """Something of everything."""
+    """Write rows to every table."""
     await ledger.create_session(Session("s", {}, ["t"], "0.38", None, "d", MOMENT, MOMENT), "key")
-    await ledger.create_sampler(Sampler("s:sample:0", "s", "m", PATH, MOMENT))
+    await ledger.create_sampler(Sampler(SAMPLER, "s", "m", PATH, MOMENT))
+    sample, _ = await ledger.accept(NewOperation(SAMPLER, 0, "sample", b"{}"))
+    kept = RecordedSample(sample.request_id, "s", b"prompt", random.Random(0).randbytes(20_000))
+    recorded = ledger.samples.recorded
+    await recorded.succeed(sample.request_id, b"result", seconds=1.0, recorded=kept)
     created, _ = await ledger.accept(NewOperation(RUN, 0, "create_model", b"{}"), run=run())
     await ledger.succeed(created.request_id, b"{}", "json")
     for seq_id in range(1, 9):
@@ -55,7 +63,7 @@ async def fill(ledger: Ledger) -> None:
 
 
 async def read(ledger: Ledger) -> dict[str, Any]:
-    """All that it says, by where; what is told to be damaged is left out."""
+    """Return everything that can be read, by query. Queries that report damage are left out."""
     found: dict[str, Any] = {}
 
     async def look(what: str, reading: Any) -> None:
@@ -65,20 +73,28 @@ async def read(ledger: Ledger) -> dict[str, Any]:
             assert str(damage)
 
     await look("session", ledger.session("s"))
-    await look("sampler", ledger.sampler("s:sample:0"))
+    await look("sampler", ledger.sampler(SAMPLER))
+    await look("sample", ledger.operations(SAMPLER))
     await look("run", ledger.run(RUN))
-    await look("runs", ledger.directory.runs(9, 0))
+    await look("runs", ledger.search.list_runs(9, 0))
     await look("operations", ledger.operations(RUN))
     await look("checkpoint", ledger.checkpoint(f"{PATH}3"))
-    await look("checkpoints", ledger.directory.checkpoints(9, 0))
+    await look("checkpoints", ledger.search.list_checkpoints(9, 0))
+    await look("recorded", recorded(ledger, found.get("sample", [])))
     for each in found.get("operations", []):
         await look(each.request_id, ledger.operation(each.request_id))
     return found
 
 
+async def recorded(ledger: Ledger, samples: list[Operation]) -> list[RecordedSample]:
+    """Return the records of samples."""
+    names = [each.request_id for each in samples]
+    return list((await ledger.samples.recorded.read(names)).values())
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ledger as a SIGKILL leaves it: nothing of the log is in the database yet."""
+    """A ledger after a SIGKILL: the database has no page of the log yet."""
     home, left = tmp_path_factory.mktemp("ledger"), tmp_path_factory.mktemp("killed")
 
     async def live() -> None:
@@ -95,7 +111,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def closed(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, closed: everything is in the database."""
+    """The same ledger after it was closed: everything is in the database."""
     home = tmp_path_factory.mktemp("closed") / "home"
     shutil.copytree(killed, home)
 
@@ -108,7 +124,7 @@ def closed(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(home: Path) -> dict[str, Any] | None:
-    """What the ledger says; None when it doesn't open, and says why."""
+    """Return everything that can be read, or None if the ledger rejects the database."""
 
     async def look() -> dict[str, Any] | None:
         try:
@@ -150,7 +166,7 @@ def swap(data: bytearray, chance: random.Random) -> None:
 
 
 def harmed(source: Path, where: Path, file: str, harm: Harm) -> Iterator[Path]:
-    """Copies, each with one thing wrong in one file."""
+    """Yield copies of a home, each with one damage in one file."""
     chance = random.Random(f"{file} {harm.__name__}")
     for number in range(TRIES):
         home = where / str(number)
@@ -165,32 +181,32 @@ def harmed(source: Path, where: Path, file: str, harm: Harm) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("harm", [flip, cut, zero, swap])
-def test_a_log_that_lost_something_is_told(killed: Path, tmp_path: Path, harm: Harm) -> None:
+def test_truncated_log_is_detected_on_open(killed: Path, tmp_path: Path, harm: Harm) -> None:
     expected = opened_copy(killed, tmp_path)
-    told = 0
+    detected = 0
     for home in harmed(killed, tmp_path, f"{NAME}-wal", harm):
         found = opened(home)
-        told += found is None
+        detected += found is None
         assert found is None or found == expected
-    assert told > TRIES / 3
+    assert detected > TRIES / 3
 
 
 @pytest.mark.parametrize("harm", [flip, cut, zero, swap])
-def test_a_database_that_rotted_is_told(closed: Path, tmp_path: Path, harm: Harm) -> None:
+def test_damaged_database_is_detected(closed: Path, tmp_path: Path, harm: Harm) -> None:
     expected = opened_copy(closed, tmp_path)
-    told = 0
+    detected = 0
     for home in harmed(closed, tmp_path, NAME, harm):
         found = opened(home)
         if found is None or found.keys() != expected.keys():
-            told += 1
-        for what, value in (found or {}).items():
-            if what in ("runs", "checkpoints"):  # those that rotted are left out
-                assert all(each in expected[what][0] for each in value[0])
-            elif what == "operations":
-                assert value == expected[what] or all(each in expected[what] for each in value)
+            detected += 1
+        for query, value in (found or {}).items():
+            if query in ("runs", "checkpoints"):  # damaged rows are left out
+                assert [each for each in value[0] if each not in expected[query][0]] == []
+            elif query in ("operations", "sample", "recorded"):
+                assert [each for each in value if each not in expected[query]] == []
             else:
-                assert value in (expected[what], None)
-    assert told
+                assert value in (expected[query], None)
+    assert detected
 
 
 def opened_copy(source: Path, where: Path) -> dict[str, Any]:
@@ -203,7 +219,7 @@ def opened_copy(source: Path, where: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("gone", [f"{NAME}-wal", NAME])
-def test_a_file_that_is_gone_is_told(killed: Path, tmp_path: Path, gone: str) -> None:
+def test_missing_file_is_detected_on_open(killed: Path, tmp_path: Path, gone: str) -> None:
     home = tmp_path / "home"
     shutil.copytree(killed, home)
     (home / gone).unlink()
@@ -211,7 +227,7 @@ def test_a_file_that_is_gone_is_told(killed: Path, tmp_path: Path, gone: str) ->
         asyncio.run(Ledger.open(home / NAME))
 
 
-def test_an_older_database_in_its_place_is_told(killed: Path, tmp_path: Path) -> None:
+def test_older_copy_of_the_database_is_detected_on_open(killed: Path, tmp_path: Path) -> None:
     home, older = tmp_path / "home", tmp_path / "older"
     shutil.copytree(killed, home)
     opened(home)
@@ -228,7 +244,7 @@ def test_an_older_database_in_its_place_is_told(killed: Path, tmp_path: Path) ->
         asyncio.run(Ledger.open(home / NAME))
 
 
-def test_another_database_in_its_place_is_told(killed: Path, tmp_path: Path) -> None:
+def test_foreign_database_is_detected_on_open(killed: Path, tmp_path: Path) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
     shutil.copytree(killed, home)
     other.mkdir()
@@ -239,8 +255,8 @@ def test_another_database_in_its_place_is_told(killed: Path, tmp_path: Path) -> 
         asyncio.run(Ledger.open(home / NAME))
 
 
-def test_what_was_never_acknowledged_may_be_torn(killed: Path, tmp_path: Path) -> None:
-    """A crash in the middle of a commit leaves a part of it behind what is durable."""
+def test_torn_unacknowledged_transaction_is_tolerated(killed: Path, tmp_path: Path) -> None:
+    """A crash during a commit leaves a part of it in the log after the durable commits."""
     home = tmp_path / "home"
     shutil.copytree(killed, home)
     log = (home / f"{NAME}-wal").read_bytes()
@@ -250,8 +266,8 @@ def test_what_was_never_acknowledged_may_be_torn(killed: Path, tmp_path: Path) -
     assert whole(found)
 
 
-def test_a_position_that_is_behind_is_no_damage(killed: Path, tmp_path: Path) -> None:
-    """So it is after a power cut, and after a kill between a commit and its note."""
+def test_stale_commit_counter_is_tolerated(killed: Path, tmp_path: Path) -> None:
+    """The counter is stale after a power cut, or after a kill between commit and counter."""
     home = tmp_path / "home"
     shutil.copytree(killed, home)
     position = (home / f"{NAME}.position").read_bytes()
@@ -268,7 +284,7 @@ def test_a_position_that_is_behind_is_no_damage(killed: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"x", bytes(32)])
-def test_a_damaged_position_is_no_end(killed: Path, tmp_path: Path, content: bytes) -> None:
+def test_damaged_commit_counter_is_tolerated(killed: Path, tmp_path: Path, content: bytes) -> None:
     home = tmp_path / "home"
     shutil.copytree(killed, home)
     (home / f"{NAME}.position").write_bytes(content)
@@ -277,7 +293,7 @@ def test_a_damaged_position_is_no_end(killed: Path, tmp_path: Path, content: byt
     assert opened(home) is not None, "it is in the database by now"
 
 
-def test_readers_do_not_move_the_position(killed: Path, tmp_path: Path) -> None:
+def test_reads_do_not_advance_the_commit_counter(killed: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(killed, home)
     before = (home / f"{NAME}.position").read_bytes()
@@ -298,7 +314,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("table", "column", "value"), CELLS)
-def test_a_cell_that_changed_is_named(
+def test_changed_cell_is_named_by_its_row(
     closed: Path, tmp_path: Path, table: str, column: str, value: str
 ) -> None:
     home = tmp_path / "home"
@@ -309,13 +325,15 @@ def test_a_cell_that_changed_is_named(
     async def look() -> list[str]:
         ledger = await Ledger.open(home / NAME)
         try:
-            return await ledger.damaged()
+            return await ledger.find_damaged_rows()
         finally:
             await ledger.close()
 
     damaged = asyncio.run(look())
     assert damaged
-    assert all(RUN in each or "s" in each for each in damaged)
+    of_operation = f"of operation .* of ({RUN}|{SAMPLER}) is"
+    named = of_operation if table == "operations" else rf"row of .* \({table}\)"
+    assert [each for each in damaged if not re.search(named, each)] == []
     whole_again = opened(home)
     assert whole_again is not None
     gone = {"runs": "run", "sessions": "session", "samplers": "sampler"}.get(table, table)
@@ -323,7 +341,7 @@ def test_a_cell_that_changed_is_named(
     assert missing, "it is not served"
 
 
-def test_a_damaged_row_of_the_index_is_made_anew(closed: Path, tmp_path: Path) -> None:
+def test_damaged_index_row_is_restored_from_manifests(closed: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(closed, home)
     with sqlite3.connect(home / NAME) as database:
@@ -331,15 +349,15 @@ def test_a_damaged_row_of_the_index_is_made_anew(closed: Path, tmp_path: Path) -
 
     async def rebuild() -> list[str]:
         ledger = await Ledger.open(home / NAME)
-        assert await ledger.recreate([], [checkpoint(f"{PATH}3")]) == (0, 1)
-        damaged = await ledger.damaged()
+        assert await ledger.insert_missing([], [checkpoint(f"{PATH}3")]) == (0, 1)
+        damaged = await ledger.find_damaged_rows()
         await ledger.close()
         return damaged
 
     assert asyncio.run(rebuild()) == []
 
 
-def test_what_no_replay_needs_is_dropped(closed: Path, tmp_path: Path) -> None:
+def test_payloads_that_no_replay_needs_are_dropped(closed: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(closed, home)
     payload = random.Random(2).randbytes(400)
@@ -359,7 +377,7 @@ def test_what_no_replay_needs_is_dropped(closed: Path, tmp_path: Path) -> None:
         assert again.payload == payload, "the retry has brought it"
         with pytest.raises(SequenceConflict):
             await ledger.accept(NewOperation(RUN, 2, "forward_backward", b"other"))
-        assert await ledger.damaged() == []
+        assert await ledger.find_damaged_rows() == []
         await ledger.close()
 
     asyncio.run(prune())

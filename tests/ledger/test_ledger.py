@@ -1,4 +1,4 @@
-"""The ledger: accepted once, durable before it is answered."""
+"""Ledger: operations are accepted once and durable before they are acknowledged."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from everstep.ledger import (
     NotWritten,
     Run,
     SequenceConflict,
+    Session,
 )
-from everstep.ledger.database import open_read_only
+from everstep.ledger.sqlite.database import open_read_only
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def test_a_retry_finds_the_first_and_a_different_request_is_refused(tmp_path: Path) -> None:
+def test_retry_gets_the_first_operation_and_a_different_request_is_rejected(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         new = NewOperation("run", 1, "optim_step", b"a")
@@ -61,7 +62,7 @@ def test_results_failures_and_futures_survive_a_restart(tmp_path: Path) -> None:
         born, _ = await ledger.accept(NewOperation("r", 4, "k", b"", Failure("wrong", "user")))
         await ledger.succeed(ids[0], b"{}", "json")
         await ledger.fail(ids[1], "no", "server")
-        await ledger.succeed(ids[1], b"late", "json")  # the first end counts
+        await ledger.succeed(ids[1], b"late", "json")  # has no effect: the first end counts
         await ledger.close()
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         found = [await ledger.operation(i) for i in (*ids, born.request_id)]
@@ -73,7 +74,7 @@ def test_results_failures_and_futures_survive_a_restart(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_failed_creation_gives_its_place_up_and_its_future_stays(tmp_path: Path) -> None:
+def test_failed_creation_gives_up_its_seq_id_and_keeps_its_future(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         first, _ = await ledger.accept(NewOperation("r", 0, "create", b"", Failure("no", "user")))
@@ -88,7 +89,7 @@ def test_a_failed_creation_gives_its_place_up_and_its_future_stays(tmp_path: Pat
     run(work())
 
 
-def test_callers_at_the_same_time_share_commits(tmp_path: Path) -> None:
+def test_concurrent_callers_share_commits(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         before = ledger.commits
@@ -99,7 +100,7 @@ def test_callers_at_the_same_time_share_commits(tmp_path: Path) -> None:
     run(work())
 
 
-def test_one_bad_request_harms_no_other_of_its_commit(tmp_path: Path) -> None:
+def test_rejected_request_leaves_the_others_of_its_commit_intact(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         await ledger.accept(NewOperation("r", 1, "k", b"a"))
@@ -115,7 +116,7 @@ def test_one_bad_request_harms_no_other_of_its_commit(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_late_failure_of_a_replaced_creation_leaves_its_successor_alone(tmp_path: Path) -> None:
+def test_late_failure_of_a_replaced_creation_keeps_its_successor(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         moment = datetime.now(UTC)
@@ -132,7 +133,7 @@ def test_a_late_failure_of_a_replaced_creation_leaves_its_successor_alone(tmp_pa
     run(work())
 
 
-def test_a_late_success_brings_no_checkpoint_back(tmp_path: Path) -> None:
+def test_late_success_does_not_restore_a_deleted_checkpoint(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         saved = Checkpoint("p", "r", "training", "n", datetime.now(UTC), 1, "m", {}, {}, {}, None)
@@ -146,12 +147,12 @@ def test_a_late_success_brings_no_checkpoint_back(tmp_path: Path) -> None:
     run(work())
 
 
-def test_nothing_is_acknowledged_when_the_database_undoes_a_whole_transaction(
+def test_nothing_is_acknowledged_when_the_database_rolls_a_transaction_back(
     tmp_path: Path,
 ) -> None:
-    """As SQLite may on a full disk; here a statement asks for it."""
+    """SQLite may do so on a full disk. Here a statement requests it."""
 
-    def undone(connection: Connection) -> None:
+    def roll_back(connection: Connection) -> None:
         connection.exec_driver_sql(
             "INSERT OR ROLLBACK INTO operations SELECT * FROM operations LIMIT 1"
         )
@@ -165,19 +166,21 @@ def test_nothing_is_acknowledged_when_the_database_undoes_a_whole_transaction(
             holding.set()
             queued.wait(30)
 
-        held = asyncio.ensure_future(ledger._writer.run(hold))
+        held = asyncio.ensure_future(ledger._store.run(hold))
         await asyncio.to_thread(holding.wait, 30)
-        together = [ledger.accept(NewOperation("r", i, "k", b"")) for i in (1, 2)]
-        together.append(ledger._writer.run(undone))
+        together: list[Coroutine[Any, Any, object]] = [
+            ledger.accept(NewOperation("r", i, "k", b"")) for i in (1, 2)
+        ]
+        together.append(ledger._store.run(roll_back))
         together += [ledger.accept(NewOperation("r", i, "k", b"")) for i in (3, 4)]
         tasks = [asyncio.ensure_future(each) for each in together]
-        await asyncio.sleep(0)  # all are queued, behind the one that holds the writer
+        await asyncio.sleep(0)  # all are queued behind the call that holds the thread
         queued.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         await held
-        assert all(isinstance(outcome, NotWritten) for outcome in outcomes), outcomes
+        assert [type(outcome) for outcome in outcomes] == [NotWritten] * 5, outcomes
         assert [o.seq_id for o in await ledger.operations("r")] == [0]
-        await ledger.accept(NewOperation("r", 1, "k", b""))  # and it goes on
+        await ledger.accept(NewOperation("r", 1, "k", b""))  # the ledger still works
         await ledger.close()
 
     run(work())
@@ -186,11 +189,15 @@ def test_nothing_is_acknowledged_when_the_database_undoes_a_whole_transaction(
 def test_nothing_is_acknowledged_when_the_disk_is_full(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
-        await ledger._writer.run(lambda c: c.exec_driver_sql("PRAGMA max_page_count = 40"))
+        count = "PRAGMA page_count"
+        empty = await ledger._store.run(lambda c: c.exec_driver_sql(count).scalar_one())
+        limit = f"PRAGMA max_page_count = {empty + 4}"
+        await ledger._store.run(lambda c: c.exec_driver_sql(limit))
         calls = [ledger.accept(NewOperation("r", i, "k", bytes(9000))) for i in range(40)]
-        outcomes = [(await calls[0])[0].seq_id]
-        outcomes += await asyncio.gather(*calls[1:], return_exceptions=True)
-        good = [0] + [o[0].seq_id for o in outcomes[1:] if not isinstance(o, BaseException)]
+        first, _ = await calls[0]
+        outcomes = await asyncio.gather(*calls[1:], return_exceptions=True)
+        accepted = [o[0].seq_id for o in outcomes if not isinstance(o, BaseException)]
+        good = [first.seq_id, *accepted]
         assert len(good) < 40
         assert [o.seq_id for o in await ledger.operations("r")] == good
         await ledger.close()
@@ -203,7 +210,7 @@ def test_every_commit_is_synced(tmp_path: Path) -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
 
         def pragma(name: str) -> Coroutine[Any, Any, Any]:
-            return ledger._writer.run(lambda c: c.exec_driver_sql(f"PRAGMA {name}").scalar())
+            return ledger._store.run(lambda c: c.exec_driver_sql(f"PRAGMA {name}").scalar())
 
         assert await pragma("journal_mode") == "wal"
         assert await pragma("synchronous") == 2  # FULL
@@ -212,9 +219,29 @@ def test_every_commit_is_synced(tmp_path: Path) -> None:
     run(work())
 
 
+def test_pass_is_written_twice_and_dropped_without_writing_it(tmp_path: Path) -> None:
+    """Once when it is accepted, and once with its result: they share a row."""
+    size, log = 1 << 20, tmp_path / "l.sqlite-wal"
+
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        await ledger._store.run(lambda c: c.exec_driver_sql("PRAGMA wal_autocheckpoint=0").scalar())
+        before = log.stat().st_size
+        for seq_id in range(3):
+            new = NewOperation("r", seq_id, "forward_backward", bytes(size))
+            accepted, _ = await ledger.accept(new)
+            await ledger.succeed(accepted.request_id, b"{}", "json")
+            await ledger.prune("r", after=seq_id - 1, upto=seq_id, kinds=["forward_backward"])
+        written = (log.stat().st_size - before) / 3
+        assert size < written < 2.2 * size
+        await ledger.close()
+
+    run(work())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_one_connection_reads_writes_and_checkpoints(tmp_path: Path) -> None:
-    """What keeps SQLite's WAL-reset bug away, whichever build Python carries."""
+    """A single connection avoids SQLite's WAL-reset bug, whichever build Python carries."""
     path = tmp_path / "l.sqlite"
 
     def opened(name: str) -> int:
@@ -230,7 +257,7 @@ def test_one_connection_reads_writes_and_checkpoints(tmp_path: Path) -> None:
                     for i in range(200)
                 ),
                 *(ledger.operations("r") for _ in range(5)),
-                *(ledger.directory.runs(1, 0, None) for _ in range(5)),
+                *(ledger.search.list_runs(1, 0, None) for _ in range(5)),
             )
             assert opened("l.sqlite") == opened("l.sqlite-wal") == 1
         assert path.stat().st_size > 2_000_000, "it was checkpointed"
@@ -240,7 +267,7 @@ def test_one_connection_reads_writes_and_checkpoints(tmp_path: Path) -> None:
     run(work())
 
 
-def test_who_reads_beside_it_can_not_checkpoint(tmp_path: Path) -> None:
+def test_read_only_connection_cannot_run_a_wal_checkpoint(tmp_path: Path) -> None:
     def files() -> dict[str, bytes]:
         return {name: (tmp_path / name).read_bytes() for name in ("l.sqlite", "l.sqlite-wal")}
 
@@ -263,7 +290,7 @@ def test_who_reads_beside_it_can_not_checkpoint(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_closed_ledger_refuses_and_leaves_no_one_waiting(tmp_path: Path) -> None:
+def test_closed_ledger_raises_and_completes_queued_calls(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         last = asyncio.ensure_future(ledger.accept(NewOperation("r", 1, "k", b"")))
@@ -276,7 +303,7 @@ def test_a_closed_ledger_refuses_and_leaves_no_one_waiting(tmp_path: Path) -> No
     run(work())
 
 
-def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
+def test_second_service_is_locked_out(tmp_path: Path) -> None:
     async def work() -> None:
         ledger = await Ledger.open(tmp_path / "l.sqlite")
         with pytest.raises(LedgerLocked, match="in use by another everstep service"):
@@ -287,7 +314,7 @@ def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_database_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+def test_database_of_a_newer_release_is_rejected(tmp_path: Path) -> None:
     import sqlite3
 
     run(_open_and_close(tmp_path))
@@ -319,7 +346,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("acknowledged", [1, 20, 150])
-def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path, acknowledged: int) -> None:
+def test_acknowledged_operations_survive_a_kill(tmp_path: Path, acknowledged: int) -> None:
     path = tmp_path / "l.sqlite"
     process = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
@@ -336,6 +363,64 @@ def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path, acknowledge
         operations = await ledger.operations("r")
         assert [o.seq_id for o in operations] == list(range(len(operations)))
         assert {i for i in ids if len(i) == 32} <= {o.request_id for o in operations}
+        await ledger.close()
+
+    run(work())
+
+
+def test_executed_seconds_are_added_up_after_a_position(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        for scope in ("a", "b", "c"):
+            for seq_id in range(4):
+                kind = "forward" if seq_id == 1 else "optim_step"
+                new, _ = await ledger.accept(NewOperation(scope, seq_id, kind, b""))
+                if scope == "c":
+                    await ledger.fail(new.request_id, "no", "user")
+                else:
+                    await ledger.succeed(new.request_id, b"", "json", seconds=10.0**seq_id)
+        positions = {"a": 0, "b": 2, "c": 0, "unknown": 0}
+        positions.update({f"other {number}": 0 for number in range(500)})
+        found = await ledger.search.executed_seconds(positions, {"optim_step"})
+        assert found == {"a": 1100.0, "b": 1000.0}
+        await ledger.close()
+
+    run(work())
+
+
+def test_corrupted_runs_and_finished_sessions_are_not_replayable(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        moment = datetime.now(UTC)
+        for name in ("open", "ended"):
+            session = Session(name, {}, [], "", None, None, moment, moment)
+            await ledger.create_session(session, None)
+            for number in range(2):
+                record = Run(f"{name} {number}", name, "m", {}, {}, {}, moment, moment)
+                new = NewOperation(record.run_id, 0, "create_model", b"")
+                await ledger.accept(new, run=record)
+        await ledger.mark_corrupted("open 1", "damaged")
+        await ledger.finish_session("ended", "success", None)
+        assert await ledger.search.replayable_runs() == ["open 0"]
+        await ledger.close()
+
+    run(work())
+
+
+def test_operation_that_arrives_after_its_run_was_marked_corrupted_fails(tmp_path: Path) -> None:
+    async def work() -> None:
+        ledger = await Ledger.open(tmp_path / "l.sqlite")
+        moment = datetime.now(UTC)
+        record = Run("a", "session", "m", {}, {}, {}, moment, moment)
+        await ledger.accept(NewOperation("a", 0, "create_model", b""), run=record)
+        admitted_before = NewOperation("a", 1, "optim_step", b"{}")
+        refused_before = NewOperation("a", 2, "optim_step", b"{}", Failure("wrong", "user"))
+        await ledger.mark_corrupted("a", "damaged")
+        late, new = await ledger.accept(admitted_before)
+        assert new
+        assert (late.status, late.failure) == ("failed", Failure("damaged", "server"))
+        refused, _ = await ledger.accept(refused_before)
+        assert refused.failure == Failure("wrong", "user")
         await ledger.close()
 
     run(work())

@@ -1,8 +1,8 @@
-"""The ledger against a model of it, through restarts and crashes.
+"""Stateful test of the ledger against a model, through restarts and crashes.
 
 A crash is a copy of the database file and its write-ahead log, taken without closing anything,
-that the next ledger opens. One kind of crash takes the copy inside an open transaction, between
-the writes of requests that are still in flight.
+which the next ledger opens. One kind of crash takes the copy inside an open transaction, between
+the writes of requests in flight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,6 +40,7 @@ from everstep.ledger import (
     queries,
 )
 from tests.ledger.model import Model
+from tests.profiles import example_count
 
 Result = TypeVar("Result")
 
@@ -128,7 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
         match_payload: bool,
     ) -> None:
         samples = scope == "sampler-x"
-        new = NewOperation(scope, seq_id, kind, payload, failure, "session-0", samples=samples)
+        new = NewOperation(scope, seq_id, kind, payload, failure, "session-0", is_sample=samples)
         self.accept(new, match_payload=match_payload)
 
     @rule(run_id=st.sampled_from(RUNS), payload=payloads, failure=st.none() | st.none() | failures)
@@ -136,10 +137,10 @@ class LedgerMachine(RuleBasedStateMachine):
         new = NewOperation(run_id, 0, "create_model", payload, failure)
         self.accept(new, run=self.run_record(run_id), replace_failed=True)
 
-    @precondition(lambda self: self.model.places)
+    @precondition(lambda self: self.model.seq_ids)
     @rule(index=numbers, change=st.booleans())
     def retry(self, index: int, change: bool) -> None:
-        known = pick(self.model.in_place(), index)
+        known = pick(self.model.in_order(), index)
         payload = known.payload + b"!" if change else known.payload
         self.accept(NewOperation(known.scope, known.seq_id, known.kind, payload, known.failure))
 
@@ -183,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert operation == self.model.operations[request_id]
 
     def ids(self, ended: bool) -> list[str]:
-        """The ids of operations that ended or did not; of all when there is none such."""
+        """The ids of operations that ended or did not, or of all operations if there are none."""
         operations = self.model.operations
         return [
             key for key, each in operations.items() if (each.status != "pending") == ended
@@ -193,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def save_checkpoint(self, data: st.DataObject) -> None:
         new = NewOperation("run-a", 50 + len(self.model.operations), "save_state", b"")
         self.accept(new)
-        request_id = self.model.places[new.scope, new.seq_id]
+        request_id = self.model.seq_ids[new.scope, new.seq_id]
         made = data.draw(self.checkpoint_records())
         self.wait(self.ledger.succeed(request_id, b"{}", "json", checkpoint=made))
         self.model.succeed(request_id, b"{}", "json", made, None, self.moment)
@@ -203,7 +204,7 @@ class LedgerMachine(RuleBasedStateMachine):
         new = NewOperation(run_id, 0, "create_model", b"")
         for _ in range(2):
             self.accept(new, run=self.run_record(run_id), replace_failed=True)
-            first = self.model.places[run_id, 0]
+            first = self.model.seq_ids[run_id, 0]
             operation = self.wait(self.ledger.fail(first, failure.message, failure.category))
             self.model.fail(first, failure, self.moment)
             assert operation == self.model.operations[first]
@@ -263,12 +264,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, 4), offset=st.integers(0, 3))
     def list_pages(self, limit: int, offset: int) -> None:
+        end = offset + limit
         runs = self.model.runs_by_use()
-        page = (runs[offset : offset + limit], len(runs))
-        assert self.wait(self.ledger.directory.runs(limit, offset)) == page
+        assert self.wait(self.ledger.search.list_runs(limit, offset)) == (
+            runs[offset:end],
+            len(runs),
+        )
         checkpoints = self.model.listed_newest_first(self.moment)
-        page = (checkpoints[offset : offset + limit], len(checkpoints))
-        assert self.wait(self.ledger.directory.checkpoints(limit, offset)) == page
+        assert self.wait(self.ledger.search.list_checkpoints(limit, offset)) == (
+            checkpoints[offset:end],
+            len(checkpoints),
+        )
 
     # Restarts and crashes
 
@@ -307,7 +313,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         async def all_at_once() -> None:
             tasks = [asyncio.ensure_future(send(i)) for i in range(len(before))]
-            tasks.append(asyncio.ensure_future(self.ledger._writer.run(crash)))
+            tasks.append(asyncio.ensure_future(self.ledger._store.run(crash)))
             tasks += [asyncio.ensure_future(send(i)) for i in range(len(before), len(sent))]
             await asyncio.gather(*tasks)
 
@@ -343,7 +349,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def pending_work_is_known(self) -> None:
         if not hasattr(self, "ledger"):
             return
-        pending = [o for o in self.model.in_place() if o.status == "pending"]
+        pending = [o for o in self.model.in_order() if o.status == "pending"]
         waiting: dict[str, int] = {}
         for operation in pending:
             waiting[operation.scope] = waiting.get(operation.scope, 0) + 1
@@ -363,23 +369,23 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.wait(self.ledger.checkpoints(run_id)) == expected
 
     def check_everything(self) -> None:
-        """All that was acknowledged is there, once, and nothing else."""
+        """Every acknowledged row exists once, and no others."""
         ask = self.ledger
         for request_id, operation in self.model.operations.items():
             assert self.wait(ask.operation(request_id)) == operation
-        in_place = self.model.in_place()
+        in_order = self.model.in_order()
         for scope in SCOPES:
-            mine = [o for o in in_place if o.scope == scope]
+            mine = [o for o in in_order if o.scope == scope]
             assert self.wait(ask.operations(scope)) == mine
             assert self.wait(ask.operations(scope, after=2, status="failed")) == [
                 o for o in mine if o.seq_id > 2 and o.status == "failed"
             ]
             for seq_id in range(5):
-                found = self.model.places.get((scope, seq_id))
-                there = self.wait(ask.operation_at(scope, seq_id))
+                found = self.model.seq_ids.get((scope, seq_id))
+                there = self.wait(ask.operation_by_seq_id(scope, seq_id))
                 assert (there and there.request_id) == found
         runs = self.model.runs_by_use()
-        assert self.wait(ask.directory.runs(10, 0)) == (runs, len(runs))
+        assert self.wait(ask.search.list_runs(10, 0)) == (runs, len(runs))
         for run_id in RUNS:
             assert self.wait(ask.run(run_id)) == self.model.runs.get(run_id)
         for session_id, session in self.model.sessions.items():
@@ -391,11 +397,11 @@ class LedgerMachine(RuleBasedStateMachine):
             path = f"path-{number}"
             assert self.wait(ask.checkpoint(path)) == live.get(path)
         ended = sorted(c.path for c in self.model.unlisted_and_unneeded())
-        assert [c.path for c in self.wait(ask.directory.ended())] == ended
+        assert [c.path for c in self.wait(ask.search.unneeded_sampler_saves())] == ended
         self.check_rows()
 
     def check_rows(self) -> None:
-        """No row is there that was not acknowledged."""
+        """No row exists that was not acknowledged."""
         copy = self.copy()
         connection = sqlite3.connect(copy)
         count = {
@@ -442,11 +448,12 @@ def changed(record: Session, **values: Any) -> Session:
     return Session(**{**vars(record), **values})
 
 
-TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(
-    max_examples=40,
+TestLedger = pytest.mark.long(reason="40 histories of 25 steps, each with restarts and crashes")(
+    LedgerMachine.TestCase
+)
+TestLedger.settings = example_count(
+    40,
     stateful_step_count=25,
-    deadline=None,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -1,4 +1,4 @@
-"""A home of any earlier release opens, with everything that is in it."""
+"""Migrations: databases of all earlier releases open with all their rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def revisions() -> list[str]:
 
 
 def written_by(revision: str, path: Path) -> None:
-    """A database as the release with this schema left it."""
+    """Write a database with the schema of an earlier release."""
     engine = create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         config = configuration()
@@ -62,7 +62,7 @@ def written_by(revision: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", revisions())
-def test_a_database_of_an_earlier_release_opens_with_everything(
+def test_database_of_an_earlier_release_opens_with_all_its_rows(
     revision: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "ledger.sqlite"
@@ -85,7 +85,7 @@ def test_a_database_of_an_earlier_release_opens_with_everything(
     asyncio.run(look())
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+def test_migrations_create_the_declared_tables(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
 
     async def create() -> None:
@@ -98,7 +98,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
     engine.dispose()
 
 
-def test_a_database_of_a_later_release_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_database_of_a_later_release_is_rejected_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     written_by(revisions()[-1], path)
     with sqlite3.connect(path) as database:

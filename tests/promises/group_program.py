@@ -1,9 +1,9 @@
-"""One process of a job of several, each with a run, that save as a group; tests kill it.
+"""One process of a job of several, each with a run, that save as a group. Tests kill it.
 
     python -m tests.promises.group_program URL GROUP SIZE INDEX ATTEMPT STEPS [STEP POINT]
 
-At a step and a point it kills itself:
-``before`` its save, once the save is ``sent``, once it is ``durable``, or once all are ``whole``.
+At a step and a point it kills itself: ``before`` its save, once the save is ``sent``, once it is
+``durable``, or once all members are ``whole``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.scenario import MODEL, connect, train
 
 
 def die() -> None:
-    """End as a power cut would."""
+    """End as in a power cut."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mortal:
-    """A training client whose process ends at a point of its save."""
+    """A training client whose process dies at a point of its save."""
 
     def __init__(self, client: everstep.TrainingClient, point: str) -> None:
         self._client = client
@@ -36,7 +36,7 @@ class Mortal:
         future = self._client.save_state(*arguments, **more)
         if self._point == "sent":
             self._client.optim_step(everstep.AdamParams(learning_rate=0.0)).result()
-            die()  # what came after the save was executed, so the save was accepted
+            die()  # a later operation was executed, so the save was accepted
         if self._point == "durable":
             future.result()
             die()

@@ -1,9 +1,9 @@
-"""A training script as a user would write it; tests kill it, and start it again.
+"""A training script as a user would write it. Tests kill and restart it.
 
     python -m tests.promises.loop_program URL RUN_NAME STEPS [PAUSE_AT]
 
-It goes over shuffled data, saves every second step, and prints one line a step. At PAUSE_AT it
-waits to be killed. At the end it prints the path of its last checkpoint.
+It iterates over shuffled data, saves every second step, and prints one line per step. At PAUSE_AT
+it waits to be killed. At the end it prints the path of its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH = 2
 
 
 def order(epoch: int, seed: int) -> list[int]:
-    """The examples of an epoch, shuffled."""
+    """Return the examples of an epoch, shuffled."""
     return random.Random(seed * 1000 + epoch).sample(range(EXAMPLES), EXAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""Processes that save as a group are killed at every point: a group is whole, or it isn't there."""
+"""Processes that save as a group are killed at every point: a group is complete or absent."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def start(service: Service, name: str, index: int, attempt: str, *end: str) -> A
 
 
 def lines_of(process: Any) -> list[str]:
-    return process.communicate(timeout=120)[0].splitlines()
+    output: str = process.communicate(timeout=120)[0]
+    return output.splitlines()
 
 
 def job(service: Service, name: str, attempt: str) -> list[list[str]]:
-    """All processes, to their end."""
+    """Run all processes to their end."""
     processes = [start(service, name, index, attempt) for index in range(SIZE)]
     lines = [lines_of(process) for process in processes]
     assert [process.returncode for process in processes] == [0] * SIZE
@@ -47,7 +48,7 @@ def uninterrupted(service: Service) -> list[dict[int, str]]:
 @pytest.mark.parametrize(
     ("point", "victim"), [("before", 0), ("sent", 1), ("durable", 0), ("durable", 1), ("whole", 0)]
 )
-def test_a_member_that_dies_leaves_a_whole_group_or_none(
+def test_killed_member_leaves_a_complete_group_or_none(
     service: Service, uninterrupted: list[dict[int, str]], point: str, victim: int
 ) -> None:
     name = f"{point}-{victim}"
@@ -55,13 +56,13 @@ def test_a_member_that_dies_leaves_a_whole_group_or_none(
         start(service, name, index, "first", *(("2", point) if index == victim else ()))
         for index in range(SIZE)
     ]
-    dead = lines_of(processes[victim])
+    killed = lines_of(processes[victim])
     assert processes[victim].returncode == -9
-    assert losses(dead).keys() == {1, 2} and ("whole 2" in dead) == (point == "whole")
+    assert losses(killed).keys() == {1, 2} and ("whole 2" in killed) == (point == "whole")
     for index, process in enumerate(processes):
         if index != victim:
-            # It waits for a member that will not come: the whole job is started again.
-            process.kill() if point == "before" else _until_whole(process)
+            # It waits for a member that will not save: the whole job is restarted.
+            process.kill() if point == "before" else _kill_once_complete(process)
             process.wait(60)
             process.stdout.close()
     with connect(everstep, service.url) as client:
@@ -77,8 +78,8 @@ def test_a_member_that_dies_leaves_a_whole_group_or_none(
         assert losses(lines) == {step: whole[step] for step in whole if step > expected[-1]}
 
 
-def _until_whole(process: Any) -> None:
-    """Kill a process once it saw the second group whole."""
+def _kill_once_complete(process: Any) -> None:
+    """Kill a process once it saw the second group complete."""
     for line in process.stdout:
         if line.strip() == "whole 2":
             process.kill()

@@ -22,7 +22,7 @@ FILES = ("adapter_model.safetensors", "optimizer.safetensors")
 
 
 def hashes(home: Path, path: str) -> dict[str, str]:
-    """SHA-256 over a checkpoint's files, read and verified from the vault."""
+    """Return the SHA-256 of a checkpoint's files, read and verified from the vault."""
     parsed = parse_path(path)
     vault = Vault(home / "vault", writer=False)
     manifest = vault.manifest("training", parsed.run_id, parsed.name)
@@ -30,7 +30,7 @@ def hashes(home: Path, path: str) -> dict[str, str]:
 
 
 def neighbours(client: Any) -> list[Any]:
-    """Set other runs and a sampler to work; the futures of all they do."""
+    """Start work on other runs and a sampler, and return its futures."""
     others = [
         client.create_lora_training_client(MODEL, rank=rank, seed=rank).result()
         for rank in (4, 16, 8)
@@ -48,14 +48,14 @@ def neighbours(client: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Half:
-    """What a service left that has ended, and the one that goes on with its home.
+    """State of a service that has stopped, and the service that continues with its home.
 
     Attributes:
-        service: a fresh process on the home of the first.
-        path: a run in the middle of its training, gradients pending.
-        expected: what its next steps gave, uninterrupted and among others.
-        end: its bytes after them.
-        untrained: a run that has made no step, gradients pending.
+        service: a new process on the home of the first.
+        path: checkpoint of a run in the middle of its training, gradients pending.
+        expected: results of its next steps, uninterrupted and among others.
+        end: its checksums after them.
+        untrained: checkpoint of a run without any step, gradients pending.
     """
 
     service: Service
@@ -87,7 +87,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Half]:
     second.stop()
 
 
-def test_p1_restored_with_optimizer_in_a_fresh_process_equals_the_uninterrupted_run(
+def test_p1_restore_in_a_new_process_equals_the_uninterrupted_run(
     half: Half,
 ) -> None:
     client = connect(everstep, half.service.url)
@@ -99,7 +99,7 @@ def test_p1_restored_with_optimizer_in_a_fresh_process_equals_the_uninterrupted_
             future.result()
 
 
-def test_p2_in_a_fresh_process_weights_only_equals_a_run_that_never_was_saved(half: Half) -> None:
+def test_p2_weights_only_load_in_a_new_process_equals_a_new_run(half: Half) -> None:
     client = connect(everstep, half.service.url)
     new = client.create_lora_training_client(MODEL, rank=8, seed=7).result()
     expected = train(everstep, new, 3)
@@ -107,7 +107,7 @@ def test_p2_in_a_fresh_process_weights_only_equals_a_run_that_never_was_saved(ha
     noise = neighbours(client)
     cold = client.create_training_client_from_state(half.untrained).result()
     other = client.create_lora_training_client(MODEL, rank=8, seed=6).result()
-    train(everstep, other, 2)  # moments, steps, and gradients that are pending: none may stay
+    train(everstep, other, 2)  # moments, steps and pending gradients: none may remain
     other.forward_backward(data(everstep, shift=50), "cross_entropy").result()
     other.load_state(half.untrained).result()
     for each in (cold, other):
@@ -117,7 +117,7 @@ def test_p2_in_a_fresh_process_weights_only_equals_a_run_that_never_was_saved(ha
         future.result()
 
 
-def test_p2_weights_only_load_equals_a_fresh_run_from_those_weights(service: Service) -> None:
+def test_p2_weights_only_load_equals_a_new_run_from_those_weights(service: Service) -> None:
     client = connect(everstep, service.url)
     run = client.create_lora_training_client(MODEL, rank=8, seed=5).result()
     train(everstep, run, 3)
@@ -134,11 +134,14 @@ def test_p2_weights_only_load_equals_a_fresh_run_from_those_weights(service: Ser
     assert ends[0] == ends[1]
 
 
-def test_p5_a_run_among_others_equals_the_run_alone(service: Service) -> None:
+def test_p5_run_among_others_equals_the_run_alone(service: Service) -> None:
     client = connect(everstep, service.url)
 
     def fresh() -> everstep.TrainingClient:
-        return client.create_lora_training_client(MODEL, rank=8, seed=21).result()
+        run: everstep.TrainingClient = client.create_lora_training_client(
+            MODEL, rank=8, seed=21
+        ).result()
+        return run
 
     alone = train(everstep, fresh(), 4)
     among = fresh()
@@ -148,13 +151,13 @@ def test_p5_a_run_among_others_equals_the_run_alone(service: Service) -> None:
         future.result()
 
 
-def test_a_restart_goes_on_with_runs_checkpoints_and_futures(tmp_path: Path) -> None:
+def test_restart_keeps_runs_checkpoints_and_futures(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = Service(home)
     client = connect(everstep, first.url)
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    expected = train(everstep, twin, 4)
+    expected = train(everstep, reference, 4)
     begun = train(everstep, run, 2)
     saved = run.save_state("s").result().path
     waits = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
@@ -171,7 +174,7 @@ def test_a_restart_goes_on_with_runs_checkpoints_and_futures(tmp_path: Path) -> 
 
     second = Service(home)
     try:
-        # The same client goes on with the same run, where a service now listens.
+        # The same client continues the same run on the new process.
         run.holder.http.base_url = second.url
         while (answer := _poll(second.url, future)).status_code == 408:
             pass
@@ -185,17 +188,17 @@ def test_a_restart_goes_on_with_runs_checkpoints_and_futures(tmp_path: Path) -> 
 
 
 def _poll(url: str, future: Any) -> httpx.Response:
-    asked = {"request_id": future["request_id"]}
-    return httpx.post(f"{url}/api/v1/retrieve_future", json=asked, timeout=60)
+    body = {"request_id": future["request_id"]}
+    return httpx.post(f"{url}/api/v1/retrieve_future", json=body, timeout=60)
 
 
-def test_a_killed_service_goes_on_where_it_was_acknowledged(tmp_path: Path) -> None:
+def test_killed_service_continues_after_the_last_acknowledged_operation(tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = Service(home)
     client = connect(everstep, first.url)
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    expected = train(everstep, twin, 4)
+    expected = train(everstep, reference, 4)
     begun = train(everstep, run, 2)
     first.kill()
     second = Service(home)

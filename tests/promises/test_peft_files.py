@@ -1,4 +1,4 @@
-"""What a run saves is PEFT's: loaded by PEFT on the base model it gives the service's logprobs."""
+"""Saved files are PEFT's: loaded by PEFT on the base model they give the service's logprobs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import everstep
 from everstep.vault import Vault
+from everstep.vault.export import export
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
 from tests.scenario import MODEL, connect, data, train
@@ -28,7 +29,7 @@ def logprobs(module: Any, datum: Any) -> np.ndarray[Any, Any]:
     return rows.gather(1, targets)[:, 0].numpy()
 
 
-def test_a_checkpoint_of_either_kind_loads_in_peft_and_gives_the_same_logprobs(
+def test_checkpoints_of_both_kinds_load_in_peft_with_the_same_logprobs(
     service: Service, tmp_path: Path
 ) -> None:
     client = connect(everstep, service.url)
@@ -43,7 +44,7 @@ def test_a_checkpoint_of_either_kind_loads_in_peft_and_gives_the_same_logprobs(
     for saved in (run.save_state("peft"), run.save_weights_for_sampler("peft")):
         at = parse_path(saved.result().path)
         files = tmp_path / at.kind
-        vault.export(vault.manifest(at.kind, at.run_id, at.name), files)
+        export(vault, vault.manifest(at.kind, at.run_id, at.name), files)
         module = AutoModelForCausalLM.from_pretrained(service.home / "models" / MODEL)
         loaded = peft.PeftModel.from_pretrained(module, files)
         for datum, row in zip(batch, expected, strict=True):

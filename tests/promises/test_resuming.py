@@ -11,7 +11,7 @@ import pytest
 import everstep
 from everstep import Checkpointer, CheckpointPolicy, LoopEvent, LoopState
 from everstep.vault import Vault
-from everstep.vault.keys import blob_key
+from everstep.vault.storage.keys import blob_key
 from everstep.wire.paths import parse_path
 from tests.faults.keeper import Keeper
 from tests.promises.test_exactness import hashes
@@ -32,9 +32,13 @@ def loop(
     service: everstep.ServiceClient,
     name: str,
     policy: CheckpointPolicy,
-    happens: Callable[[int], None] = lambda step: None,
+    disturb: Callable[[int], None] = lambda step: None,
 ) -> tuple[everstep.Resumed, list[LoopEvent], list[str]]:
-    """A loop from where it stands to its end; the paths of its checkpoints, and what was told."""
+    """Run a loop from its current state to its end.
+
+    Returns:
+        The resumed run, the loop's events, and the paths of its checkpoints.
+    """
     events: list[LoopEvent] = []
     resumed = everstep.resume_or_create(
         service, name, MODEL, rank=4, seed=3, on_event=events.append
@@ -42,8 +46,8 @@ def loop(
     with Checkpointer(resumed, policy, events.append) as saves:
         for step in range(resumed.state.step + 1, STEPS + 1):
             train(everstep, resumed.client, 1, shift=step)
-            saves.save(LoopState(step))  # it is under way when something happens
-            happens(step)
+            saves.save(LoopState(step))  # in progress when the loop is disturbed
+            disturb(step)
     return resumed, events, [event.path or "" for event in events if event.kind == "saved"]
 
 
@@ -58,10 +62,10 @@ def damage(home: Path, path: str, file: str) -> None:
     blob.write_bytes(content)
 
 
-def test_p3_saves_that_are_under_way_survive_the_service(keeper: Keeper) -> None:
+def test_p3_saves_in_progress_survive_the_service(keeper: Keeper) -> None:
     service = connect(everstep, keeper.url)
     policy = CheckpointPolicy(keep_last=2)
-    *_, twin = loop(service, "twin", policy)
+    *_, reference = loop(service, "reference", policy)
 
     def kill(step: int) -> None:
         if step in (2, 5):
@@ -71,10 +75,10 @@ def test_p3_saves_that_are_under_way_survive_the_service(keeper: Keeper) -> None
     kinds = [event.kind for event in events]
     assert kinds.count("saved") == STEPS and "save_failed" not in kinds
     assert kinds.count("deleted") == STEPS - 2
-    assert hashes(keeper.home, saved[-1]) == hashes(keeper.home, twin[-1])
+    assert hashes(keeper.home, saved[-1]) == hashes(keeper.home, reference[-1])
 
 
-def test_p4_a_damaged_checkpoint_is_named_and_an_older_one_goes_on_exactly(
+def test_p4_damaged_checkpoint_is_named_and_an_older_one_resumes_exactly(
     keeper: Keeper,
 ) -> None:
     service = connect(everstep, keeper.url)
@@ -89,12 +93,12 @@ def test_p4_a_damaged_checkpoint_is_named_and_an_older_one_goes_on_exactly(
     assert [skipped.path for skipped in resumed.report.skipped] == saved[:-3:-1]
     assert all(skipped.reason for skipped in resumed.report.skipped)
     assert resumed.report.path == saved[-3] and resumed.state.step == STEPS - 2
-    assert hashes(keeper.home, again[-1]) == end, "the same end, by the same bits"
+    assert hashes(keeper.home, again[-1]) == end, "the end is bit-identical"
     deleted = {event.path for event in events if event.kind == "deleted"}
-    assert deleted == {*saved[:-2], *again[:-1]}, "the damaged ones are left alone"
+    assert deleted == {*saved[:-2], *again[:-1]}, "the damaged ones are kept"
 
 
-def test_a_finished_session_is_no_checkpoints_fault(keeper: Keeper) -> None:
+def test_finished_session_is_not_blamed_on_checkpoints(keeper: Keeper) -> None:
     service = connect(everstep, keeper.url)
     loop(service, "finished", CheckpointPolicy(keep_last=1))
     url = f"{keeper.url}/api/v1/sessions/{service.holder.opened}/finish"

@@ -1,4 +1,4 @@
-"""P1 for whole programs: a training script that is killed goes on exactly, data order included."""
+"""P1 for whole programs: a killed training script resumes exactly, data order included."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ STEPS = 9
 
 
 def program(service: Service, run_name: str, pause_at: int | None = None) -> Any:
-    """The script, running."""
+    """Start the script."""
     arguments = [sys.executable, "-m", "tests.promises.loop_program", service.url, run_name]
     arguments += [str(STEPS), *([] if pause_at is None else [str(pause_at)])]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def whole(service: Service, run_name: str) -> list[str]:
-    """The script's lines when nothing happens to it."""
+def complete(service: Service, run_name: str) -> list[str]:
+    """Return the script's lines when it is not disturbed."""
     with program(service, run_name) as process:
-        lines = process.stdout.read().splitlines()
+        lines: list[str] = process.stdout.read().splitlines()
     assert process.returncode == 0
     return lines
 
 
 def killed(service: Service, run_name: str, pause_at: int) -> list[str]:
-    """The script's lines until it is killed at a step."""
+    """Return the script's lines until it is killed at a step."""
     process = program(service, run_name, pause_at)
     lines = []
     for line in process.stdout:
@@ -58,61 +58,61 @@ def steps(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("step")]
 
 
-def test_p1_a_script_that_is_killed_twice_ends_as_its_uninterrupted_twin(service: Service) -> None:
-    twin = whole(service, "twin")
+def test_p1_script_killed_twice_ends_as_the_uninterrupted_one(service: Service) -> None:
+    reference = complete(service, "reference")
     first = killed(service, "killed", pause_at=3)
     second = killed(service, "killed", pause_at=7)
-    last = whole(service, "killed")
+    last = complete(service, "killed")
     assert first[0] == "from 0 None" and second[0].startswith("from 2 tinker://")
     assert last[0].startswith("from 6 tinker://")
-    assert steps(first) == steps(twin)[:3]
-    assert steps(second) == steps(twin)[2:7]
-    assert steps(last) == steps(twin)[6:]
-    ends = [hashes(service.home, lines[-1].split()[1]) for lines in (twin, last)]
+    assert steps(first) == steps(reference)[:3]
+    assert steps(second) == steps(reference)[2:7]
+    assert steps(last) == steps(reference)[6:]
+    ends = [hashes(service.home, lines[-1].split()[1]) for lines in (reference, last)]
     assert ends[0] == ends[1]
-    losses = {n: float(line.split("] ")[1]) for n, line in enumerate(steps(twin), start=1)}
+    losses = {n: float(line.split("] ")[1]) for n, line in enumerate(steps(reference), start=1)}
     best = min((2, 4, 6, 8, 9), key=lambda step: losses[step])
     assert _saved_steps(service, "killed") == sorted({best, 8, 9})
 
 
-def test_p1_a_script_that_is_killed_again_and_again_at_any_moment(service: Service) -> None:
+@pytest.mark.long(reason="a script and its service are killed and started again and again")
+def test_p1_script_killed_at_random_moments_ends_as_the_uninterrupted_one(service: Service) -> None:
     random = Random(1)
-    twin = steps(whole(service, "another-twin"))
+    reference = steps(complete(service, "another-reference"))
     seen: dict[str, str] = {}
     for life in range(20):
         process = program(service, "random")
-        left = random.randrange(2, 6)  # lines; a save may be under way then
+        remaining = random.randrange(2, 6)  # lines, after which a save may be in progress
         for line in process.stdout:
             if line.startswith("step"):
                 number = line.split()[1]
                 assert seen.setdefault(number, line.strip()) == line.strip()
-            left -= 1
-            if left == 0 and life < 19:
+            remaining -= 1
+            if remaining == 0 and life < 19:
                 process.kill()
         process.stdout.close()
         process.stdin.close()
         if process.wait() == 0:
             break
     assert process.returncode == 0
-    assert [seen[str(number)] for number in range(1, STEPS + 1)] == twin
+    assert [seen[str(number)] for number in range(1, STEPS + 1)] == reference
 
 
 def _saved_steps(service: Service, run_name: str) -> list[int]:
     with connect(everstep, service.url) as client:
         found = client.create_rest_client().list_user_checkpoints(1000).result().checkpoints
     names = [c.checkpoint_id for c in found if c.checkpoint_id.startswith(f"weights/{run_name}.")]
-    return sorted(int(re.search(r"\.s(\d+)\.", name)[1]) for name in names)
+    found_steps = [re.search(r"\.s(\d+)\.", name) for name in names]
+    return sorted(int(match[1]) for match in found_steps if match is not None)
 
 
 @pytest.mark.parametrize("loss", ["corrupted", "session finished"])
-def test_p1_a_run_that_its_service_lost_is_recovered_to_the_same_bits(
-    tmp_path: Path, loss: str
-) -> None:
+def test_p1_lost_run_is_recovered_bit_for_bit(tmp_path: Path, loss: str) -> None:
     with Keeper(tmp_path / "home") as keeper:
         keeper.wait_ready()
         service = connect(everstep, keeper.url)
         ends = []
-        for name, lose_at in (("twin", None), ("lost", 5)):
+        for name, lose_at in (("reference", None), ("lost", 5)):
             resumed = everstep.resume_or_create(service, name, MODEL, rank=4, seed=3).result()
             saves = everstep.Checkpointer(resumed, everstep.CheckpointPolicy(every_steps=2))
             recovery = everstep.Recovery(service, resumed, saves)
@@ -140,7 +140,7 @@ def test_p1_a_run_that_its_service_lost_is_recovered_to_the_same_bits(
 
 
 def _lose(keeper: Keeper, client: everstep.TrainingClient, loss: str) -> None:
-    """Have the service lose a run, as if its disk had been damaged or an operator had ended it."""
+    """Have the service lose a run, as if its disk were damaged or an operator had ended it."""
     if loss == "session finished":
         session = client.model_id.split(":")[0]
         body = {"reason": {"type": "interrupted"}}

@@ -1,43 +1,47 @@
-"""A whole service inside the test's process: fast, with every setting, and open to look into.
+"""Local: a whole service inside the test's process, fast, with every setting and open to inspect.
 
-The worker is a thread behind the same socket. Its steps and its writes can be held back, so that
-a test decides what happens first and never waits for time to pass.
+The worker is a thread behind the same socket. Gates hold back its steps and its writes, so that a
+test decides the order of events and never waits for time to pass.
 """
 
 from __future__ import annotations
 
-import asyncio
 import queue
+import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from starlette.testclient import TestClient
 
 import everstep
-import everstep.runtime.commands
 from everstep.engine import Model, load_model
 from everstep.engine.environment import environment
-from everstep.engine.pico import write_pico
+from everstep.engine.models.pico import write_pico
 from everstep.runtime import Runtime, Settings
-from everstep.runtime.channel import BlockingChannel, Message
-from everstep.runtime.commands import Commands
-from everstep.runtime.progress import ProgressPage
-from everstep.runtime.turns import Turns
-from everstep.runtime.worker_process import WorkerProcess
+from everstep.runtime.workers.supervisor import SupervisedPool
+from everstep.runtime.workers.thread import ThreadHandle, ThreadLauncher
 from everstep.server import create_app
 from everstep.vault import Vault
+from everstep.worker.checkpoint_io import write_checkpoint
+from everstep.worker.commands import CheckpointWriter, Commands
+from everstep.worker.protocol import messages
+from everstep.worker.protocol.channel import NO_CALL, BlockingChannel, Envelope
+from everstep.worker.protocol.codec import kind_of
+from everstep.worker.protocol.heartbeat import HeartbeatPage
+from everstep.worker.round_robin import RoundRobin, Task
 from tests.scenario import MODEL, data
 
 
 class Gate:
-    """Holds back whoever comes through, while it is shut."""
+    """Blocks the threads that pass through it while it is shut."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -45,17 +49,17 @@ class Gate:
         self._reached = threading.Event()
 
     def pass_through(self) -> bool:
-        """Wait until it is open; returns whether one may go on, or is to look at what came."""
+        """Wait until it is open; returns whether to go on, or to handle new messages first."""
         self._reached.set()
         assert self._open.wait(60), "nobody opened the gate"
         return True
 
     def knock(self) -> None:
-        """Say that something came for who waits before it."""
+        """Called when a message arrives for the thread that waits at the gate."""
 
     def wait_reached(self) -> None:
-        """Wait until someone stands before it, or passed it, since it was shut."""
-        assert self._reached.wait(60), "nobody came to the gate"
+        """Wait until a thread has reached the gate since it was shut."""
+        assert self._reached.wait(60), "no thread reached the gate"
 
     def close(self) -> None:
         self._reached.clear()
@@ -73,38 +77,82 @@ class Gate:
             self.open()
 
 
-class _ThreadProcess:
-    """A worker's thread, in the place of its process."""
+class _Channel(BlockingChannel):
+    """The worker's end of the socket; records which commands it replied to.
 
-    pid = 0
-    returncode: int | None = None
+    Args:
+        sock: the socket.
+        local: the service whose worker it is.
+    """
 
-    def __init__(self, thread: threading.Thread) -> None:
-        self._thread = thread
+    def __init__(self, sock: socket.socket, local: Local) -> None:
+        super().__init__(sock)
+        self._local = local
+        self._commands: dict[int, tuple[str, str]] = {}
 
-    async def wait(self) -> int:
-        await asyncio.to_thread(self._thread.join)
-        self.returncode = 0
-        return 0
+    def receive(self) -> Envelope | None:
+        envelope = super().receive()
+        if envelope is not None:
+            command = envelope.message
+            run = command.run if isinstance(command, messages.RunCommand) else ""
+            self._commands.setdefault(envelope.call_id, (kind_of(command), run))
+        return envelope
 
-    def kill(self) -> None:
-        raise AssertionError("a thread can't be killed")
+    def command(self, call_id: int) -> tuple[str, str]:
+        """Kind and run of a call's command; samples are executed in batches, as no call's."""
+        return self._commands.get(call_id, ("sample", ""))
+
+    def send(self, call_id: int, message: messages.Message) -> None:
+        if isinstance(message, messages.Reply):
+            self._local.finished.append(self._commands[call_id])
+            if self._local.seconds is not None:
+                message = replace(message, seconds=self._local.seconds)
+        super().send(call_id, message)
+
+
+class _Tasks(RoundRobin):
+    """The worker's queues; a test decides before each step whether its command may advance."""
+
+    def __init__(self, page: HeartbeatPage, local: Local, channel: _Channel) -> None:
+        super().__init__(page)
+        self._local = local
+        self._channel = channel
+
+    def add(self, lane: str, call_id: int, task: Task) -> None:
+        super().add(lane, call_id, self._held(*self._channel.command(call_id), task))
+
+    def _held(self, kind: str, run: str, task: Task) -> Task:
+        while True:
+            if self._local.may_advance(kind, run):
+                try:
+                    next(task)
+                except StopIteration:
+                    return
+            else:
+                time.sleep(0.001)  # not to keep the interpreter from the service's thread
+            yield
 
 
 class Local:
-    """A service on a home, until the end of its `with` block.
+    """A service on a home directory, for the duration of its `with` block.
 
     Args:
-        home: everything it keeps; another one on it goes on with it.
-        model: what it serves.
-        name: under which name.
+        home: everything it keeps; another service on it continues with it.
+        model: the model that it serves.
+        name: the name that it serves the model under.
         settings: of the runtime.
 
     Attributes:
+        loading: passed before the worker becomes ready.
         steps: passed before every step of the worker; while it is shut, nothing is executed.
         writes: passed before a checkpoint is written.
-        finished: the kinds and runs of the calls that the worker finished, in order.
-        seconds: what the worker says that each call took; None: what it did take.
+        write_checkpoint: writes a checkpoint; a test may replace it. A write that waits at the
+            gate keeps the function that it began with.
+        may_advance: called with kind and run of a command as a step of it begins; False: it makes
+            none this time. An exception ends the worker while it executes that command.
+        finished: kind and run of the calls that the worker replied to, in order.
+        seconds: the computing time that the worker reports for each call; None: the real one.
+        pool: its workers.
         commands: the worker that runs now.
     """
 
@@ -117,8 +165,11 @@ class Local:
         **settings: Any,
     ) -> None:
         self.home = home
+        self.loading = Gate()
         self.steps = Gate()
         self.writes = Gate()
+        self.write_checkpoint: CheckpointWriter = write_checkpoint
+        self.may_advance: Callable[[str, str], bool] = lambda kind, run: True
         self.finished: list[tuple[str, str]] = []
         self.seconds: float | None = None
         self._models = {name: model}
@@ -127,43 +178,36 @@ class Local:
         self._session: str | None = None
         self._runs = 0
 
+    async def open_runtime(self) -> Runtime:
+        """Open the runtime on the home, with the worker in a thread."""
+        sources = dict.fromkeys(self._models, "")
+        return await Runtime.open(self.home, sources, self._settings, open_pool=self._open_pool)
+
     def __enter__(self) -> Local:
-        local = self
-
-        class Worker(WorkerProcess):
-            async def _spawn(self, page: ProgressPage) -> Any:
-                ours, theirs = socket.socketpair()
-                thread = threading.Thread(target=local._work, args=(theirs, page))
-                thread.start()
-                reader, self._writer = await asyncio.open_connection(sock=ours)
-                return reader, _ThreadProcess(thread)
-
-        async def open_runtime() -> Runtime:
-            with mock.patch("everstep.runtime.runtime.WorkerProcess", Worker):
-                return await Runtime.open(
-                    self.home, dict.fromkeys(self._models, ""), self._settings
-                )
-
-        write = everstep.runtime.commands.write_checkpoint
-
-        def write_behind_the_gate(*arguments: Any) -> Any:
-            self.writes.pass_through()
-            return write(*arguments)
-
-        self._patches = [
-            mock.patch("everstep.runtime.commands.write_checkpoint", write_behind_the_gate),
-        ]
-        for patch in self._patches:
-            patch.start()
-        self.app = create_app(open_runtime)
+        self.app = create_app(self.open_runtime)
         self.http = TestClient(self.app, base_url="http://test/api/v1")
         self.http.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.http.__exit__(None, None, None)
-        for patch in self._patches:
-            patch.stop()
+
+    def kill(self) -> None:
+        """End the worker for good: the service can't record or snapshot anything any more."""
+        assert self.http.portal is not None
+        self.http.portal.call(self.pool.close)
+
+    def lose_worker(self, number: int = signal.SIGKILL) -> None:
+        """End the worker, as by a signal. Another one follows."""
+        assert self.http.portal is not None
+        handle = self.pool._handle
+        assert isinstance(handle, ThreadHandle)
+        self.http.portal.call(handle.kill, number)
+
+    def crash_worker(self) -> NoReturn:
+        """End the worker from the thread that writes its files. Another worker follows."""
+        self.lose_worker(signal.SIGSEGV)
+        raise SystemExit
 
     def after(self, **settings: Any) -> Local:
         """A service that goes on with this one's home, for the same client."""
@@ -175,8 +219,9 @@ class Local:
     @contextmanager
     def killed(self) -> Iterator[Local]:
         """Run until the end of the block, and end without a snapshot, as by SIGKILL."""
-        with mock.patch("everstep.runtime.execution.Execution.park", mock.AsyncMock()), self:
+        with self:
             yield self
+            self.kill()
 
     # What a client does
 
@@ -199,7 +244,11 @@ class Local:
 
     def new_run(self, seed: int = 1) -> str:
         """Create a run in the session, and wait for it."""
-        body = {"session_id": self.session(), "model_seq_id": self._runs, "base_model": MODEL}
+        body: dict[str, Any] = {
+            "session_id": self.session(),
+            "model_seq_id": self._runs,
+            "base_model": MODEL,
+        }
         self._runs += 1
         made = self.post("create_model", **body, lora_config={"rank": 4, "seed": seed})
         return str(self.result(made["request_id"])["model_id"])
@@ -242,45 +291,47 @@ class Local:
 
     # The worker
 
-    def _work(self, sock: socket.socket, page: ProgressPage) -> None:
-        channel = BlockingChannel(sock)
-        inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    def _open_pool(self, *_: Any) -> SupervisedPool:
+        self.pool = SupervisedPool(ThreadLauncher(self.serve), self._settings.hang_seconds)
+        return self.pool
+
+    def serve(self, sock: socket.socket, page: HeartbeatPage) -> None:
+        """The worker's thread: `everstep.worker.main`, with gates."""
+        channel = _Channel(sock, self)
+        inbox: queue.SimpleQueue[Envelope | None] = queue.SimpleQueue()
         ended = threading.Event()
-        asked: dict[int, tuple[str, str]] = {}
 
         def read() -> None:
-            while (message := channel.receive()) is not None:
-                header = message.header
-                asked.setdefault(header["id"], (header["command"], header.get("run", "")))
-                inbox.put(message)
+            while (envelope := channel.receive()) is not None:
+                inbox.put(envelope)
                 self.steps.knock()
             ended.set()
             inbox.put(None)
             self.steps.open()
 
-        def note(call_id: int, reply: Mapping[str, Any], body: bytes = b"") -> None:
-            self.finished.append(asked[call_id])
-            took = {} if self.seconds is None else {"seconds": self.seconds}
-            finish(call_id, {**reply, **took}, body)
+        def write(*arguments: Any) -> dict[str, Any]:
+            begun_with = self.write_checkpoint
+            self.writes.pass_through()
+            return begun_with(*arguments)
 
-        turns, settings = Turns(page), self._settings
+        tasks, settings = _Tasks(page, self, channel), self._settings
         vault = Vault(self.home / "vault", reserve_bytes=settings.disk_reserve_bytes)
         commands = self.commands = Commands(
-            self._models, vault, channel, turns, settings.prefix_bytes
+            self._models, vault, channel, tasks, page, settings.prefix_bytes, write
         )
-        finish, commands._finish = commands._finish, note  # type: ignore[method-assign]
         threading.Thread(target=read, daemon=True).start()
-        infos = [{**m.info.to_dict(), "name": name} for name, m in self._models.items()]
+        infos = [replace(model.info, name=name) for name, model in self._models.items()]
+        self.loading.pass_through()
         with suppress(OSError):  # the service is gone
-            channel.send({"event": "ready", "models": infos, "environment": environment()})
+            channel.send(NO_CALL, messages.Ready(infos, environment()))
             while not ended.is_set():
-                while not (turns.busy and inbox.empty()):
-                    message = inbox.get()
-                    if message is None:
+                while not (tasks.busy and inbox.empty()):
+                    envelope = inbox.get()
+                    if envelope is None:
                         return
-                    commands.handle(message)
+                    commands.handle(envelope)
                 if self.steps.pass_through() and not ended.is_set():
-                    turns.step()
+                    tasks.step()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Checkpoints by the rules: names, overwriting, time to live, where a load is allowed."""
+"""Rules of checkpoints: names, overwriting, time to live, and when a load is allowed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 
 from everstep.engine import Model
 from everstep.ledger import queries
-from tests.runtime.local import MODEL, Local, batch
+from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 
 DAY = 24 * 3600
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Moves the time at which the index looks for what has expired."""
+    """Moves the clock that the index compares expiry times with."""
 
     def advance(seconds: float) -> None:
         monkeypatch.setattr(queries, "now", lambda: datetime.now(UTC) + timedelta(seconds=seconds))
@@ -26,14 +27,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def paths(service: Local, run: str) -> list[list[str]]:
-    """What each of the three lists holds."""
+    """The paths in each of the three lists."""
     of_run = service.http.get(f"training_runs/{run}/checkpoints").json()["checkpoints"]
     of_all = service.http.get("checkpoints").json()["checkpoints"]
     last = service.http.get(f"training_runs/{run}").json()["last_checkpoint"]
     return [[c["tinker_path"] for c in each] for each in (of_run, of_all, [last] if last else [])]
 
 
-def test_an_expired_checkpoint_is_not_listed_and_not_loadable_and_its_name_is_free(
+def test_expired_checkpoint_is_neither_listed_nor_loadable_and_frees_its_name(
     home: Path, pico: Model, clock: Any
 ) -> None:
     with Local(home, pico) as service:
@@ -53,10 +54,10 @@ def test_an_expired_checkpoint_is_not_listed_and_not_loadable_and_its_name_is_fr
         for optimizer in (False, True):
             answer = service.do(run, "load_weights", path=path, optimizer=optimizer)
             assert (answer["category"], "has expired" in answer["error"]) == ("user", True)
-        body = {"session_id": service.session(), "model_seq_id": 7}
+        body: dict[str, Any] = {"session_id": service.session(), "model_seq_id": 7}
         created = service.post("load_weights", **body, path=path)
         assert "has expired" in service.result(created["request_id"])["error"]
-        sampler = {"session_id": service.session(), "sampling_session_seq_id": 0}
+        sampler: dict[str, Any] = {"session_id": service.session(), "sampling_session_seq_id": 0}
         status, text = service.refused("create_sampling_session", **sampler, model_path=path)
         assert (status, "has expired" in text) == (404, True)
         assert service.do(run, "save_weights", path="a")["path"] == path
@@ -66,7 +67,7 @@ def test_an_expired_checkpoint_is_not_listed_and_not_loadable_and_its_name_is_fr
 
 
 @pytest.mark.parametrize("route", ["save_weights", "save_weights_for_sampler"])
-def test_a_time_to_live_out_of_bounds_fails_the_save_saying_the_bounds(
+def test_save_fails_for_ttl_out_of_bounds_and_names_them(
     home: Path, pico: Model, route: str
 ) -> None:
     with Local(home, pico, min_ttl_seconds=60, max_ttl_seconds=120) as service:
@@ -82,7 +83,7 @@ def test_a_time_to_live_out_of_bounds_fails_the_save_saying_the_bounds(
         assert "from 3600 to" in service.do(run, route, path="c", ttl_seconds=60)["error"]
 
 
-def test_a_taken_name_is_refused_in_the_hosted_services_words(home: Path, pico: Model) -> None:
+def test_save_to_existing_name_fails_with_hosted_services_text(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         future = service.send(run, "save_weights", path="a", user_metadata={"epoch": "1"})
@@ -100,9 +101,7 @@ def test_a_taken_name_is_refused_in_the_hosted_services_words(home: Path, pico: 
         assert service.do(run, "save_weights_for_sampler", path="a")["path"].endswith("/a")
 
 
-def test_overwriting_replaces_the_whole_checkpoint_and_until_then_the_old_one_loads(
-    home: Path, pico: Model
-) -> None:
+def test_overwrite_replaces_whole_checkpoint_when_it_is_durable(home: Path, pico: Model) -> None:
     with Local(home, pico, poll_seconds=0.02) as service:
         run = service.new_run()
         service.train(run, 0)
@@ -122,9 +121,7 @@ def test_overwriting_replaces_the_whole_checkpoint_and_until_then_the_old_one_lo
         assert service.train(run, 2) == new != old
 
 
-def test_a_load_only_as_the_first_request_where_the_setting_says_so(
-    home: Path, pico: Model
-) -> None:
+def test_load_first_only_refuses_later_loads(home: Path, pico: Model) -> None:
     with Local(home, pico, load_first_only=True) as service:
         run, other = service.new_run(seed=1), service.new_run(seed=2)
         service.train(run, 0)
@@ -147,10 +144,10 @@ def test_a_load_only_as_the_first_request_where_the_setting_says_so(
         assert service.train(run, 1) == expected
 
 
-def test_a_run_whose_model_is_not_served_waits_and_says_why(home: Path, pico: Model) -> None:
+def test_run_of_unserved_model_waits_and_reports_why(home: Path, pico: Model) -> None:
     with Local(home, pico, shutdown_seconds=0.01) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0)
         service.steps.close()  # until it ends
         waiting = service.step(run, 0)
     with service.after(name="another", poll_seconds=0.02) as service:

@@ -1,4 +1,4 @@
-"""Losses of users' own: durable, of their session, and replayed with the passes that use them."""
+"""Custom losses: durable, part of a session, and replayed with their passes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import everstep
-from everstep.client.loss_handle import encode, trace
+from everstep.client._operations.loss_handle import encode, trace
 from everstep.engine import Model
 from everstep.ledger import Ledger, NewOperation
-from everstep.runtime import names
+from everstep.runtime import ids
 from everstep.runtime.payloads import payload_json
 from tests.runtime.local import Local
 from tests.scenario import data
@@ -55,9 +55,9 @@ def use(service: Local, run: str, loss_id: Any, shift: int = 0) -> Any:
 STEP = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
 
 
-def test_a_loss_is_created_once_and_used(home: Path, pico: Model) -> None:
+def test_loss_is_created_once_and_used(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         first = create(service)
         assert create(service) == first, "a retry"
         created = service.result(first)
@@ -70,7 +70,7 @@ def test_a_loss_is_created_once_and_used(home: Path, pico: Model) -> None:
         assert result["metrics"]["custom/tokens:sum"] == sum(weights)
         assert result["metrics"]["loss:sum"] < 0
         assert len(result["loss_fn_outputs"]) == 2
-        assert use(service, twin, created["loss_id"]) == result
+        assert use(service, reference, created["loss_id"]) == result
         other = body(lambda logprobs, weights: (-(logprobs * weights).sum(), {}))
         status, text = service.refused(
             "create_custom_loss", session_id=service.session(), custom_loss_seq_id=0, **other
@@ -78,9 +78,7 @@ def test_a_loss_is_created_once_and_used(home: Path, pico: Model) -> None:
         assert (status, "used before" in text) == (400, True)
 
 
-def test_runs_with_losses_of_their_own_go_on_exactly_after_a_restart(
-    home: Path, pico: Model
-) -> None:
+def test_runs_with_custom_losses_replay_exactly(home: Path, pico: Model) -> None:
     def rounds(service: Local, run: str, loss_id: str, *shifts: int) -> list[Any]:
         return [
             each
@@ -89,10 +87,10 @@ def test_runs_with_losses_of_their_own_go_on_exactly_after_a_restart(
         ]
 
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         request_id = create(service)
         loss_id = service.result(request_id)["loss_id"]
-        expected = rounds(service, twin, loss_id, 0, 1, 2)
+        expected = rounds(service, reference, loss_id, 0, 1, 2)
         seen = rounds(service, run, loss_id, 0, 1)
     with service.after() as service:
         assert service.result(request_id)["loss_id"] == loss_id, "futures outlive the service"
@@ -100,17 +98,15 @@ def test_runs_with_losses_of_their_own_go_on_exactly_after_a_restart(
         assert seen + rounds(service, run, loss_id, 2) == expected
 
 
-def test_a_loss_that_was_accepted_when_the_service_ended_is_created(
-    home: Path, pico: Model
-) -> None:
+def test_accepted_loss_is_created_after_restart(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         session = service.session()
 
     async def accept() -> str:
         ledger = await Ledger.open(home / "ledger.sqlite")
-        scope = names.loss_scope(session)
+        scope = ids.loss_scope(session)
         payload = payload_json(body())
-        new = NewOperation(scope, 0, names.CREATE_CUSTOM_LOSS, payload, None, session)
+        new = NewOperation(scope, 0, ids.CREATE_CUSTOM_LOSS, payload, None, session)
         operation, _ = await ledger.accept(new)
         await ledger.close()
         return operation.request_id
@@ -121,11 +117,9 @@ def test_a_loss_that_was_accepted_when_the_service_ended_is_created(
         use(service, service.new_run(), loss_id)
 
 
-def test_a_graph_that_may_not_run_fails_its_future_and_no_pass_uses_it(
-    home: Path, pico: Model
-) -> None:
+def test_invalid_graph_fails_and_cannot_be_used(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         graph = body()["graph"]
         graph["nodes"][2]["target"] = "os.system"
         failure = service.result(create(service, graph=graph))
@@ -133,16 +127,17 @@ def test_a_graph_that_may_not_run_fails_its_future_and_no_pass_uses_it(
         assert "'os.system' may not be called" in failure["error"]
         answer = use(service, run, f"{service.session()}:loss:0")
         assert (answer["category"], "was not created" in answer["error"]) == ("user", True)
-        assert service.train(run, 0) == service.train(twin, 0), "and left no gradient"
+        assert service.train(run, 0) == service.train(reference, 0), "and left no gradient"
         loss_id = service.result(create(service, 1))["loss_id"]
         assert "metrics" in use(service, run, loss_id)
 
 
-def test_a_loss_that_would_take_the_worker_down_fails_alone(home: Path, pico: Model) -> None:
+def test_loss_that_exhausts_memory_fails_alone(home: Path, pico: Model) -> None:
     huge = body()
-    made = {"op": "call_function", "name": "huge", "target": "torch.ones", "kwargs": {}}
-    total = {"op": "call_method", "name": "total", "target": "sum", "kwargs": {}}
-    added = {"op": "call_function", "name": "added", "target": "operator.add", "kwargs": {}}
+    call: dict[str, Any] = {"op": "call_function", "kwargs": {}}
+    made = {**call, "name": "huge", "target": "torch.ones"}
+    total = {**call, "op": "call_method", "name": "total", "target": "sum"}
+    added = {**call, "name": "added", "target": "operator.add"}
     *nodes, output = huge["graph"]["nodes"]
     (result,) = output["args"]
     (loss, metrics) = result["tuple"]
@@ -154,12 +149,12 @@ def test_a_loss_that_would_take_the_worker_down_fails_alone(home: Path, pico: Mo
     ]
     huge["graph"] = {"format": 1, "nodes": nodes}
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         loss_id = service.result(create(service, **huge))["loss_id"]
         answer = use(service, run, loss_id)
         assert answer["category"] == "user"
         assert "takes too much for one datum: at node 'huge'" in answer["error"]
-        assert service.train(run, 0) == service.train(twin, 0)
+        assert service.train(run, 0) == service.train(reference, 0)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +164,7 @@ def test_a_loss_that_would_take_the_worker_down_fails_alone(home: Path, pico: Mo
         *("{session}:train:0", "{session}:loss:" + "9" * 50, 3.0),
     ],
 )
-def test_a_loss_that_is_not_there_is_told(home: Path, pico: Model, loss_id: Any) -> None:
+def test_unknown_loss_fails_the_pass(home: Path, pico: Model, loss_id: Any) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         create(service)
@@ -180,7 +175,7 @@ def test_a_loss_that_is_not_there_is_told(home: Path, pico: Model, loss_id: Any)
         service.train(run, 0)
 
 
-def test_a_loss_belongs_to_its_session(home: Path, pico: Model) -> None:
+def test_loss_belongs_to_its_session(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         loss_id = service.result(create(service))["loss_id"]
         service._session, service._runs = None, 0
@@ -188,8 +183,8 @@ def test_a_loss_belongs_to_its_session(home: Path, pico: Model) -> None:
         assert "does not exist in this run's session" in use(service, run, loss_id)["error"]
 
 
-def test_a_client_can_not_bring_a_graph_of_its_own(home: Path, pico: Model) -> None:
-    """What a pass carries is what was read and kept, and nothing that a request says."""
+def test_client_cannot_send_a_graph_in_a_pass(home: Path, pico: Model) -> None:
+    """A pass carries the stored graph, never one from the request."""
     with Local(home, pico) as service:
         run = service.new_run()
         loss_id = service.result(create(service))["loss_id"]
@@ -199,7 +194,7 @@ def test_a_client_can_not_bring_a_graph_of_its_own(home: Path, pico: Model) -> N
         assert "and nothing else" in answer["error"]
 
 
-def test_losses_need_a_session_that_is_open(home: Path, pico: Model) -> None:
+def test_loss_needs_an_open_session(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         sent = {"custom_loss_seq_id": 0, **body()}
         assert service.refused("create_custom_loss", session_id="nobody", **sent)[0] == 404

@@ -1,29 +1,31 @@
-"""A finished session takes nothing new; what it accepted is carried out."""
+"""A finished session accepts nothing new, and finishes accepted operations."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from everstep.engine import Model
-from tests.runtime.local import MODEL, Local, batch
+from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 
 
-def test_a_finished_session_refuses_new_operations_and_answers_for_the_old_ones(
+def test_finished_session_refuses_new_operations_and_finishes_old_ones(
     home: Path, pico: Model
 ) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         sampler = service.post(
             "create_sampling_session",
             session_id=service.session(),
             sampling_session_seq_id=0,
             base_model=MODEL,
         )["sampling_session_id"]
-        expected = service.train(twin, 0)
-        saved = service.do(twin, "save_weights", path="a")["path"]
-        place = {"session_id": service.session(), "model_seq_id": 2}
+        expected = service.train(reference, 0)
+        saved = service.do(reference, "save_weights", path="a")["path"]
+        place: dict[str, Any] = {"session_id": service.session(), "model_seq_id": 2}
         sample = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 1}}
-        step = {"adam_params": {}}
+        step: dict[str, Any] = {"adam_params": {}}
         with service.steps.shut():
             accepted = service.step(run, 0)
             service.post(f"sessions/{service.session()}/finish", reason={"type": "success"})
@@ -47,17 +49,20 @@ def test_a_finished_session_refuses_new_operations_and_answers_for_the_old_ones(
         assert again == accepted[0], "a retry of what was accepted before is still that"
         status, text = service.refused("session_heartbeat", session_id=service.session())
         assert (status, "is finished" in text) == (410, True)
-        listed = service.http.get(f"training_runs/{twin}/checkpoints").json()["checkpoints"]
+        listed = service.http.get(f"training_runs/{reference}/checkpoints").json()["checkpoints"]
         assert [each["tinker_path"] for each in listed] == [saved]
 
 
-def test_another_session_goes_on_from_its_checkpoint(home: Path, pico: Model) -> None:
+def test_another_session_continues_from_checkpoint(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         service.train(run, 0)
         saved = service.do(run, "save_weights", path="a")["path"]
         expected = service.train(run, 1)
         service.post(f"sessions/{service.session()}/finish")
-        body = {"session_id": service.post("create_session")["session_id"], "model_seq_id": 0}
+        body: dict[str, Any] = {
+            "session_id": service.post("create_session")["session_id"],
+            "model_seq_id": 0,
+        }
         future = service.post("load_weights", **body, path=saved, optimizer=True)
         assert service.train(service.result(future["request_id"])["model_id"], 1) == expected

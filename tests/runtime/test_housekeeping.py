@@ -1,4 +1,4 @@
-"""What a service does by itself: refuses what has no room, hides what rotted, removes leftovers."""
+"""Maintenance: disk space, damaged files and expired checkpoints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from everstep.engine import Model
 from everstep.vault import Vault
 from tests.runtime.local import Local
+from tests.waiting import eventually
 
-SOON = {"collect_interval_seconds": 0.05, "collect_grace_seconds": 0.0}
+SOON: dict[str, Any] = {"collect_interval_seconds": 0.05, "collect_grace_seconds": 0.0}
 
 
 def blob(home: Path, run: str, name: str, file: str) -> Path:
@@ -29,18 +30,10 @@ def listed(service: Local, run: str) -> list[str]:
     return [each["checkpoint_id"] for each in found]
 
 
-def eventually(condition: Any) -> None:
-    """Wait for what the service does in its own time; pytest's time-out is the bound."""
-    while not condition():
-        pass
-
-
-def test_a_save_for_which_there_is_no_room_fails_and_training_goes_on(
-    home: Path, pico: Model
-) -> None:
+def test_save_without_disk_space_fails_and_training_continues(home: Path, pico: Model) -> None:
     with Local(home, pico, disk_reserve_bytes=1 << 60) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0, 1)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0, 1)
         seen = service.train(run, 0)
         failed = service.do(run, "save_weights", path="a")
         assert failed["category"] == "server"
@@ -50,12 +43,10 @@ def test_a_save_for_which_there_is_no_room_fails_and_training_goes_on(
         assert list((home / "vault" / "tmp").iterdir()) == []
 
 
-def test_a_load_that_has_no_room_for_its_snapshot_leaves_the_run_as_it_was(
-    home: Path, pico: Model
-) -> None:
+def test_load_without_disk_space_leaves_run_unchanged(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0, 1, 2)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0, 1, 2)
         seen = service.train(run, 0)
         path = service.do(run, "save_weights", path="a")["path"]
         seen += service.train(run, 1)
@@ -65,7 +56,7 @@ def test_a_load_that_has_no_room_for_its_snapshot_leaves_the_run_as_it_was(
         assert seen + service.train(run, 2) == expected
 
 
-def test_a_damaged_checkpoint_is_told_once_and_listed_no_more(home: Path, pico: Model) -> None:
+def test_damaged_checkpoint_fails_its_load_and_is_not_listed(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         service.train(run, 0)
@@ -81,7 +72,7 @@ def test_a_damaged_checkpoint_is_told_once_and_listed_no_more(home: Path, pico: 
         service.train(run, 2)
 
 
-def test_rot_is_found_before_anyone_asks_for_the_file(home: Path, pico: Model) -> None:
+def test_scrub_finds_damage_before_a_load(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         service.train(run, 0)
@@ -90,12 +81,10 @@ def test_rot_is_found_before_anyone_asks_for_the_file(home: Path, pico: Model) -
             service.train(run, 1)
     flip(blob(home, run, "a", "adapter_model.safetensors"))
     with service.after(scrub_interval_seconds=0.05, scrub_bytes_per_second=1e12) as service:
-        eventually(lambda: listed(service, run) == ["weights/b"])
+        eventually("the damage is found", lambda: listed(service, run) == ["weights/b"])
 
 
-def test_what_expired_is_removed_from_the_disk_and_what_is_needed_stays(
-    home: Path, pico: Model
-) -> None:
+def test_expired_checkpoint_is_removed_and_shared_files_stay(home: Path, pico: Model) -> None:
     with Local(home, pico, min_ttl_seconds=1, **SOON) as service:
         run = service.new_run()
         service.train(run, 0)
@@ -103,6 +92,6 @@ def test_what_expired_is_removed_from_the_disk_and_what_is_needed_stays(
         gone = blob(home, run, "short", "optimizer.safetensors")
         service.train(run, 1)
         kept = service.do(run, "save_weights", path="kept")["path"]
-        eventually(lambda: not gone.exists())
+        eventually("its own file is removed", lambda: not gone.exists())
         assert listed(service, run) == ["weights/kept"]
         assert service.do(run, "load_weights", path=kept, optimizer=True)["path"] == kept

@@ -1,4 +1,4 @@
-"""Each process of the service imports its own side: every start after a crash waits for that."""
+"""Each process imports only its side of the service: a restart waits for its imports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WORKER_ONLY = ("torch", "transformers", "safetensors.torch")
 
 @pytest.mark.parametrize(
     ("module", "others"),
-    [("everstep.runtime.worker", SERVICE_ONLY), ("everstep.server", WORKER_ONLY)],
+    [("everstep.worker.main", SERVICE_ONLY), ("everstep.server", WORKER_ONLY)],
 )
-def test_nothing_of_the_other_process_is_imported(module: str, others: tuple[str, ...]) -> None:
+def test_process_does_not_import_the_other_side(module: str, others: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print(*(m for m in {others} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,23 +1,21 @@
-"""Lineage: a checkpoint names what its state stood on, the same whatever happened in between."""
+"""Lineage: a checkpoint names its parent, with or without a crash in between."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import everstep.runtime.commands
-from everstep.cli.vault_rebuild import rebuild
+from everstep.cli.vault.rebuild import rebuild_database
 from everstep.engine import Model
-from everstep.runtime.lineage import Lineage, parent_of, standing
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
+from everstep.worker.protocol.lineage import Lineage, parent_of, standing
 from tests.runtime.local import Local
-from tests.runtime.test_housekeeping import eventually
 
 
 def save(service: Local, run: str, name: str, *, overwrite: bool = False) -> str:
@@ -39,13 +37,17 @@ def parents(service: Local, path: str) -> list[str]:
 
 
 def from_state(service: Local, path: str) -> str:
-    body = {"session_id": service.session(), "model_seq_id": service._runs, "path": path}
+    body: dict[str, Any] = {
+        "session_id": service.session(),
+        "model_seq_id": service._runs,
+        "path": path,
+    }
     service._runs += 1
     asked = service.post("load_weights", **body, optimizer=True)
     return str(service.result(asked["request_id"])["model_id"])
 
 
-def test_a_checkpoint_names_what_its_state_stood_on(home: Path, pico: Model) -> None:
+def test_checkpoint_names_its_parent(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         early = sampler(service, run, "early")
@@ -65,7 +67,7 @@ def test_a_checkpoint_names_what_its_state_stood_on(home: Path, pico: Model) -> 
         assert parents(service, save(service, run, "fourth")) == [beside]
 
 
-def test_a_load_that_fails_leaves_the_lineage_as_it_was(home: Path, pico: Model) -> None:
+def test_failed_load_leaves_lineage_unchanged(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         first = save(service, run, "first")
@@ -75,9 +77,7 @@ def test_a_load_that_fails_leaves_the_lineage_as_it_was(home: Path, pico: Model)
         assert parents(service, save(service, run, "second")) == [first]
 
 
-def test_what_replaces_a_checkpoint_has_the_parent_of_what_it_replaces(
-    home: Path, pico: Model
-) -> None:
+def test_overwriting_checkpoint_keeps_the_parent(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         first = save(service, run, "first")
@@ -92,7 +92,7 @@ def test_what_replaces_a_checkpoint_has_the_parent_of_what_it_replaces(
 
 
 def three(service: Local, run: str) -> list[list[str]]:
-    """Three saves that are captured before one is written, and a sampler's; their parents."""
+    """Parents of three saves and a sampler's save that are captured before one is written."""
     with service.writes.shut():
         asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
         asked.append(service.send(run, "save_weights_for_sampler", path="sampled"))
@@ -101,17 +101,17 @@ def three(service: Local, run: str) -> list[list[str]]:
     return [parents(service, service.result(each)["path"]) for each in asked[:-1]]
 
 
-def test_saves_that_are_still_written_are_parents_too(home: Path, pico: Model) -> None:
+def test_save_being_written_is_a_parent(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         saved = [f"tinker://{run}/weights/saved-{n}" for n in range(3)]
         assert three(service, run) == [[], [saved[0]], [saved[1]], [saved[2]]]
 
 
-def test_a_save_that_could_not_be_written_is_nobodys_parent(home: Path, pico: Model) -> None:
+def test_failed_save_is_no_parent(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
-        write = everstep.runtime.commands.write_checkpoint
+        write = service.write_checkpoint
 
         def fail(vault: Vault, capture: Any, draft: Any, *rest: Any) -> Any:
             if draft["name"] == "saved-1":
@@ -119,7 +119,8 @@ def test_a_save_that_could_not_be_written_is_nobodys_parent(home: Path, pico: Mo
                 raise OSError("There is no room.")
             return write(vault, capture, draft, *rest)
 
-        with mock.patch("everstep.runtime.commands.write_checkpoint", fail), service.writes.shut():
+        service.write_checkpoint = fail
+        with service.writes.shut():
             asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
             service.result(service.send(run, "optim_step", adam_params={"learning_rate": 0.01}))
             service.writes.open()
@@ -129,32 +130,31 @@ def test_a_save_that_could_not_be_written_is_nobodys_parent(home: Path, pico: Mo
         assert parents(service, save(service, run, "after")) == [done[2]["path"]]
 
 
-def test_saves_that_a_crash_kept_from_being_written_name_the_same_parents(
-    home: Path, pico: Model
-) -> None:
+def test_saves_lost_in_a_crash_keep_their_parents(home: Path, pico: Model) -> None:
     with Local(home, pico).killed() as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = [[p.replace(twin, run) for p in each] for each in three(service, twin)]
-        lost = mock.AsyncMock()
+        run, reference = service.new_run(), service.new_run()
+        expected = [[p.replace(reference, run) for p in each] for each in three(service, reference)]
+        lost = Semaphore(0)
+
+        def lose(vault: Vault, capture: Any, draft: Any, *rest: Any) -> Any:
+            lost.release()
+            raise OSError
+
+        service.write_checkpoint = lose
         service.writes.close()
         asked = [service.send(run, "save_weights", path=f"saved-{n}") for n in range(3)]
         asked.append(service.send(run, "save_weights_for_sampler", path="sampled"))
         service.train(run, 0)
-        with (
-            mock.patch("everstep.runtime.commands.write_checkpoint", side_effect=OSError),
-            mock.patch("everstep.runtime.execution.Execution.fail", lost),
-        ):
-            service.writes.open()
-            eventually(lambda: lost.await_count == len(asked) - 1)  # the first was begun
+        service.kill()
+        service.writes.open()
+        assert lost.acquire(timeout=60), "the first save did not reach its write"
     with service.after() as service:
         found = [parents(service, service.result(each)["path"]) for each in asked]
         assert found == expected
 
 
 @pytest.mark.parametrize("end", ["killed", "stopped", "unloaded"])
-def test_a_run_that_is_brought_back_goes_on_with_its_lineage(
-    home: Path, pico: Model, end: str
-) -> None:
+def test_restored_run_keeps_its_lineage(home: Path, pico: Model, end: str) -> None:
     with Local(home, pico).killed() if end == "killed" else Local(home, pico) as service:
         run = service.new_run()
         first = save(service, run, "first")
@@ -174,7 +174,7 @@ def test_a_run_that_is_brought_back_goes_on_with_its_lineage(
         assert parents(service, save(service, child, "own")) == [first]
 
 
-def test_a_save_that_was_deleted_is_still_what_the_run_stood_on(home: Path, pico: Model) -> None:
+def test_deleted_checkpoint_stays_a_parent(home: Path, pico: Model) -> None:
     with Local(home, pico).killed() as service:
         run = service.new_run()
         gone = save(service, run, "gone")
@@ -184,14 +184,14 @@ def test_a_save_that_was_deleted_is_still_what_the_run_stood_on(home: Path, pico
         assert parents(service, save(service, run, "next")) == [gone]
 
 
-def test_a_run_whose_ledger_was_lost_goes_on_with_its_lineage(home: Path, pico: Model) -> None:
+def test_run_of_rebuilt_ledger_keeps_its_lineage(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         first = save(service, run, "first")
         child = from_state(service, first)
     for path in home.glob("ledger.sqlite*"):
         path.unlink()
-    assert rebuild(home, None, as_json=True)
+    assert rebuild_database(home, None, as_json=True)
     with service.after() as service:
         assert parents(service, save(service, child, "own")) == [first]
 
@@ -207,10 +207,10 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.integers(0, 12))
-def test_the_line_is_the_same_first_and_when_it_is_brought_back(
+def test_replayed_lineage_equals_the_first(
     events: list[tuple[str, str, bool, int]], crash: int
 ) -> None:
-    """Whatever is still being written, fails, or is passed from a snapshot on."""
+    """For saves that are being written, that fail, and that a snapshot comes after."""
     live, unwritten, behind = Lineage(), set[str](), list[tuple[str, str]]()
     made: dict[str, list[str]] = {}
     told, snapshots = [], [standing(live.line(), ())]
@@ -251,7 +251,7 @@ def test_the_line_is_the_same_first_and_when_it_is_brought_back(
 
 
 def settle(live: Lineage, unwritten: set[str], behind: list[tuple[str, str]]) -> None:
-    """The oldest save that is being written is recorded."""
+    """Record the oldest save that is being written."""
     request_id, path = behind.pop(0)
     if request_id in unwritten:
         live.failed(request_id)
@@ -260,7 +260,7 @@ def settle(live: Lineage, unwritten: set[str], behind: list[tuple[str, str]]) ->
 
 
 def made_then(events: list[tuple[str, str, bool, int]], path: str, upto: int) -> list[str]:
-    """The parents of a path's newest checkpoint before an event, from the beginning on."""
+    """Compute the parents of a path's newest checkpoint before an event."""
     line, made = Lineage(), dict[str, list[str]]()
     for what, each, written, _ in events[:upto]:
         if what == "load":

@@ -1,4 +1,4 @@
-"""Optimizer families: AdamW, and a clear word for those that are not here."""
+"""Optimizers: AdamW is supported, others are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from everstep.engine import Model
-from tests.runtime.local import MODEL, Local
+from tests.runtime.local import Local
+from tests.scenario import MODEL
 
 
 @pytest.mark.parametrize(
@@ -18,11 +19,15 @@ from tests.runtime.local import MODEL, Local
         ({"type": "sgd", "momentum": 0.9}, "'sgd' is not supported here: there is no such"),
     ],
 )
-def test_a_run_with_another_optimizer_does_not_come_to_exist(
+def test_unsupported_optimizer_creates_no_run(
     home: Path, pico: Model, config: dict[str, Any], words: str
 ) -> None:
     with Local(home, pico) as service:
-        body = {"session_id": service.session(), "model_seq_id": 0, "base_model": MODEL}
+        body: dict[str, Any] = {
+            "session_id": service.session(),
+            "model_seq_id": 0,
+            "base_model": MODEL,
+        }
         made = service.post("create_model", **body, optimizer_config=config)
         failure = service.result(made["request_id"])
         assert failure["category"] == "user"
@@ -33,21 +38,25 @@ def test_a_run_with_another_optimizer_does_not_come_to_exist(
 
 
 @pytest.mark.parametrize("kind", ["dimuon", "sgd"])
-def test_a_step_of_another_optimizer_fails_and_is_not_made(
+def test_step_of_unsupported_optimizer_fails_and_is_not_executed(
     home: Path, pico: Model, kind: str
 ) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         params = {"type": kind, "learning_rate": 0.1}
         failure = service.do(run, "optim_step", optimizer_params=params)
         assert failure["category"] == "user"
         assert repr(kind) in failure["error"]
-        assert service.train(run, 0) == service.train(twin, 0)
+        assert service.train(run, 0) == service.train(reference, 0)
 
 
-def test_adamw_by_its_name(home: Path, pico: Model) -> None:
+def test_adamw_can_be_named(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        body = {"session_id": service.session(), "model_seq_id": 0, "base_model": MODEL}
+        body: dict[str, Any] = {
+            "session_id": service.session(),
+            "model_seq_id": 0,
+            "base_model": MODEL,
+        }
         made = service.post("create_model", **body, optimizer_config={"type": "adamw"})
         run = service.result(made["request_id"])["model_id"]
         info = service.post("get_info", model_id=run)

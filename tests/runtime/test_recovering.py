@@ -1,4 +1,4 @@
-"""While runs are brought back: polls say why they wait, and what comes back is what was there."""
+"""Recovery: polls report why they wait, and runs come back as they were."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from everstep.engine import Model
-from everstep.runtime.actors import Actors
-from everstep.runtime.run_actor import RunActor
+from everstep.runtime.execution.run_actor import RunActor
+from everstep.runtime.execution.run_registry import RunRegistry
 from tests.runtime.local import Local
 
 
-def test_a_poll_is_told_why_its_run_waits(home: Path, pico: Model) -> None:
+def test_poll_reports_why_its_run_waits(home: Path, pico: Model) -> None:
     with Local(home, pico, poll_seconds=0.02) as service:
         run = service.new_run()
         service.train(run, 0, 1)
@@ -28,20 +28,20 @@ def test_a_poll_is_told_why_its_run_waits(home: Path, pico: Model) -> None:
         assert service.result(future)["metrics"]["optimizer_step"] == 3.0
 
 
-def test_a_run_with_a_longer_backlog_than_a_page_goes_on_in_order(home: Path, pico: Model) -> None:
+def test_backlog_longer_than_a_page_executes_in_order(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        twin, run = service.new_run(), service.new_run()
-        expected = service.train(twin, *range(40))
+        reference, run = service.new_run(), service.new_run()
+        expected = service.train(reference, *range(40))
         with service.steps.shut():
             futures = [future for shift in range(40) for future in service.step(run, shift)]
         assert [service.result(future) for future in futures] == expected
 
 
-def test_operations_that_arrive_backwards_are_executed_in_order(home: Path, pico: Model) -> None:
+def test_operations_that_arrive_in_reverse_execute_in_order(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        twin, run = service.new_run(), service.new_run()
+        reference, run = service.new_run(), service.new_run()
         for _ in range(100):
-            service.do(twin, "optim_step", adam_params={})
+            service.do(reference, "optim_step", adam_params={})
         futures = [
             service.send(run, "optim_step", seq_id, adam_params={}) for seq_id in range(100, 0, -1)
         ]
@@ -49,44 +49,26 @@ def test_operations_that_arrive_backwards_are_executed_in_order(home: Path, pico
         assert steps == [float(number) for number in range(100, 0, -1)]
 
 
-def test_a_snapshot_that_is_behind_does_not_hold_up_the_run(home: Path, pico: Model) -> None:
+def test_snapshot_being_written_does_not_block_the_run(home: Path, pico: Model) -> None:
     with Local(home, pico, replay_seconds=0.0) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         service.train(run, 0)
         with service.writes.shut():
-            assert service.train(run, 1) == service.train(twin, 0, 1)[2:]
+            assert service.train(run, 1) == service.train(reference, 0, 1)[2:]
     with service.after() as service:
-        assert service.train(run, 2) == service.train(twin, 2)
+        assert service.train(run, 2) == service.train(reference, 2)
 
 
-def test_runs_come_back_side_by_side_and_a_short_recovery_does_not_wait_for_a_long_one(
-    home: Path, pico: Model
-) -> None:
-    with Local(home, pico).killed() as service:
-        short, long = service.new_run(), service.new_run()
-        service.train(long, *range(30))
-        service.train(short, 0)
-    with service.after() as service:
-        with service.steps.shut():
-            slow = service.send(long, "optim_step", adam_params={})
-            quick = service.send(short, "optim_step", adam_params={})
-        assert service.result(quick)["metrics"]["optimizer_step"] == 2.0
-        assert service.result(slow)["metrics"]["optimizer_step"] == 31.0
-        steps = [run for kind, run in service.finished if kind == "optim_step"]
-    assert steps.index(short) < 10, "it is replayed while the other one is"
-    assert steps[-1] == long
-
-
-def test_the_busiest_run_is_brought_back_first(
+def test_run_with_longest_backlog_is_started_first(
     home: Path, pico: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is begun with; as they come back side by side, another may be through sooner."""
+    """Nobody waits for a run when the service starts."""
     begun: list[str] = []
-    original = Actors.of
+    original = RunRegistry.get_or_create
 
-    def of(actors: Actors, run_id: str) -> RunActor:
+    def get_or_create(registry: RunRegistry, run_id: str) -> RunActor:
         begun.append(run_id)
-        return original(actors, run_id)
+        return original(registry, run_id)
 
     waiting = {"a little": 2, "the most": 6, "less": 4}
     with Local(home, pico, shutdown_seconds=0.01) as service:
@@ -99,7 +81,7 @@ def test_the_busiest_run_is_brought_back_first(
             for run, count in runs.items()
             for _ in range(count)
         ]
-    monkeypatch.setattr(Actors, "of", of)
+    monkeypatch.setattr(RunRegistry, "get_or_create", get_or_create)
     with service.after() as service:
         for future in futures:
             assert "error" not in service.result(future)

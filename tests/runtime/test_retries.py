@@ -1,4 +1,4 @@
-"""A retry is the same operation, also in another process of the service; another one is not."""
+"""A retry finds its operation, also after a restart. Another request does not."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from everstep.engine import Model
-from tests.runtime.local import MODEL, Local, batch
+from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 
 
-def test_every_request_sent_again_after_a_restart_gets_what_it_got_before(
-    home: Path, pico: Model
-) -> None:
+def test_retry_after_restart_gets_the_same_future(home: Path, pico: Model) -> None:
     key = {"X-Idempotency-Key": uuid.uuid4().hex}
     with Local(home, pico) as service:
         session = service.post("create_session", key)["session_id"]
         create = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
         run = service.result(service.post("create_model", **create)["request_id"])["model_id"]
-        sampler = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL}
+        sampler: dict[str, Any] = {
+            "session_id": session,
+            "sampling_session_seq_id": 0,
+            "base_model": MODEL,
+        }
         sampler_id = service.post("create_sampling_session", **sampler)["sampling_session_id"]
         requests = [
             ("create_model", create),
@@ -67,11 +70,11 @@ def test_every_request_sent_again_after_a_restart_gets_what_it_got_before(
         assert {kind for kind, _ in service.finished} <= {"restore"}, "nothing is executed again"
 
 
-def test_another_payload_in_a_place_that_was_used_is_refused(home: Path, pico: Model) -> None:
+def test_other_payload_under_used_seq_id_is_refused(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
+        run, reference = service.new_run(), service.new_run()
         service.send(run, "forward_backward", forward_backward_input=batch())
-        others = {
+        others: dict[str, dict[str, Any]] = {
             "forward_backward": {"forward_backward_input": batch(shift=1)},
             "forward": {"forward_input": batch()},
             "optim_step": {"adam_params": {}},
@@ -81,13 +84,11 @@ def test_another_payload_in_a_place_that_was_used_is_refused(home: Path, pico: M
             assert status == 400
             assert f"seq_id 1 of {run} was used before, for a forward_backward" in text
         step = {"adam_params": {"learning_rate": 0.01, "weight_decay": 0.1}}
-        first = service.train(twin, 0)[1]
+        first = service.train(reference, 0)[1]
         assert service.do(run, "optim_step", **step) == first, "the first one counted"
 
 
-def test_changes_of_a_checkpoint_may_be_sent_again_also_after_a_restart(
-    home: Path, pico: Model
-) -> None:
+def test_checkpoint_changes_can_be_retried_after_restart(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         service.do(run, "save_weights", path="a")

@@ -1,4 +1,4 @@
-"""Samples under way: cancelled, polled for together, bounded; what of that outlives a restart."""
+"""Samples: cancellation, batch polls, limits, and their state after a restart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ import pytest
 
 from everstep.engine import Model
 from everstep.ledger import queries
-from tests.runtime.local import MODEL, Local
+from tests.runtime.local import Local
+from tests.scenario import MODEL
 
 TOLD_TO_WAIT = {"X-Tinker-Sampling-Backpressure": "1"}
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [5, 6, 7, 8]}]}
 
 
 def sampler(local: Local, number: int = 0) -> str:
-    body = {"session_id": local.session(), "sampling_session_seq_id": number, "base_model": MODEL}
+    body: dict[str, Any] = {
+        "session_id": local.session(),
+        "sampling_session_seq_id": number,
+        "base_model": MODEL,
+    }
     return str(local.post("create_sampling_session", **body)["sampling_session_id"])
 
 
@@ -53,9 +58,11 @@ def local(home: Path, pico: Model) -> Any:
         yield running
 
 
-def test_more_samples_than_there_can_be_hold_nothing_up(local: Local) -> None:
+def test_impossible_sample_count_fails_at_once(local: Local) -> None:
     name = sampler(local)
-    for number, count in enumerate((0, 1025, 10**20)):
+    status, text = local.refused("asample", **body(name, 0, num_samples=10**20))
+    assert status == 400 and "num_samples is an integer beyond 64 bits" in text
+    for number, count in enumerate((0, 1025, 2**63 - 1)):
         future = local.post("asample", **body(name, number, num_samples=count))
         assert "num_samples must be 1 to 1024" in local.result(future["request_id"])["error"]
     assert "error" not in local.result(submit(local, name, 9))
@@ -64,7 +71,7 @@ def test_more_samples_than_there_can_be_hold_nothing_up(local: Local) -> None:
 # Cancelling
 
 
-def test_a_cancelled_sample_says_so_and_frees_its_place(local: Local) -> None:
+def test_cancelled_sample_fails_and_frees_its_slot(local: Local) -> None:
     name = sampler(local)
     alone = local.result(submit(local, name, 7))
     with local.steps.shut():
@@ -80,7 +87,7 @@ def test_a_cancelled_sample_says_so_and_frees_its_place(local: Local) -> None:
     assert "error" not in local.result(other)
 
 
-def test_a_cancelled_sample_is_cancelled_after_a_restart(home: Path, pico: Model) -> None:
+def test_cancelled_sample_stays_cancelled_after_restart(home: Path, pico: Model) -> None:
     with Local(home, pico) as first:
         name = sampler(first)
         with first.steps.shut():
@@ -92,7 +99,7 @@ def test_a_cancelled_sample_is_cancelled_after_a_restart(home: Path, pico: Model
         assert submit(second, name, 0) == gone, "a late retry does not bring it back"
 
 
-def test_only_samples_are_cancelled(local: Local) -> None:
+def test_other_operations_cannot_be_cancelled(local: Local) -> None:
     run = local.new_run()
     saved = local.send(run, "save_weights", path="s")
     assert local.refused("cancel_future", request_id=saved)[0] == 400
@@ -103,7 +110,7 @@ def test_only_samples_are_cancelled(local: Local) -> None:
 # Polling for many
 
 
-def test_one_poll_tells_of_all_samples_in_the_order_of_their_ends(local: Local) -> None:
+def test_batch_poll_returns_samples_in_order_of_completion(local: Local) -> None:
     name = sampler(local)
     wrong = submit(local, name, 9, length=9999)
     ids = [submit(local, name, number, 4 - number) for number in range(3)]
@@ -122,7 +129,7 @@ def test_one_poll_tells_of_all_samples_in_the_order_of_their_ends(local: Local) 
     assert poll(local, name, 4, timeout=0) == {"completions": [], "cursor": 4}
 
 
-def test_a_poll_waits_for_the_next_end(local: Local) -> None:
+def test_batch_poll_waits_for_the_next_completion(local: Local) -> None:
     name = sampler(local)
     answers: list[Any] = []
     waiting = threading.Thread(target=lambda: answers.append(poll(local, name)))
@@ -134,7 +141,7 @@ def test_a_poll_waits_for_the_next_end(local: Local) -> None:
     assert [each["request_id"] for each in answers[0]["completions"]] == [request_id]
 
 
-def test_each_client_of_a_sampler_is_told_of_its_own_samples(local: Local) -> None:
+def test_batch_poll_returns_only_the_clients_samples(local: Local) -> None:
     name = sampler(local)
     first = local.post("join_sampling_session", sampling_session_id=name)["client_counter"]
     second = local.post("join_sampling_session", sampling_session_id=name)["client_counter"]
@@ -148,7 +155,7 @@ def test_each_client_of_a_sampler_is_told_of_its_own_samples(local: Local) -> No
     assert local.refused("retrieve_futures", target={"sampling_session_id": "nobody"})[0] == 404
 
 
-def test_acknowledged_results_are_dropped_and_no_others(local: Local) -> None:
+def test_only_acknowledged_results_are_dropped(local: Local) -> None:
     name, other = sampler(local), sampler(local, 1)
     kept, gone, foreign = submit(local, name, 0), submit(local, name, 1), submit(local, other, 0)
     for each in (kept, gone, foreign):
@@ -165,7 +172,7 @@ def test_acknowledged_results_are_dropped_and_no_others(local: Local) -> None:
     assert told.keys() == {kept, gone}
 
 
-def test_cursors_counters_and_drops_outlive_a_restart(home: Path, pico: Model) -> None:
+def test_cursors_counters_and_drops_survive_restart(home: Path, pico: Model) -> None:
     with Local(home, pico) as first:
         name = sampler(first)
         ids = [submit(first, name, number) for number in range(2)]
@@ -190,8 +197,8 @@ def test_cursors_counters_and_drops_outlive_a_restart(home: Path, pico: Model) -
 # Back-pressure
 
 
-def test_more_samples_than_fit_are_asked_to_wait(home: Path, pico: Model) -> None:
-    with Local(home, pico, most_samples=2) as local:
+def test_samples_beyond_the_limit_are_refused_with_retry_after(home: Path, pico: Model) -> None:
+    with Local(home, pico, max_inflight_samples=2) as local:
         name = sampler(local)
         with local.steps.shut():
             first, second = submit(local, name, 0), submit(local, name, 1)
@@ -207,10 +214,8 @@ def test_more_samples_than_fit_are_asked_to_wait(home: Path, pico: Model) -> Non
         assert "error" not in local.result(third)
 
 
-def test_a_client_that_does_not_know_how_to_wait_is_given_a_place_when_there_is_one(
-    home: Path, pico: Model
-) -> None:
-    with Local(home, pico, most_samples=1) as local:
+def test_request_without_backpressure_header_waits_for_a_slot(home: Path, pico: Model) -> None:
+    with Local(home, pico, max_inflight_samples=1) as local:
         name = sampler(local)
         answers: list[Any] = []
         later = body(name, 1)
@@ -229,8 +234,8 @@ def test_a_client_that_does_not_know_how_to_wait_is_given_a_place_when_there_is_
         assert "error" not in local.result(first)
 
 
-def test_nobody_waits_for_a_place_for_ever(home: Path, pico: Model) -> None:
-    with Local(home, pico, most_samples=1, poll_seconds=0.05) as local:
+def test_wait_for_a_slot_times_out(home: Path, pico: Model) -> None:
+    with Local(home, pico, max_inflight_samples=1, poll_seconds=0.05) as local:
         name = sampler(local)
         with local.steps.shut():
             submit(local, name, 0)
@@ -241,9 +246,7 @@ def test_nobody_waits_for_a_place_for_ever(home: Path, pico: Model) -> None:
 # Samplers
 
 
-def test_a_sampler_samples_from_what_it_was_made_of_whatever_its_number(
-    home: Path, pico: Model
-) -> None:
+def test_samplers_with_equal_numbers_keep_their_own_weights(home: Path, pico: Model) -> None:
     """Tinkex counts samplers in its service client and in each run, from 0 everywhere."""
     unnamed = {"sampling_session_seq_id": 0}
 
@@ -255,7 +258,7 @@ def test_a_sampler_samples_from_what_it_was_made_of_whatever_its_number(
         for run in runs:
             first.train(run, 0)
         paths = [first.do(run, "save_weights_for_sampler", path="s")["path"] for run in runs]
-        place = {"session_id": first.session(), **unnamed}
+        place: dict[str, Any] = {"session_id": first.session(), **unnamed}
         subjects: list[Any] = [{"base_model": MODEL}, *({"model_path": path} for path in paths)]
         made = [ours(**first.post("create_sampling_session", **place, **s)) for s in subjects]
         saved = [first.do(run, "save_weights_for_sampler", **unnamed) for run in runs]
@@ -279,13 +282,13 @@ def inflight(local: Local, run: str, number: int) -> str:
 
 
 def drawn(local: Local, name: str, seq_id: int) -> Any:
-    """What a sampler draws: its seed does not depend on the sampler."""
+    """The tokens that a sampler draws with a fixed seed."""
     answer = body(name, seq_id, 12)
     answer["sampling_params"]["seed"] = 1
     return local.result(local.post("asample", **answer)["request_id"])["sequences"]
 
 
-def test_inflight_samplers_follow_the_runs_inflight_saves(home: Path, pico: Model) -> None:
+def test_inflight_samplers_follow_inflight_saves(home: Path, pico: Model) -> None:
     with Local(home, pico) as first:
         run = first.new_run()
         first.train(run, 0)
@@ -317,7 +320,7 @@ def test_inflight_samplers_follow_the_runs_inflight_saves(home: Path, pico: Mode
         assert drawn(second, follower, 5) == drawn(second, newer, 2) == newest
 
 
-def test_an_inflight_save_has_no_name(local: Local) -> None:
+def test_inflight_save_with_a_name_fails(local: Local) -> None:
     run = local.new_run()
     failed = local.do(run, "save_weights_for_sampler", path="n", kind="inflight")
     assert "takes no name" in failed["error"]
@@ -333,7 +336,7 @@ def collect(local: Local) -> None:
     local.post("everstep/vault/collect", grace_seconds=0)
 
 
-def test_unnamed_saves_stay_as_long_as_something_samples_from_them(home: Path, pico: Model) -> None:
+def test_unnamed_save_stays_while_a_sampler_uses_it(home: Path, pico: Model) -> None:
     with Local(home, pico) as local:
         run = local.new_run()
         follower = inflight(local, run, 0)
@@ -367,7 +370,7 @@ def test_unnamed_saves_stay_as_long_as_something_samples_from_them(home: Path, p
 WEEK = 7 * 24 * 3600
 
 
-def test_unnamed_saves_of_a_client_that_went_away_are_collected(home: Path, pico: Model) -> None:
+def test_unnamed_saves_of_absent_client_are_collected(home: Path, pico: Model) -> None:
     begin = datetime.now(UTC)
 
     def later(seconds: float) -> Any:

@@ -1,8 +1,9 @@
-"""The runtime through real processes: the worker's death, gaps, turns, background saves."""
+"""The runtime with real processes: worker death, order and unload."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 import everstep
+from tests import processes
 from tests.conftest import Service
 from tests.scenario import MODEL, connect, data, train
 
@@ -20,27 +22,24 @@ pytestmark = pytest.mark.slow
 
 def worker_of(service: Service) -> int:
     """Process id of a service's worker."""
-    pid = service.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in children:
-        if b"everstep.runtime.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    raise AssertionError("no worker")
+    pid = processes.worker_of(service.home)
+    assert pid is not None, "no worker"
+    return pid
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Any:
-    """A service of the test's own."""
+    """A service that this test may kill."""
     service = Service(tmp_path / "home")
     yield service
     service.stop()
 
 
-def test_the_death_of_the_worker_is_survived_and_changes_no_number(own: Service) -> None:
+def test_run_survives_worker_death_with_same_numbers(own: Service) -> None:
     client = connect(everstep, own.url)
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    expected = train(everstep, twin, 6)
+    expected = train(everstep, reference, 6)
     seen = train(everstep, run, 2)
     saved = run.save_state("s")
     futures = []
@@ -55,7 +54,7 @@ def test_the_death_of_the_worker_is_survived_and_changes_no_number(own: Service)
     assert httpx.get(f"{own.url}/healthz").json() == {"status": "ok"}
 
 
-def test_when_the_service_dies_its_worker_ends_too(tmp_path: Path) -> None:
+def test_worker_ends_with_its_service(tmp_path: Path) -> None:
     service = Service(tmp_path / "home")
     worker = worker_of(service)
     service.kill()
@@ -69,12 +68,12 @@ def test_when_the_service_dies_its_worker_ends_too(tmp_path: Path) -> None:
         assert not Path(f"/proc/{worker}").exists()
 
 
-def test_operations_that_arrive_out_of_order_are_executed_in_order(service: Service) -> None:
+def test_operations_are_executed_in_seq_id_order(service: Service) -> None:
     client = connect(everstep, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    expected = train(everstep, twin, 1)[0][0]
-    after = twin.forward(data(everstep), "cross_entropy").result().metrics
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    expected = train(everstep, reference, 1)[0][0]
+    after = reference.forward(data(everstep), "cross_entropy").result().metrics
 
     def send(route: str, seq_id: int, **body: Any) -> str:
         answer = httpx.post(
@@ -103,7 +102,7 @@ def test_operations_that_arrive_out_of_order_are_executed_in_order(service: Serv
     assert results[2]["metrics"]["loss:sum"] == expected
 
 
-def test_a_refused_body_takes_its_place_so_that_nothing_waits_for_it(service: Service) -> None:
+def test_refused_body_consumes_its_seq_id(service: Service) -> None:
     client = connect(everstep, service.url)
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     url = f"{service.url}/api/v1"
@@ -117,28 +116,11 @@ def test_a_refused_body_takes_its_place_so_that_nothing_waits_for_it(service: Se
     assert done.json()["metrics"]["optimizer_step"] == 1.0
 
 
-def test_a_short_operation_does_not_wait_for_a_long_one_of_another_run(service: Service) -> None:
+def test_unloaded_run_comes_back_exactly(service: Service) -> None:
     client = connect(everstep, service.url)
-    long_run = client.create_lora_training_client(MODEL, rank=4).result()
-    short_run = client.create_lora_training_client(MODEL, rank=4).result()
-    tokens = [i % 250 for i in range(1025)]
-    datum = everstep.Datum(
-        model_input=everstep.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:]},
-    )
-    long_one = long_run.forward_backward([datum] * 150, "cross_entropy")
-    short_ones = [short_run.forward(data(everstep), "cross_entropy") for _ in range(3)]
-    for future in short_ones:
-        future.result(60)
-    assert not long_one.done()
-    long_one.result(120)
-
-
-def test_an_unloaded_run_comes_back_exactly(service: Service) -> None:
-    client = connect(everstep, service.url)
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     run = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
-    expected = train(everstep, twin, 4)
+    expected = train(everstep, reference, 4)
     seen = train(everstep, run, 2)
     answer = httpx.post(f"{service.url}/api/v1/unload_model", json={"model_id": run.model_id})
     result = httpx.post(f"{service.url}/api/v1/retrieve_future", json=answer.json()).json()
@@ -146,7 +128,7 @@ def test_an_unloaded_run_comes_back_exactly(service: Service) -> None:
     assert seen + train(everstep, run, 2, shift=2) == expected
 
 
-def test_samplers_of_a_finished_session_are_collected_and_named_ones_stay(
+def test_finished_session_loses_unnamed_saves_and_keeps_named_ones(
     service: Service,
 ) -> None:
     client = connect(everstep, service.url)
@@ -163,12 +145,14 @@ def test_samplers_of_a_finished_session_are_collected_and_named_ones_stay(
     assert [p.stem for p in manifests.iterdir()] == ["keep"]
 
 
-def test_a_second_service_on_the_same_home_is_refused(service: Service) -> None:
-    with pytest.raises(RuntimeError, match="in use by another everstep service"):
+def test_second_service_on_same_home_is_refused(service: Service) -> None:
+    with pytest.raises(
+        RuntimeError, match=f"a service runs on {re.escape(str(service.home))} already: process"
+    ):
         Service(service.home)
 
 
-def test_a_model_that_cant_be_loaded_is_named(tmp_path: Path) -> None:
+def test_error_names_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RuntimeError, match="model 'broken' can't be loaded"):
         Service(tmp_path / "home", f"broken={tmp_path / 'empty'}")

@@ -1,6 +1,6 @@
-"""What goes on at the same time: saves beside training, runs beside runs, more than memory holds.
+"""Concurrency: saves beside training, runs beside runs, and more runs than memory holds.
 
-Every order here is made by a gate, or is that in which the worker finished its calls.
+Gates make every order, or it is the order in which the worker finished its calls.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from unittest import mock
 import pytest
 
 from everstep.engine import Model
-from everstep.runtime.turns import Turns
+from everstep.worker.round_robin import RoundRobin
 from tests.runtime.local import Gate, Local, batch
 
 
 @pytest.mark.parametrize("route", ["save_weights", "save_weights_for_sampler"])
-def test_a_save_is_written_while_training_goes_on_and_holds_the_state_of_its_place(
+def test_save_is_written_during_training_and_holds_state_of_its_seq_id(
     home: Path, pico: Model, route: str
 ) -> None:
     with Local(home, pico, poll_seconds=0.02) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0, 1, 2)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0, 1, 2)
         seen = service.train(run, 0)
         with service.writes.shut():
             saving = service.send(run, route, path="a")
@@ -37,9 +37,7 @@ def test_a_save_is_written_while_training_goes_on_and_holds_the_state_of_its_pla
         assert service.train(run, 1)[0] == expected[2], "the loss right after the save's place"
 
 
-def test_saves_of_a_run_are_written_in_order_and_each_holds_its_own_state(
-    home: Path, pico: Model
-) -> None:
+def test_saves_are_written_in_order_with_their_own_states(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         seen, saves = [], []
@@ -53,11 +51,9 @@ def test_saves_of_a_run_are_written_in_order_and_each_holds_its_own_state(
             assert service.train(run, step + 1) == seen[step + 1]
 
 
-def test_a_short_pass_does_not_wait_for_the_end_of_a_long_one_of_another_run(
-    home: Path, pico: Model
-) -> None:
+def test_short_pass_does_not_wait_for_long_one_of_another_run(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        long_run, short_run, twin = service.new_run(), service.new_run(), service.new_run()
+        long_run, short_run, reference = service.new_run(), service.new_run(), service.new_run()
         tokens = [i % 250 for i in range(1025)]
         inputs = {"target_tokens": {"data": tokens[1:], "dtype": "int64"}}
         datum = {"model_input": {"chunks": [{"tokens": tokens[:-1]}]}, "loss_fn_inputs": inputs}
@@ -67,16 +63,16 @@ def test_a_short_pass_does_not_wait_for_the_end_of_a_long_one_of_another_run(
             first = service.send(long_run, "forward_backward", forward_backward_input=long_pass)
             service.steps.wait_reached()  # it has begun
             others = service.step(short_run, 0)
-        assert [service.result(each) for each in others] == service.train(twin, 0)
+        assert [service.result(each) for each in others] == service.train(reference, 0)
         service.result(first)
-        assert [run for kind, run in service.finished if run != twin] == [
+        assert [run for kind, run in service.finished if run != reference] == [
             short_run,
             short_run,
             long_run,
         ]
 
 
-def test_turns_go_round_and_a_lane_keeps_its_order() -> None:
+def test_round_robin_alternates_lanes_and_keeps_each_lanes_order() -> None:
     seen: list[str] = []
 
     def task(name: str, steps: int) -> Any:
@@ -84,7 +80,7 @@ def test_turns_go_round_and_a_lane_keeps_its_order() -> None:
             seen.append(f"{name}{step}")
             yield
 
-    turns = Turns()
+    turns = RoundRobin()
     turns.add("a", 1, task("long", 4))
     turns.add("a", 2, task("next", 1))
     turns.add("b", 3, task("short", 1))
@@ -98,9 +94,7 @@ def test_turns_go_round_and_a_lane_keeps_its_order() -> None:
     ]
 
 
-def test_more_runs_than_memory_holds_take_turns_in_it_and_change_no_number(
-    home: Path, pico: Model
-) -> None:
+def test_runs_beyond_memory_are_evicted_with_same_numbers(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         alone = [service.new_run(seed) for seed in range(3)]
         expected = [service.train(run, *range(3)) for run in alone]
@@ -115,10 +109,10 @@ def test_more_runs_than_memory_holds_take_turns_in_it_and_change_no_number(
         assert set(evicted) >= set(runs)
 
 
-def test_a_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pico: Model) -> None:
+def test_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0, 1)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0, 1)
         seen = service.train(run, 0)
         seen.append(service.do(run, "forward_backward", forward_backward_input=batch(1)))
         answer = service.result(service.post("unload_model", model_id=run)["request_id"])
@@ -128,10 +122,10 @@ def test_a_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pic
         seen.append(service.do(run, "optim_step", **step))
         assert seen == expected
         assert ("restore", run) in service.finished
-        assert service.train(run, 2) == service.train(twin, 2)
+        assert service.train(run, 2) == service.train(reference, 2)
 
 
-def test_a_disk_that_is_slow_to_sync_does_not_hold_up_training(home: Path, pico: Model) -> None:
+def test_slow_fsync_does_not_block_training(home: Path, pico: Model) -> None:
     gate, fsync = Gate(), os.fsync
 
     def slow(handle: int) -> None:
@@ -139,10 +133,10 @@ def test_a_disk_that_is_slow_to_sync_does_not_hold_up_training(home: Path, pico:
         fsync(handle)
 
     with Local(home, pico) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0, 1, 2)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0, 1, 2)
         seen = service.train(run, 0)
-        with mock.patch("everstep.vault.local.os.fsync", slow), gate.shut():
+        with mock.patch("everstep.vault.storage.local.os.fsync", slow), gate.shut():
             save = service.send(run, "save_weights", path="slow")
             gate.wait_reached()
             seen += service.train(run, 1)

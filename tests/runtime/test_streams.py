@@ -1,4 +1,4 @@
-"""A sample is read along as it is drawn: what comes is what its result will hold."""
+"""Streams yield a sample's tokens as they are drawn, and they equal its result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import pytest
 from everstep.engine import Model
 from everstep.ledger import Operation
 from everstep.runtime import Rejected, Runtime, UnknownFuture
-from everstep.wire.proto import decode_sample_response
-from everstep.wire.streams import DrawnTokens
-from tests.runtime.local import MODEL, Gate, Local
+from everstep.wire.codecs.proto import decode_sample_response
+from everstep.wire.messages.streams import DrawnTokens
+from tests.runtime.local import Gate, Local
+from tests.scenario import MODEL
 
 LENGTH = 12
 
 
 class Steps(Gate):
-    """Lets so many steps of the worker through; what comes meanwhile is heard, as by a real one."""
+    """A gate that lets a number of steps through and handles messages in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +66,11 @@ def local(home: Path, pico: Model) -> Any:
 
 
 def sampler(local: Local) -> str:
-    body = {"session_id": local.session(), "sampling_session_seq_id": 0, "base_model": MODEL}
+    body: dict[str, Any] = {
+        "session_id": local.session(),
+        "sampling_session_seq_id": 0,
+        "base_model": MODEL,
+    }
     return str(local.post("create_sampling_session", **body)["sampling_session_id"])
 
 
@@ -82,7 +87,7 @@ def submit(local: Local, seq_id: int = 0, **more: Any) -> str:
 
 
 def on(local: Local, work: Callable[[Runtime], Coroutine[Any, Any, Any]]) -> Any:
-    """Do something on the service's own loop."""
+    """Run a function on the service's event loop."""
     portal = local.http.portal
     assert portal is not None
     return portal.call(work, local.app.state.runtime)
@@ -91,7 +96,7 @@ def on(local: Local, work: Callable[[Runtime], Coroutine[Any, Any, Any]]) -> Any
 async def read(
     runtime: Runtime, request_id: str, position: int = 0
 ) -> tuple[list[DrawnTokens], Operation]:
-    """A whole stream: what was drawn, and the end."""
+    """Read a whole stream: the drawn tokens, and the end."""
     *drawn, end = [event async for event in await runtime.follow(request_id, position)]
     assert isinstance(end, Operation)
     return [each for each in drawn if isinstance(each, DrawnTokens)], end
@@ -114,7 +119,7 @@ def held(operation: Operation) -> list[list[tuple[int, float]]]:
     return [list(zip(s.tokens, s.logprobs or [], strict=True)) for s in response.sequences]
 
 
-def test_tokens_come_as_they_are_drawn_and_are_those_of_the_result(home: Path, pico: Model) -> None:
+def test_stream_yields_tokens_as_drawn_and_matches_result(home: Path, pico: Model) -> None:
     local = Local(home, pico)
     local.steps = steps = Steps()
     with local:
@@ -138,10 +143,10 @@ def test_tokens_come_as_they_are_drawn_and_are_those_of_the_result(home: Path, p
         request_id = submit(local)
         drawn, end = on(local, follow)
         assert sequences(drawn) == held(end)
-        assert all(len(sequence) == LENGTH for sequence in sequences(drawn))
+        assert [len(sequence) for sequence in sequences(drawn)] == [LENGTH] * 3
 
 
-def test_a_stream_may_begin_anywhere_before_and_after_the_end(local: Local) -> None:
+def test_stream_starts_at_any_position_before_and_after_end(local: Local) -> None:
     request_id = submit(local, topk_sample_logprobs=2)
 
     async def several(runtime: Runtime) -> list[Any]:
@@ -152,12 +157,12 @@ def test_a_stream_may_begin_anywhere_before_and_after_the_end(local: Local) -> N
     after = on(local, several)
     for (drawn, _), (again, _), place in zip(before, after, (0, 0, 5, 11, 19), strict=True):
         assert drawn == again == before[0][0][place:]
-    assert all(len(token.topk_logprobs) == 2 for each in before[0][0] for token in each.tokens)
+    tokens = [token for each in before[0][0] for token in each.tokens]
+    assert tokens
+    assert all(len(token.topk_logprobs) == 2 for token in tokens)
 
 
-def test_a_sample_that_outlives_its_service_streams_the_same_tokens(
-    home: Path, pico: Model
-) -> None:
+def test_stream_after_restart_has_same_tokens(home: Path, pico: Model) -> None:
     first = Local(home, pico)
     first.steps = steps = Steps()
     with first:
@@ -174,7 +179,7 @@ def test_a_sample_that_outlives_its_service_streams_the_same_tokens(
     assert sequences([*drawn, *rest]) == held(end)
 
 
-def test_the_stream_ends_with_the_failure(local: Local) -> None:
+def test_stream_ends_with_failure(local: Local) -> None:
     request_id = submit(local, sampling_params={"max_tokens": 5000})
     drawn, end = on(local, lambda runtime: read(runtime, request_id))
     assert drawn == []
@@ -182,10 +187,10 @@ def test_the_stream_ends_with_the_failure(local: Local) -> None:
     assert "context window" in end.failure.message
 
 
-def test_only_samples_are_streamed(local: Local) -> None:
+def test_other_operations_cannot_be_streamed(local: Local) -> None:
     run = local.new_run()
     pending = local.send(run, "save_weights", path="s")
-    with pytest.raises(Rejected, match="no sample"):
+    with pytest.raises(Rejected, match="is not a sample"):
         on(local, lambda runtime: runtime.follow(pending))
     with pytest.raises(UnknownFuture):
         on(local, lambda runtime: runtime.follow("nobody"))
@@ -193,7 +198,7 @@ def test_only_samples_are_streamed(local: Local) -> None:
     assert local.http.get("everstep/samples/nobody/events").status_code == 404
 
 
-def test_over_http_it_is_a_stream_of_server_sent_events(local: Local) -> None:
+def test_http_stream_is_server_sent_events(local: Local) -> None:
     request_id = submit(local)
     answer = local.http.get(f"everstep/samples/{request_id}/events")
     assert answer.headers["content-type"].startswith("text/event-stream")

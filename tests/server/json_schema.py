@@ -1,6 +1,6 @@
-"""The part of JSON Schema 2020-12 that the document uses; a keyword that is not known is an error.
+"""JSON Schema 2020-12: a validator of the keywords that the document uses.
 
-Small enough to read, so that the tests need no library for it.
+An unknown keyword is an error. The validator is small, so the tests need no library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LENGTHS: dict[str, Callable[[int, int], bool]] = {
 def problems(
     schema: Mapping[str, Any] | bool, value: Any, document: Mapping[str, Any], at: str = "body"
 ) -> list[str]:
-    """Where a value does not fit a schema; empty where it does."""
+    """Return a message for each mismatch between a value and a schema."""
     if isinstance(schema, bool):
         return [] if schema else [f"{at}: nothing is allowed here"]
     return list(_problems(schema, value, document, at))
@@ -93,7 +93,7 @@ def _problems(
 
 
 def resolved(reference: str, document: Mapping[str, Any]) -> Any:
-    """What a reference points at; KeyError where that is nothing."""
+    """Return the target of a reference, or raise KeyError if there is none."""
     found: Any = document
     assert reference.startswith("#/"), reference
     for part in reference[2:].split("/"):
@@ -102,7 +102,7 @@ def resolved(reference: str, document: Mapping[str, Any]) -> Any:
 
 
 def schemas_in(value: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every schema and every one inside it, with where it is; of a whole document too."""
+    """Yield every schema of a document and every nested one, with its location."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from schemas_in(item, f"{at}/{index}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import uuid
 from typing import Any
 
@@ -57,7 +59,13 @@ CASES: list[tuple[str, list[everstep.Datum], str, dict[str, Any] | None, str]] =
         "has shape",
     ),
     ("loss", [datum([1], target_tokens=[1])], "hinge", None, "not supported here"),
-    ("stable", [datum([1], target_tokens=[1])], "stable_reinforce", None, "not supported here"),
+    (
+        "no provenance",
+        [datum([1], target_tokens=[1], advantages=[1.0])],
+        "stable_reinforce",
+        None,
+        "no provenance",
+    ),
     ("missing", [datum([1], target_tokens=[1])], "ppo", None, "'logprobs'] is missing"),
     (
         "nan",
@@ -85,7 +93,7 @@ CASES: list[tuple[str, list[everstep.Datum], str, dict[str, Any] | None, str]] =
 
 
 @pytest.mark.parametrize(("name", "data", "loss", "config", "text"), CASES, ids=lambda v: None)
-def test_a_wrong_training_pass_fails_its_future_and_leaves_the_run_usable(
+def test_invalid_training_pass_fails_its_future_and_keeps_the_run_usable(
     client: Any, name: str, data: Any, loss: str, config: Any, text: str
 ) -> None:
     run = client.create_lora_training_client(MODEL, rank=4, seed=1).result()  # no moments yet
@@ -106,7 +114,7 @@ def test_a_wrong_training_pass_fails_its_future_and_leaves_the_run_usable(
         ({"base_model": MODEL, "rank": 5000}, "at most"),
     ],
 )
-def test_a_run_that_cant_be_created_fails_its_future(
+def test_invalid_run_creation_fails_its_future(
     client: Any, arguments: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(everstep.RequestFailedError, match=text):
@@ -124,7 +132,7 @@ def test_a_run_that_cant_be_created_fails_its_future(
         "",
     ],
 )
-def test_a_wrong_path_fails_the_load_and_leaves_the_run_as_it_was(run: Any, path: str) -> None:
+def test_invalid_path_fails_the_load_and_keeps_the_run_unchanged(run: Any, path: str) -> None:
     for load in (run.load_state, run.load_state_with_optimizer):
         with pytest.raises(everstep.RequestFailedError):
             load(path).result()
@@ -132,12 +140,12 @@ def test_a_wrong_path_fails_the_load_and_leaves_the_run_as_it_was(run: Any, path
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", ".hidden", "", "x" * 200, "a b", "%2e"])
-def test_a_wrong_name_fails_the_save_saying_the_rule(run: Any, name: str) -> None:
+def test_invalid_name_fails_the_save_with_the_rule(run: Any, name: str) -> None:
     with pytest.raises(everstep.RequestFailedError, match="a name is one path segment"):
         run.save_state(name).result()
 
 
-def test_a_checkpoint_of_another_shape_is_refused_naming_each_field(client: Any, run: Any) -> None:
+def test_checkpoint_of_another_shape_is_rejected_with_each_field(client: Any, run: Any) -> None:
     other = client.create_lora_training_client(MODEL, rank=16, seed=1, train_unembed=False).result()
     path = other.save_state("other").result().path
     with pytest.raises(everstep.RequestFailedError) as caught:
@@ -159,7 +167,7 @@ def test_a_checkpoint_of_another_shape_is_refused_naming_each_field(client: Any,
         ("/weights_info", {"tinker_path": "nonsense"}, 400),
     ],
 )
-def test_what_cant_be_attributed_is_refused_with_a_json_body(
+def test_unattributable_request_is_rejected_with_a_json_body(
     http: Any, route: str, body: dict[str, Any], status: int
 ) -> None:
     answer = http.post(route, json=body)
@@ -180,18 +188,19 @@ TOO_LARGE = 10**20
         ("/audit", {"day": "9999-12-31"}),
     ],
 )
-def test_a_page_beyond_all_numbers_is_refused(http: Any, route: str, params: Any) -> None:
+def test_out_of_range_page_is_rejected(http: Any, route: str, params: Any) -> None:
     answer = http.get(route, params=params)
     assert (answer.status_code, *params) == (400, answer.json()["detail"].split(":")[0][6:])
 
 
-def test_numbers_beyond_all_bounds_are_refused(http: Any, client: Any, run: Any) -> None:
+def test_out_of_range_numbers_are_rejected(http: Any, client: Any, run: Any) -> None:
     sampler = client.create_sampling_client(base_model=MODEL).result().sampling_session_id
-    for more in (
+    bodies: list[dict[str, Any]] = [
         {"prev_cursor": TOO_LARGE},
         {"target": {"cloned_sampler_id": TOO_LARGE}},
         {"target": {"cloned_sampler_id": -1}},
-    ):
+    ]
+    for more in bodies:
         target = {"sampling_session_id": sampler, **more.pop("target", {})}
         answer = http.post("/retrieve_futures", json={"target": target, "timeout": 0, **more})
         assert (answer.status_code, "equal to 0" in answer.text or "less than" in answer.text) == (
@@ -207,7 +216,7 @@ def test_numbers_beyond_all_bounds_are_refused(http: Any, client: Any, run: Any)
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sdk", [everstep, tinker], ids=lambda sdk: sdk.__name__)
-def test_a_body_of_100_mb_fails_its_future_and_leaves_the_run_usable(
+def test_body_of_100_mb_fails_its_future_and_keeps_the_run_usable(
     service: Service, sdk: Any
 ) -> None:
     run, twin = (
@@ -233,7 +242,7 @@ def test_a_body_of_100_mb_fails_its_future_and_leaves_the_run_usable(
         ("/optim_step", b"", None, 413),
     ],
 )
-def test_a_body_over_the_limit_that_is_nobodys_is_refused(
+def test_unattributable_body_over_the_limit_is_rejected(
     http: Any, route: str, head: bytes, compress: Any, status: int
 ) -> None:
     content = head + bytes(100_000_000)
@@ -245,7 +254,24 @@ def test_a_body_over_the_limit_that_is_nobodys_is_refused(
     assert ("larger than" if status == 413 else "does not exist") in answer.json()["detail"]
 
 
-def test_the_same_submit_twice_is_one_operation(http: Any, run: Any) -> None:
+@pytest.mark.parametrize(
+    "head", [b"Content-Encoding: \0", b"Content-Length: -1", b"Content-Length: " + b"9" * 5000]
+)
+def test_malformed_http_is_answered_in_json(service: Service, head: bytes) -> None:
+    address = httpx.URL(service.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=60) as connection:
+        connection.sendall(
+            b"POST /api/v1/create_session HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    status, _, rest = answer.partition(b"\r\n")
+    headers, _, body = rest.partition(b"\r\n\r\n")
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert b"content-length: %d" % len(body) in headers.lower()
+    assert json.loads(body)["detail"]
+
+
+def test_repeated_submit_is_one_operation(http: Any, run: Any) -> None:
     key = {"X-Idempotency-Key": uuid.uuid4().hex}
     sessions = {
         http.post("/create_session", json={}, headers=key).json()["session_id"] for _ in range(3)

@@ -1,4 +1,4 @@
-"""Downloads: addresses that need no headers, ranges, tars, and bytes that can't be trusted."""
+"""Downloads: signed URLs, ranges, tars, and damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from everstep.engine import Model
 from everstep.vault import Vault
-from everstep.vault.keys import blob_key
+from everstep.vault.storage.keys import blob_key
 from tests.runtime.local import Local
 from tests.server.test_publication import later, listed, route
 
@@ -58,7 +58,7 @@ def fetched(local: Local, path: str) -> dict[str, bytes]:
 
 
 def stored(home: Path, path: str) -> dict[str, bytes]:
-    """A checkpoint's files, as they lie in the vault."""
+    """Return a checkpoint's files as stored in the vault."""
     run, segment, name = path.removeprefix("tinker://").split("/")
     kind = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
     vault = Vault(home / "vault", writer=False)
@@ -67,7 +67,7 @@ def stored(home: Path, path: str) -> dict[str, bytes]:
 
 
 def rot(home: Path, content: bytes, at: int = -1) -> None:
-    """Flip a bit of a file, where it lies in the vault."""
+    """Flip a bit of a file in the vault."""
     path = home / "vault" / blob_key(blake3(content).hexdigest())
     path.chmod(0o644)
     changed = bytearray(content)
@@ -78,9 +78,7 @@ def rot(home: Path, content: bytes, at: int = -1) -> None:
 # Saving
 
 
-def test_what_is_downloaded_is_the_adapter_that_was_saved(
-    local: Local, run: str, home: Path
-) -> None:
+def test_downloaded_files_equal_the_saved_adapter(local: Local, run: str, home: Path) -> None:
     saved = external(local, run)
     sampler = local.do(run, "save_weights_for_sampler", path="e")["path"]
     assert saved["path"] == f"tinker://{run}/external_weights/e"
@@ -91,7 +89,7 @@ def test_what_is_downloaded_is_the_adapter_that_was_saved(
     assert listed(local)[saved["path"]]["size_bytes"] == saved["size_bytes"]
 
 
-def test_the_state_is_that_of_its_place_in_the_run(local: Local, run: str, home: Path) -> None:
+def test_external_save_has_the_state_of_its_seq_id(local: Local, run: str, home: Path) -> None:
     first = local.send(run, "save_weights_external", path="first")
     local.train(run, 2, 3)
     second = external(local, run, "second")["path"]
@@ -99,7 +97,7 @@ def test_the_state_is_that_of_its_place_in_the_run(local: Local, run: str, home:
     assert before[ADAPTER] != after[ADAPTER]
 
 
-def test_one_name_in_three_kinds_is_three_checkpoints(local: Local, run: str) -> None:
+def test_one_name_in_three_kinds_gives_three_checkpoints(local: Local, run: str) -> None:
     paths = [
         local.do(run, kind, path="same")["path"]
         for kind in ("save_weights", "save_weights_for_sampler", "save_weights_external")
@@ -116,7 +114,7 @@ def test_one_name_in_three_kinds_is_three_checkpoints(local: Local, run: str) ->
     assert external(local, run, "same")["path"] == paths[2], "the name is free again"
 
 
-def test_a_retry_is_the_same_save(local: Local, run: str) -> None:
+def test_retry_returns_the_same_save(local: Local, run: str) -> None:
     body = {"path": "e", "age_encryption_recipients": [str(KEY.to_public())]}
     first = local.send(run, "save_weights_external", seq_id=3, **body)
     again = local.send(run, "save_weights_external", seq_id=3, **body)
@@ -127,13 +125,15 @@ def test_a_retry_is_the_same_save(local: Local, run: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "..", "a%2Fb", "x" * 129])
-def test_names_are_held_to_the_rule(local: Local, run: str, name: str) -> None:
+def test_invalid_names_are_rejected(local: Local, run: str, name: str) -> None:
     failed = external(local, run, name)
     assert failed["category"] == "user"
     assert "one path segment" in failed["error"]
 
 
-def test_an_external_checkpoint_lives_as_any_other(local: Local, run: str) -> None:
+def test_external_checkpoint_is_listed_expired_and_deleted_like_any_other(
+    local: Local, run: str
+) -> None:
     path = external(local, run, ttl_seconds=60)["path"]
     assert external(local, run, "f", ttl_seconds=0)["category"] == "user"
     until = datetime.fromisoformat(listed(local)[path]["expires_at"])
@@ -150,7 +150,9 @@ def test_an_external_checkpoint_lives_as_any_other(local: Local, run: str) -> No
         assert local.http.get(address).status_code == 404
 
 
-def test_it_is_copied_and_downloaded_from_the_copy(local: Local, run: str) -> None:
+def test_external_checkpoint_can_be_copied_and_downloaded_from_the_copy(
+    local: Local, run: str
+) -> None:
     path = external(local, run)["path"]
     copy = local.post("copy_weights", source_path=path, destination_project_id="p")["tinker_path"]
     assert copy.endswith("/external_weights/e")
@@ -158,7 +160,9 @@ def test_it_is_copied_and_downloaded_from_the_copy(local: Local, run: str) -> No
 
 
 @pytest.mark.parametrize("optimizer", [False, True])
-def test_it_is_not_loaded_or_sampled_from(local: Local, run: str, optimizer: bool) -> None:
+def test_external_checkpoint_cannot_be_loaded_or_sampled(
+    local: Local, run: str, optimizer: bool
+) -> None:
     path = external(local, run)["path"]
     failed = local.do(run, "load_weights", path=path, optimizer=optimizer)
     assert failed["category"] == "user"
@@ -172,14 +176,14 @@ def test_it_is_not_loaded_or_sampled_from(local: Local, run: str, optimizer: boo
 
 
 def ssh_key(directory: Path) -> tuple[str, Any]:
-    """A public key as it stands in its file, and what opens what is encrypted for it."""
+    """Return a public key in the form of its file, and the identity that decrypts for it."""
     file = directory / "key"
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)]
     subprocess.run(command, check=True, capture_output=True)
     return file.with_suffix(".pub").read_text(), pyrage.ssh.Identity.from_buffer(file.read_bytes())
 
 
-def test_encrypted_for_several_each_can_read_it(
+def test_each_recipient_can_decrypt_an_encrypted_checkpoint(
     local: Local, run: str, home: Path, tmp_path: Path
 ) -> None:
     public, ssh = ssh_key(tmp_path)
@@ -206,7 +210,7 @@ def test_encrypted_for_several_each_can_read_it(
         ([str(KEY)], "public key"),
     ],
 )
-def test_bad_recipients_are_refused_and_not_kept(
+def test_invalid_recipients_are_rejected_and_not_stored(
     local: Local, run: str, home: Path, recipients: list[str], says: str
 ) -> None:
     failed = external(local, run, age_encryption_recipients=recipients)
@@ -219,10 +223,10 @@ def test_bad_recipients_are_refused_and_not_kept(
     assert external(local, run)["path"], "the run goes on"
 
 
-# Addresses
+# Signed URLs
 
 
-def test_an_address_works_for_an_hour_and_for_nothing_else(
+def test_signed_url_works_for_an_hour_and_for_one_file(
     local: Local, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = external(local, run)["path"], external(local, run, "f")["path"]
@@ -241,12 +245,14 @@ def test_an_address_works_for_an_hour_and_for_nothing_else(
         assert local.http.get(changed).status_code == 403, changed
     assert local.http.get(str(address).split("?")[0]).status_code == 400
     assert other in listed(local)
-    monkeypatch.setattr("everstep.runtime.links.time.time", lambda: expires.timestamp() + 1)
+    monkeypatch.setattr(
+        "everstep.runtime.checkpoints.signed_urls.time.time", lambda: expires.timestamp() + 1
+    )
     answer = local.http.get(str(address))
     assert (answer.status_code, "expired" in answer.json()["detail"]) == (403, True)
 
 
-def test_an_address_leads_nowhere_once_its_bytes_are_gone(local: Local, run: str) -> None:
+def test_signed_url_is_invalid_once_its_bytes_are_gone(local: Local, run: str) -> None:
     path = external(local, run)["path"]
     address = urls(local, path)[ADAPTER]
     local.http.delete(route(path))
@@ -257,7 +263,7 @@ def test_an_address_leads_nowhere_once_its_bytes_are_gone(local: Local, run: str
     assert (answer.status_code, "replaced" in answer.json()["detail"]) == (404, True)
 
 
-def test_what_has_no_external_files_is_refused(local: Local, run: str) -> None:
+def test_checkpoint_without_external_files_has_no_urls(local: Local, run: str) -> None:
     training = local.do(run, "save_weights", path="a")["path"]
     for path in (training, training.replace("/weights/", "/external_weights/")):
         answer = local.http.get(f"{route(path)}/external_weights_urls")
@@ -266,7 +272,7 @@ def test_what_has_no_external_files_is_refused(local: Local, run: str) -> None:
     assert answer.status_code == 400
 
 
-def test_a_token_opens_its_checkpoint_only(local: Local, run: str) -> None:
+def test_token_gives_access_to_its_checkpoint_only(local: Local, run: str) -> None:
     path, other = external(local, run)["path"], external(local, run, "f")["path"]
     token = local.post("everstep/weights_access_tokens", tinker_path=path)["weights_access_token"]
     header = {"x-tinker-weights-access-token": token}
@@ -296,7 +302,7 @@ def test_a_token_opens_its_checkpoint_only(local: Local, run: str) -> None:
         ("bytes = 5 - 9", 5, 10),
     ],
 )
-def test_a_range_is_what_it_asks_for(
+def test_range_returns_the_requested_bytes(
     local: Local, run: str, asked: str, start: int, stop: int | None
 ) -> None:
     address = urls(local, external(local, run)["path"])[ADAPTER]
@@ -317,14 +323,14 @@ def test_a_range_is_what_it_asks_for(
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "lines=0-1", "bytes=", "bytes=9-5", "x"])
-def test_ranges_that_are_not_understood_get_everything(local: Local, run: str, asked: str) -> None:
+def test_unsupported_ranges_return_everything(local: Local, run: str, asked: str) -> None:
     address = urls(local, external(local, run)["path"])["adapter_config.json"]
     whole = local.http.get(address).content
     answer = local.http.get(address, headers={"range": asked})
     assert (answer.status_code, answer.content) == (200, whole)
 
 
-def test_a_range_behind_the_end_is_refused(local: Local, run: str) -> None:
+def test_range_after_the_end_is_rejected(local: Local, run: str) -> None:
     address = urls(local, external(local, run)["path"])[ADAPTER]
     size = len(local.http.get(address).content)
     for asked in (f"bytes={size}-", f"bytes={size + 5}-{size + 9}", "bytes=-0"):
@@ -332,7 +338,7 @@ def test_a_range_behind_the_end_is_refused(local: Local, run: str) -> None:
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
 
 
-def test_a_range_of_other_bytes_gets_everything(local: Local, run: str) -> None:
+def test_range_of_changed_content_returns_everything(local: Local, run: str) -> None:
     address = urls(local, external(local, run)["path"])[ADAPTER]
     whole = local.http.get(address)
     ours = {"range": "bytes=5-", "if-range": whole.headers["etag"]}
@@ -346,16 +352,16 @@ def test_a_range_of_other_bytes_gets_everything(local: Local, run: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["save_weights", "save_weights_for_sampler"])
-def test_a_checkpoint_as_a_tar(local: Local, run: str, home: Path, kind: str) -> None:
+def test_archive_is_a_tar_of_the_checkpoint(local: Local, run: str, home: Path, kind: str) -> None:
     path = local.do(run, kind, path="a")["path"]
     files = stored(home, path)
     both = [("accept", "application/json"), ("accept", "application/gzip")]  # as 0.18 sends it
     moved = local.http.get(f"{route(path)}/archive", headers=both, follow_redirects=False)
     assert moved.status_code == 302
     assert parsedate_to_datetime(moved.headers["expires"]) > datetime.now(UTC)
-    told = local.http.get(f"{route(path)}/archive", headers={"accept": "application/json"}).json()
-    assert datetime.fromisoformat(told["expires"]) - datetime.now(UTC) > timedelta(minutes=5)
-    whole = local.http.get(told["url"])
+    link = local.http.get(f"{route(path)}/archive", headers={"accept": "application/json"}).json()
+    assert datetime.fromisoformat(link["expires"]) - datetime.now(UTC) > timedelta(minutes=5)
+    whole = local.http.get(link["url"])
     assert whole.content == local.http.get(moved.headers["location"]).content
     assert whole.headers["content-length"] == str(len(whole.content))
     with tarfile.open(fileobj=io.BytesIO(whole.content)) as tar:
@@ -372,7 +378,7 @@ def test_a_checkpoint_as_a_tar(local: Local, run: str, home: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("cut", [0, 1, 511, 512, 700, 40_000, 2_000_000_000])
-def test_a_tar_is_gone_on_with_where_it_was_cut(local: Local, run: str, cut: int) -> None:
+def test_interrupted_tar_download_can_be_resumed(local: Local, run: str, cut: int) -> None:
     path = local.do(run, "save_weights", path="a")["path"]
 
     def address() -> str:
@@ -388,11 +394,11 @@ def test_a_tar_is_gone_on_with_where_it_was_cut(local: Local, run: str, cut: int
         assert (answer.status_code, answer.content) == (206, whole.content[cut:])
 
 
-# Bytes that can't be trusted
+# Damaged files
 
 
 @pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
-def test_a_rotten_file_is_not_served_and_goes_to_quarantine(
+def test_damaged_file_is_quarantined_and_not_served(
     local: Local, run: str, home: Path, at: int
 ) -> None:
     path = external(local, run)["path"]
@@ -406,7 +412,7 @@ def test_a_rotten_file_is_not_served_and_goes_to_quarantine(
     assert local.http.get(f"{route(path)}/external_weights_urls").status_code == 404
 
 
-def test_a_file_that_rots_while_it_is_read_is_never_whole(
+def test_file_damaged_during_a_download_is_never_complete(
     local: Local, run: str, home: Path
 ) -> None:
     path = external(local, run)["path"]
@@ -417,7 +423,7 @@ def test_a_file_that_rots_while_it_is_read_is_never_whole(
         local.http.get(address, headers={"range": "bytes=-1"})
 
 
-def test_a_file_that_is_missing_is_told(local: Local, run: str, home: Path) -> None:
+def test_missing_file_is_reported(local: Local, run: str, home: Path) -> None:
     path = external(local, run)["path"]
     address, content = urls(local, path)[ADAPTER], stored(home, path)[ADAPTER]
     (home / "vault" / blob_key(blake3(content).hexdigest())).unlink()

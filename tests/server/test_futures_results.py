@@ -1,4 +1,4 @@
-"""Futures over HTTP: results in every form, long polls, and what a restart leaves of them."""
+"""Futures over HTTP: results in every form, long polls, and futures after a restart."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import pytest
 from pydantic import TypeAdapter
 
 from everstep.engine import Model
-from everstep.server import routes_futures
-from everstep.server.results import SampleResult, TrainingPassResult, json_result
-from everstep.wire.outputs import SampleOutput, SequenceOutput, Stop
-from everstep.wire.proto import (
+from everstep.server.json_results import SampleResult, TrainingPassResult, json_result
+from everstep.server.routes import futures as routes_futures
+from everstep.wire.codecs.proto import (
     PROTOBUF,
     decode_forward_backward_output,
     decode_sample_response,
     encode_forward_backward_output,
     encode_sample_response,
 )
-from tests.runtime.local import MODEL, Local, batch
+from everstep.wire.messages.outputs import SampleOutput, SequenceOutput, Stop
+from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 
-SAMPLE = {
+SAMPLE: dict[str, Any] = {
     "prompt": {"chunks": [{"tokens": [5, 6, 7]}]},
     "num_samples": 2,
     "sampling_params": {"max_tokens": 4, "seed": 3},
@@ -37,7 +38,7 @@ SAMPLE = {
 
 
 def sampled(service: Local, seq_id: int = 0) -> str:
-    """The future of a sample that asks for everything."""
+    """Return the future of a sample with every option."""
     sampler = service.post(
         "create_sampling_session",
         session_id=service.session(),
@@ -50,9 +51,7 @@ def sampled(service: Local, seq_id: int = 0) -> str:
 
 
 @pytest.mark.parametrize("accept", ["application/json", "*/*"])
-def test_a_pass_reads_the_same_as_json_and_as_protobuf(
-    home: Path, pico: Model, accept: str
-) -> None:
+def test_pass_result_is_equal_in_json_and_protobuf(home: Path, pico: Model, accept: str) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         future = service.send(run, "forward_backward", forward_backward_input=batch(count=3))
@@ -71,7 +70,7 @@ def test_a_pass_reads_the_same_as_json_and_as_protobuf(
         assert [len(row["logprobs"]["data"]) for row in content["loss_fn_outputs"]] == [19, 24, 29]
 
 
-def test_a_sample_reads_the_same_as_json_and_as_protobuf(home: Path, pico: Model) -> None:
+def test_sample_result_is_equal_in_json_and_protobuf(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         future = sampled(service)
         content = service.result(future)
@@ -80,6 +79,7 @@ def test_a_sample_reads_the_same_as_json_and_as_protobuf(home: Path, pico: Model
         assert answer.headers["content-type"] == PROTOBUF
         response = decode_sample_response(answer.content)
         assert content["type"] == "sample"
+        assert len(content["sequences"]) == SAMPLE["num_samples"]
         pairs = zip(content["sequences"], response.sequences, strict=True)
         for ours, theirs in pairs:
             assert ours["tokens"] == theirs.tokens
@@ -90,11 +90,12 @@ def test_a_sample_reads_the_same_as_json_and_as_protobuf(home: Path, pico: Model
         assert content["prompt_logprobs"] == response.prompt_logprobs
         assert content["prompt_logprobs"][0] is None
         assert [row is None for row in content["topk_prompt_logprobs"]] == [True, False, False]
+        assert response.target_prompt_logprobs is not None
         assert content["target_prompt_logprobs"] == response.target_prompt_logprobs.to_dict()
         assert content["prompt_alt_tokens"]["tokens"]["shape"] == [2, 2]
 
 
-def test_numbers_that_json_has_no_form_for_are_still_valid_json() -> None:
+def test_nan_and_infinity_are_valid_json() -> None:
     odd = np.array([math.nan, math.inf, -math.inf, 1.0], dtype=np.float32)
     body = encode_forward_backward_output([{"logprobs": odd}], {"loss:sum": math.nan})
     content = json_result("forward_backward", body)
@@ -107,7 +108,7 @@ def test_numbers_that_json_has_no_form_for_are_still_valid_json() -> None:
     assert TypeAdapter(list[float]).validate_python(["NaN", "-Infinity"])[1] == -math.inf
 
 
-def test_a_large_result_is_announced_by_its_size_to_clients_that_allow_it(
+def test_large_result_is_announced_by_its_size_if_allowed(
     home: Path, pico: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Local(home, pico) as service:
@@ -115,7 +116,7 @@ def test_a_large_result_is_announced_by_its_size_to_clients_that_allow_it(
         future = service.send(run, "forward_backward", forward_backward_input=batch())
         whole = service.poll(future, accept=PROTOBUF, allow_metadata_only=True)
         assert whole.headers["content-type"] == PROTOBUF, "a small one comes at once"
-        monkeypatch.setattr(routes_futures, "INLINE_BYTES", len(whole.content) - 1)
+        monkeypatch.setattr(routes_futures, "MAX_INLINE_BYTES", len(whole.content) - 1)
         for accept in (PROTOBUF, "application/json"):
             assert service.poll(future, accept=accept, allow_metadata_only=True).json() == {
                 "status": "complete_metadata",
@@ -125,10 +126,10 @@ def test_a_large_result_is_announced_by_its_size_to_clients_that_allow_it(
             assert service.poll(future, accept=PROTOBUF, **body).content == whole.content
         failed = service.send(run, "optim_step", adam_params={"beta1": 2.0})
         answer = service.poll(failed, accept=PROTOBUF, allow_metadata_only=True).json()
-        assert answer["category"] == "user", "a failure is told as it is"
+        assert answer["category"] == "user", "a failure is never reduced to its size"
 
 
-def test_a_poll_ends_with_408_and_the_next_one_with_the_result(home: Path, pico: Model) -> None:
+def test_poll_returns_408_until_a_later_one_returns_the_result(home: Path, pico: Model) -> None:
     with Local(home, pico, poll_seconds=0.02) as service:
         run = service.new_run()
         second = service.send(run, "optim_step", 2, adam_params={})  # the first one is to come
@@ -143,22 +144,25 @@ def test_a_poll_ends_with_408_and_the_next_one_with_the_result(home: Path, pico:
         assert service.result(second)["metrics"]["optimizer_step"] == 1.0
 
 
-def test_a_poll_is_answered_as_soon_as_the_result_is_there(home: Path, pico: Model) -> None:
+def test_poll_returns_as_soon_as_the_result_exists(home: Path, pico: Model) -> None:
     with Local(home, pico, poll_seconds=3600.0) as service:  # no poll ends by itself
         run, twin = service.new_run(), service.new_run()
         assert service.train(run, 0) == service.train(twin, 0)
 
 
 @pytest.mark.parametrize("request_id", ["none", "", "é\u0000'; --", "0" * 32])
-def test_an_unknown_request_id_is_told_at_once(home: Path, pico: Model, request_id: str) -> None:
+def test_unknown_request_id_is_rejected_at_once(home: Path, pico: Model, request_id: str) -> None:
     with Local(home, pico, poll_seconds=3600.0) as service:
         for _ in range(2):
             answer = service.poll(request_id)
             assert answer.status_code == 404
-            assert answer.json() == {"detail": f"There is no future {request_id} here."}
+            assert answer.json() == {
+                "detail": f"There is no future {request_id} here: this service has not accepted "
+                "it, or it was deleted with its run or session."
+            }
 
 
-def test_a_damaged_result_is_told_however_often_it_is_asked_for(home: Path, pico: Model) -> None:
+def test_damaged_result_fails_every_poll(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         future = service.send(service.new_run(), "optim_step", adam_params={})
         service.result(future)
@@ -166,13 +170,11 @@ def test_a_damaged_result_is_told_however_often_it_is_asked_for(home: Path, pico
         database.execute("UPDATE operations SET result = x'7b7d' WHERE request_id = ?", [future])
     with service.after(poll_seconds=0.05) as service:
         for _ in range(2):
-            told = service.poll(future).json()
-            assert (told["category"], "is damaged" in told["error"]) == ("server", True)
+            failed = service.poll(future).json()
+            assert (failed["category"], "is damaged" in failed["error"]) == ("server", True)
 
 
-def test_results_and_failures_are_there_after_a_restart_to_the_byte(
-    home: Path, pico: Model
-) -> None:
+def test_results_and_failures_are_equal_after_a_restart(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         run = service.new_run()
         futures = [*service.step(run, 0), service.send(run, "save_weights", path="a")]
@@ -184,9 +186,7 @@ def test_results_and_failures_are_there_after_a_restart_to_the_byte(
         assert service.finished == [], "nothing is executed for it"
 
 
-def test_what_was_accepted_and_not_executed_resolves_after_a_restart(
-    home: Path, pico: Model
-) -> None:
+def test_pending_operation_resolves_after_a_restart(home: Path, pico: Model) -> None:
     with Local(home, pico, shutdown_seconds=0.01) as service:
         run, twin = service.new_run(), service.new_run()
         expected = service.train(twin, 0)
@@ -200,7 +200,7 @@ def test_what_was_accepted_and_not_executed_resolves_after_a_restart(
 
 
 def forms(service: Local, request_id: str) -> list[Any]:
-    """A result as every kind of client gets it."""
+    """Return a result in the form of every kind of client."""
     service.result(request_id)
     answers = [service.poll(request_id, accept=each) for each in ("application/json", PROTOBUF)]
     return [(each.status_code, each.headers["content-type"], each.content) for each in answers]

@@ -1,4 +1,4 @@
-"""Adapters that PEFT made, and archives, become checkpoints to train on from; nothing else does."""
+"""Imports: PEFT adapters and archives become checkpoints, and everything else is rejected."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import everstep
-from everstep.interchange.archive import files_of, pack
+from everstep.interchange.archive import adapter_files, pack
 from everstep.vault import Vault
+from everstep.vault.export import export
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
 from tests.scenario import MODEL, connect, data, train
@@ -30,7 +31,7 @@ IMPORT = "/api/v1/everstep/checkpoints/import"
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service without runs: nothing but what is asked of it changes its files."""
+    """A service without runs, whose files change only by requests."""
     running = Service(tmp_path_factory.mktemp("quiet") / "home")
     yield running
     running.stop()
@@ -41,7 +42,7 @@ def base_directory(service: Service) -> str:
 
 
 def peft_model(service: Service, seed: int = 0, **config: Any) -> PeftModel:
-    """A model of PEFT's whose adapter moves every logit."""
+    """A PEFT model whose adapter changes every logit."""
     base = AutoModelForCausalLM.from_pretrained(base_directory(service))
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config))
     torch.manual_seed(seed)
@@ -65,8 +66,8 @@ def upload(
     return httpx.post(url, params=query, content=body, headers=headers, timeout=60)
 
 
-def bring_in(service: Service, directory: Path, **query: Any) -> dict[str, Any]:
-    answer = upload(service, b"".join(pack(files_of(directory))), **query)
+def import_checkpoint(service: Service, directory: Path, **query: Any) -> dict[str, Any]:
+    answer = upload(service, b"".join(pack(adapter_files(directory))), **query)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -123,11 +124,11 @@ def our_logprobs(client: Any) -> np.ndarray:
     ],
     ids=["q-v", "all-linear", "rslora-mlp-head", "regex-first-layer"],
 )
-def test_an_adapter_of_pefts_gives_the_same_logits_and_trains(
+def test_peft_adapter_gives_the_same_logits_and_trains(
     service: Service, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     model = peft_model(service, **config)
-    imported = bring_in(service, saved(model, tmp_path / "peft"), name="theirs")
+    imported = import_checkpoint(service, saved(model, tmp_path / "peft"), name="theirs")
     assert imported["is_new"] and not imported["has_optimizer"]
     assert bool(imported["notes"]) == ("lora_dropout" in config)
 
@@ -144,7 +145,7 @@ def test_an_adapter_of_pefts_gives_the_same_logits_and_trains(
     trained = {name.split(".lora_")[0] for name in _tensors(vault, manifest)}
     theirs = load_file(tmp_path / "peft/adapter_model.safetensors")
     wanted = {name.split(".lora_")[0] for name in theirs if ".lora_" in name}
-    assert trained == wanted  # what they adapted, no more
+    assert trained == wanted  # exactly the adapted layers
 
 
 def _tensors(vault: Vault, manifest: Any) -> list[str]:
@@ -153,9 +154,9 @@ def _tensors(vault: Vault, manifest: Any) -> list[str]:
     return [n for n in json.loads(content[8 : 8 + size]) if n != "__metadata__"]
 
 
-def test_what_was_imported_is_listed_with_its_lineage(service: Service, tmp_path: Path) -> None:
+def test_imported_checkpoint_is_listed_with_its_lineage(service: Service, tmp_path: Path) -> None:
     model = peft_model(service, r=4, target_modules=["q_proj"])
-    imported = bring_in(
+    imported = import_checkpoint(
         service,
         saved(model, tmp_path / "peft"),
         name="from-them",
@@ -177,13 +178,13 @@ def test_what_was_imported_is_listed_with_its_lineage(service: Service, tmp_path
     }
 
 
-def test_half_precision_is_taken_as_it_is(service: Service, tmp_path: Path) -> None:
+def test_half_precision_adapter_is_imported_exactly(service: Service, tmp_path: Path) -> None:
     model = peft_model(service, r=4, target_modules=["q_proj", "up_proj"])
     directory = saved(model, tmp_path / "peft")
     weights = load_file(directory / "adapter_model.safetensors")
     half = {name: array.astype(np.float16) for name, array in weights.items()}
     save_file(half, directory / "adapter_model.safetensors")
-    imported = bring_in(service, directory)
+    imported = import_checkpoint(service, directory)
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -194,9 +195,7 @@ def test_half_precision_is_taken_as_it_is(service: Service, tmp_path: Path) -> N
     assert np.abs(our_logprobs(training) - peft_logprobs(model)).max() < 1e-5
 
 
-def test_an_archive_as_the_hosted_service_gives_it_is_taken(
-    service: Service, tmp_path: Path
-) -> None:
+def test_archive_of_the_hosted_service_is_imported(service: Service, tmp_path: Path) -> None:
     files = contents(saved(peft_model(service, r=4, target_modules=["q_proj"]), tmp_path / "peft"))
     body = tar(
         {f"./{name}": content for name, content in files.items()} | {"checkpoint_complete": b""}
@@ -205,17 +204,17 @@ def test_an_archive_as_the_hosted_service_gives_it_is_taken(
     assert answer.status_code == 200, answer.text
 
 
-def test_a_checkpoint_without_optimizer_state_says_so_when_that_is_wanted(
+def test_load_with_optimizer_fails_without_optimizer_state(
     service: Service, tmp_path: Path
 ) -> None:
     directory = saved(peft_model(service, r=4, target_modules=["q_proj"]), tmp_path / "peft")
-    imported = bring_in(service, directory)
+    imported = import_checkpoint(service, directory)
     client = connect(everstep, service.url)
     with pytest.raises(everstep.RequestFailedError, match="no optimizer state"):
         client.create_training_client_from_state_with_optimizer(imported["tinker_path"]).result()
 
 
-def test_an_everstep_checkpoint_comes_in_with_its_optimizer_and_goes_on_to_the_bit(
+def test_everstep_checkpoint_is_imported_with_its_optimizer_and_resumes_exactly(
     service: Service, tmp_path: Path
 ) -> None:
     client = connect(everstep, service.url)
@@ -225,9 +224,9 @@ def test_an_everstep_checkpoint_comes_in_with_its_optimizer_and_goes_on_to_the_b
     parsed = parse_path(training.save_state("here", user_metadata={"a": "b"}).result().path)
     vault = Vault(service.home / "vault", writer=False)
     manifest = vault.manifest("training", parsed.run_id, "here")
-    vault.export(manifest, tmp_path / "out")
+    export(vault, manifest, tmp_path / "out")
     (tmp_path / "out/manifest.json").write_bytes(manifest.encode())
-    imported = bring_in(service, tmp_path / "out", source=str(parsed))
+    imported = import_checkpoint(service, tmp_path / "out", source=str(parsed))
     assert (imported["has_optimizer"], imported["step"], imported["notes"]) == (True, 2, [])
 
     path = imported["tinker_path"]
@@ -239,30 +238,32 @@ def test_an_everstep_checkpoint_comes_in_with_its_optimizer_and_goes_on_to_the_b
     assert (copy.lora, copy.user_metadata) == (manifest.lora, {"a": "b"})
 
 
-def test_a_retry_makes_no_second_one(service: Service, tmp_path: Path) -> None:
+def test_retry_imports_no_second_checkpoint(service: Service, tmp_path: Path) -> None:
     directory = saved(peft_model(service, r=4, target_modules=["q_proj"]), tmp_path / "peft")
-    first, second = (bring_in(service, directory, key="once-only") for _ in range(2))
+    first, second = (import_checkpoint(service, directory, key="once-only") for _ in range(2))
     assert first["tinker_path"] == second["tinker_path"]
     assert (first["is_new"], second["is_new"]) == (True, False)
-    other = bring_in(service, directory, key="another")
+    other = import_checkpoint(service, directory, key="another")
     assert other["tinker_path"] != first["tinker_path"]
 
 
-def test_a_collection_is_one_run_of_one_geometry(service: Service, tmp_path: Path) -> None:
+def test_collection_is_one_run_of_one_geometry(service: Service, tmp_path: Path) -> None:
     one = saved(peft_model(service, r=4, target_modules=["q_proj"]), tmp_path / "1")
     two = saved(peft_model(service, 1, r=4, target_modules=["q_proj"]), tmp_path / "2")
     other = saved(peft_model(service, r=4, target_modules=["v_proj"]), tmp_path / "3")
     wanted = {"collection": "https://there/run"}
-    first = bring_in(service, one, name="a", **wanted)
-    second = bring_in(service, two, name="b", kind="sampler", **wanted)
+    first = import_checkpoint(service, one, name="a", **wanted)
+    second = import_checkpoint(service, two, name="b", kind="sampler", **wanted)
     runs = {parse_path(each["tinker_path"]).run_id for each in (first, second)}
     assert len(runs) == 1
-    assert not bring_in(service, one, name="a", **wanted)["is_new"]
+    assert not import_checkpoint(service, one, name="a", **wanted)["is_new"]
 
-    packed = b"".join(pack(files_of(two)))
+    packed = b"".join(pack(adapter_files(two)))
     assert "already exists" in refused(service, packed, name="a", **wanted)
-    assert bring_in(service, two, name="a", overwrite=True, **wanted)["is_new"]
-    assert "collection" in refused(service, b"".join(pack(files_of(other))), name="c", **wanted)
+    assert import_checkpoint(service, two, name="a", overwrite=True, **wanted)["is_new"]
+    assert "collection" in refused(
+        service, b"".join(pack(adapter_files(other))), name="c", **wanted
+    )
 
 
 def with_config(directory: Path, **fields: Any) -> bytes:
@@ -296,7 +297,7 @@ def with_config(directory: Path, **fields: Any) -> bytes:
         ("base_model_name_or_path", "somebody/else"),
     ],
 )
-def test_what_can_not_be_represented_is_refused_by_its_field(
+def test_unsupported_configuration_is_rejected_by_field(
     service: Service, peft_directory: Path, field: str, value: Any
 ) -> None:
     text = refused(service, with_config(peft_directory, **{field: value}))
@@ -334,19 +335,19 @@ B = A.replace("lora_A", "lora_B")
         (lambda w: w.update({A: w[A][:, :-1].copy()}), "target_modules"),
         (lambda w: w.update({A: w[A].ravel()}), "no matrix"),
         (lambda w: w.update({A: w[A].astype(np.int32)}), "I32"),
-        (lambda w: w.update({A: w[A] * np.float32("nan")}), "finite"),
+        (lambda w: w.update({A: w[A] * np.float32("nan")}), "has diverged"),
         (lambda w: w.update({"lm_head.weight": w[A]}), "lm_head.weight"),
     ],
     ids=["alone", "odd", "unknown", "width", "flat", "integers", "nan", "foreign"],
 )
-def test_tensors_that_do_not_fit_are_refused_by_name(
+def test_misshaped_tensors_are_rejected_by_name(
     service: Service, peft_directory: Path, change: Any, named: str
 ) -> None:
     assert named in refused(service, with_tensors(peft_directory, change))
 
 
-def test_a_weight_that_is_not_the_bases_is_refused(service: Service, tmp_path: Path) -> None:
-    """PEFT saves the head's own weight beside an adapter of it; a changed one can't be had."""
+def test_weight_of_an_unknown_module_is_rejected(service: Service, tmp_path: Path) -> None:
+    """PEFT saves the head's weight beside its adapter. A changed one is not supported."""
     model = peft_model(service, r=4, target_modules=["lm_head"])
     directory = saved(model, tmp_path / "adapter")
     [name] = [n for n in load_file(directory / "adapter_model.safetensors") if "lora" not in n]
@@ -355,14 +356,14 @@ def test_a_weight_that_is_not_the_bases_is_refused(service: Service, tmp_path: P
     )
 
 
-def test_another_base_model_has_to_be_meant(service: Service, peft_directory: Path) -> None:
+def test_different_base_model_must_be_named(service: Service, peft_directory: Path) -> None:
     body = with_config(peft_directory, base_model_name_or_path="somebody/else")
     assert "--base-model" in refused(service, body)
     assert upload(service, body, base_model=MODEL).status_code == 200
     assert "not served" in refused(service, body, base_model="no/such")
 
 
-def test_a_pickle_is_refused_with_what_to_do(service: Service, peft_directory: Path) -> None:
+def test_pickle_is_rejected_with_the_remedy(service: Service, peft_directory: Path) -> None:
     files = contents(peft_directory)
     files["adapter_model.bin"] = files.pop("adapter_model.safetensors")
     text = refused(service, tar(files))
@@ -408,20 +409,18 @@ def member(name: str, **fields: Any) -> bytes:
         ),
     ],
 )
-def test_what_is_not_to_be_trusted_is_refused(quiet: Service, body: bytes) -> None:
+def test_untrusted_archives_are_rejected(quiet: Service, body: bytes) -> None:
     before = {path for path in quiet.home.rglob("*") if path.is_file()}
     assert refused(quiet, body)
     made = {path for path in quiet.home.rglob("*") if path.is_file()} - before
     assert not [path for path in made if "imports" in path.parts or "blobs" in path.parts]
 
 
-def test_optimizer_state_needs_the_manifest_that_vouches_for_it(
-    service: Service, peft_directory: Path
-) -> None:
+def test_optimizer_state_requires_its_manifest(service: Service, peft_directory: Path) -> None:
     files = contents(peft_directory) | {"optimizer.safetensors": b"\2\0\0\0\0\0\0\0{}"}
     assert "manifest.json" in refused(service, tar(files))
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".x", "a b"])
-def test_names_are_held_to_the_rule(service: Service, peft_directory: Path, name: str) -> None:
-    assert "name" in refused(service, b"".join(pack(files_of(peft_directory))), name=name)
+def test_invalid_names_are_rejected(service: Service, peft_directory: Path, name: str) -> None:
+    assert "name" in refused(service, b"".join(pack(adapter_files(peft_directory))), name=name)

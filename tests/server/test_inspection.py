@@ -1,4 +1,4 @@
-"""Everstep's own calls about one checkpoint: details, verification, tags; over restarts."""
+"""Inspection of checkpoints: details, verification and tags, also after restarts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
-from everstep.cli import app
+from everstep.cli.app import app
 from everstep.engine import Model
 from everstep.vault import Vault
-from everstep.vault.keys import blob_key
+from everstep.vault.storage.keys import blob_key
 from tests.runtime.local import Local
 
 METADATA = {"note": "é", "loss": "0.5"}
@@ -54,13 +54,13 @@ def tag_events(local: Local) -> list[Any]:
     return [each for each in entries if each["event"] == "checkpoint_tag"]
 
 
-def test_the_service_says_what_it_is(local: Local) -> None:
+def test_info_identifies_the_service(local: Local) -> None:
     assert local.http.get("get_server_capabilities").is_success  # once it has its models
     info = local.http.get("everstep/info").json()
     assert info["service"] == "everstep" and info["ready"] is True and info["version"]
 
 
-def test_a_checkpoint_is_told_in_every_detail(local: Local) -> None:
+def test_details_describe_a_checkpoint_completely(local: Local) -> None:
     path = saved(local)
     details = ask(local, "details", tinker_path=path)
     assert (details["step"], details["user_metadata"]) == (1, METADATA)
@@ -70,9 +70,7 @@ def test_a_checkpoint_is_told_in_every_detail(local: Local) -> None:
     assert len(files["optimizer.safetensors"]["blake3"]) == 64
 
 
-def test_a_sound_checkpoint_verifies_and_a_damaged_one_names_its_file(
-    local: Local, home: Path
-) -> None:
+def test_verification_names_the_damaged_file(local: Local, home: Path) -> None:
     path = saved(local)
     sound = ask(local, "verify", tinker_path=path)
     assert sound["ok"] and [each["error"] for each in sound["files"]] == [None] * 3
@@ -88,7 +86,7 @@ def test_a_sound_checkpoint_verifies_and_a_damaged_one_names_its_file(
     assert "missing" in str(ask(local, "verify", tinker_path=path))
 
 
-def test_tags_are_set_changed_and_taken_away(local: Local) -> None:
+def test_tags_can_be_set_changed_and_removed(local: Local) -> None:
     path = saved(local)
     for _ in range(2):  # a retry is no error, and nothing new
         now = ask(local, "tag", tinker_path=path, tags={"good": "yes", "note": "n"}, remove=["x"])
@@ -101,7 +99,7 @@ def test_tags_are_set_changed_and_taken_away(local: Local) -> None:
     assert metadata(local, path) == {}
 
 
-def test_tags_that_can_not_be_are_refused(local: Local) -> None:
+def test_invalid_tags_are_rejected(local: Local) -> None:
     path = saved(local)
     status, text = refusal(local, "tag", tinker_path=path, tags={"everstep_loop": "x"})
     assert status == 400 and "training loop" in text
@@ -113,12 +111,12 @@ def test_tags_that_can_not_be_are_refused(local: Local) -> None:
     assert metadata(local, path) == METADATA
 
 
-def test_tags_survive_a_failure_between_the_ledger_and_the_vault_and_a_rebuild(
+def test_tags_survive_a_failure_between_ledger_and_vault_and_a_rebuild(
     home: Path, pico: Model
 ) -> None:
     with Local(home, pico) as local:
         path = saved(local)
-        with mock.patch.object(Vault, "mark", side_effect=OSError("no disk")):
+        with mock.patch.object(Vault, "set_metadata", side_effect=OSError("no disk")):
             assert refusal(local, "tag", tinker_path=path, tags={"good": "yes"})[0] == 503
     wanted = METADATA | {"good": "yes"}
     with Local(home, pico) as local:
@@ -129,7 +127,8 @@ def test_tags_survive_a_failure_between_the_ledger_and_the_vault_and_a_rebuild(
     assert done.exit_code == 0 and json.loads(done.output)["ok"], done.output
     with Local(home, pico) as local:
         assert metadata(local, path) == wanted
-        body = {"source_path": path, "destination_project_id": "p"}
-        copy = local.post("copy_weights", **body)["tinker_path"]
+        copy = local.post("copy_weights", source_path=path, destination_project_id="p")[
+            "tinker_path"
+        ]
         assert metadata(local, copy) == wanted
         assert ask(local, "details", tinker_path=copy)["user_metadata"] == wanted

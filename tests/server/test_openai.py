@@ -1,4 +1,4 @@
-"""The OpenAI-compatible surface, through the official ``openai`` client."""
+"""OpenAI-compatible API, through the official ``openai`` client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tinker(service: Service) -> Iterator[everstep.ServiceClient]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tinker: everstep.ServiceClient) -> str:
-    """A sampler checkpoint of a run that has learned something."""
+    """A sampler checkpoint of a trained run."""
     run = tinker.create_lora_training_client(MODEL, rank=4, seed=1).result()
     train(everstep, run, 3)
     path = run.save_weights_for_sampler("openai").result().path
@@ -45,16 +45,16 @@ def checkpoint(tinker: everstep.ServiceClient) -> str:
 def sampled(
     tinker: everstep.ServiceClient, tokens: list[int], **params: Any
 ) -> everstep.SampleResponse:
-    """What the Tinker protocol gives for a prompt."""
+    """Return the text that the Tinker protocol samples for a prompt."""
     model = params.pop("model", MODEL)
-    place = {"model_path": model} if model.startswith("tinker://") else {"base_model": model}
-    sampler = tinker.create_sampling_client(**place).result()
+    source = {"model_path": model} if model.startswith("tinker://") else {"base_model": model}
+    sampler = tinker.create_sampling_client(**source).result()
     return sampler.sample(
         everstep.ModelInput.from_ints(tokens), 1, everstep.SamplingParams(**params)
     ).result()
 
 
-def test_models_are_base_models_and_checkpoints(client: openai.OpenAI, checkpoint: str) -> None:
+def test_models_list_base_models_and_checkpoints(client: openai.OpenAI, checkpoint: str) -> None:
     found = {model.id: model for model in client.models.list()}
     assert MODEL in found
     assert checkpoint in found
@@ -67,7 +67,7 @@ def test_models_are_base_models_and_checkpoints(client: openai.OpenAI, checkpoin
 
 
 @pytest.mark.parametrize("of", ["base", "checkpoint"])
-def test_a_completion_is_what_the_tinker_protocol_samples(
+def test_completion_equals_a_sample_of_the_tinker_protocol(
     client: openai.OpenAI, tinker: everstep.ServiceClient, checkpoint: str, of: str
 ) -> None:
     model = MODEL if of == "base" else checkpoint
@@ -93,10 +93,10 @@ def test_several_prompts_and_choices_keep_their_order(client: openai.OpenAI) -> 
         assert [choice.text for choice in mine] == [choice.text for choice in alone.choices]
 
 
-def test_an_echoed_prompt_has_the_logprobs_of_the_tinker_protocol(
+def test_echoed_prompt_has_the_logprobs_of_the_tinker_protocol(
     client: openai.OpenAI, tinker: everstep.ServiceClient
 ) -> None:
-    """What evaluation harnesses ask: a text's likelihood, with nothing drawn."""
+    """Evaluation harnesses request a text's likelihood without drawing anything."""
     tokens = list(PROMPT.encode())
     made = client.completions.create(
         model=MODEL, prompt=PROMPT, max_tokens=0, echo=True, logprobs=2
@@ -112,10 +112,12 @@ def test_an_echoed_prompt_has_the_logprobs_of_the_tinker_protocol(
     tops = choice.logprobs.top_logprobs
     assert tops is not None
     assert tops[0] is None
-    assert all(len(top) >= 2 for top in tops[1:])
+    assert len(tops) == len(tokens) > 1
+    assert all(len(top) >= 2 for top in tops[1:] if top is not None)
+    assert None not in tops[1:]
 
 
-def test_what_stops_a_completion_does_not_belong_to_it(client: openai.OpenAI) -> None:
+def test_completion_excludes_its_stop_string(client: openai.OpenAI) -> None:
     free = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=40, seed=5)
     text = free.choices[0].text
     stop = next(c for c in text[5:] if c.isascii() and c.isprintable() and c not in text[:5])
@@ -126,7 +128,7 @@ def test_what_stops_a_completion_does_not_belong_to_it(client: openai.OpenAI) ->
     assert stopped.choices[0].finish_reason == "stop"
 
 
-def test_a_chat_goes_through_the_models_template(
+def test_chat_uses_the_models_template(
     client: openai.OpenAI, tinker: everstep.ServiceClient, checkpoint: str
 ) -> None:
     prompt = "system: Be brief.\nuser: Hello\nassistant: "
@@ -142,7 +144,7 @@ def test_a_chat_goes_through_the_models_template(
         assert made.usage == expected.usage
 
 
-def test_a_chats_logprobs_are_of_its_tokens(client: openai.OpenAI) -> None:
+def test_chat_logprobs_belong_to_its_tokens(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=6, seed=2, logprobs=True, top_logprobs=3
     )
@@ -156,7 +158,7 @@ def test_a_chats_logprobs_are_of_its_tokens(client: openai.OpenAI) -> None:
         assert token.bytes is None or bytes(token.bytes).decode() == token.token
 
 
-def test_a_stream_is_the_whole_answer_in_parts(client: openai.OpenAI, checkpoint: str) -> None:
+def test_streamed_parts_join_to_the_whole_answer(client: openai.OpenAI, checkpoint: str) -> None:
     asked: dict[str, Any] = {
         "model": checkpoint,
         "prompt": [PROMPT, "Another"],
@@ -172,17 +174,18 @@ def test_a_stream_is_the_whole_answer_in_parts(client: openai.OpenAI, checkpoint
     )
     assert parts[-1].choices == []
     assert parts[-1].usage == whole.usage
+    assert len(whole.choices) == 4
     for choice in whole.choices:
         mine = [p.choices[0] for p in parts if p.choices and p.choices[0].index == choice.index]
         assert "".join(each.text for each in mine) == choice.text
-        assert mine[-1].finish_reason == choice.finish_reason
-        assert all(each.finish_reason is None for each in mine[:-1])
+        reasons = [each.finish_reason for each in mine]
+        assert reasons == [*[None] * (len(mine) - 1), choice.finish_reason]
         assert choice.logprobs is not None
         streamed = [x for each in mine if each.logprobs for x in each.logprobs.tokens or []]
         assert streamed == choice.logprobs.tokens
 
 
-def test_a_chat_streams(client: openai.OpenAI) -> None:
+def test_chat_can_be_streamed(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "messages": CHAT, "max_tokens": 30, "seed": 4}
     whole = client.chat.completions.create(**asked)
     with client.chat.completions.create(**asked, stream=True) as stream:
@@ -207,7 +210,7 @@ async def _gather(base_url: str) -> list[str]:
     return [each.choices[0].text for each in made]
 
 
-def test_requests_side_by_side_are_those_alone(client: openai.OpenAI, service: Service) -> None:
+def test_concurrent_requests_equal_single_ones(client: openai.OpenAI, service: Service) -> None:
     import asyncio
 
     found = asyncio.run(_gather(f"{service.url}/v1"))
@@ -218,7 +221,7 @@ def test_requests_side_by_side_are_those_alone(client: openai.OpenAI, service: S
     assert found == [each.choices[0].text for each in alone] * 2
 
 
-def test_a_retry_with_the_same_key_draws_nothing_anew(service: Service) -> None:
+def test_retry_with_the_same_key_draws_nothing_again(service: Service) -> None:
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5}
     headers = {"Idempotency-Key": "once", "Authorization": "Bearer tml-local"}
     first, second = (
@@ -245,7 +248,7 @@ def test_a_retry_with_the_same_key_draws_nothing_anew(service: Service) -> None:
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
     ],
 )
-def test_what_is_wrong_is_told(
+def test_invalid_requests_are_rejected_with_the_reason(
     client: openai.OpenAI, wrong: dict[str, Any], error: type[openai.APIStatusError], says: str
 ) -> None:
     asked: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 3, **wrong}
@@ -256,7 +259,7 @@ def test_what_is_wrong_is_told(
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_a_chat_of_no_tokens_is_refused(client: openai.OpenAI, field: str) -> None:
+def test_chat_without_tokens_is_rejected(client: openai.OpenAI, field: str) -> None:
     asked: dict[str, Any] = {"model": MODEL, "messages": CHAT, field: 0}
     with pytest.raises(openai.BadRequestError, match=f"{field}: .* greater than or equal to 1"):
         client.chat.completions.create(**asked)
@@ -265,13 +268,13 @@ def test_a_chat_of_no_tokens_is_refused(client: openai.OpenAI, field: str) -> No
     assert made.usage.completion_tokens == 1
 
 
-def test_tools_are_refused_and_not_forgotten(client: openai.OpenAI) -> None:
+def test_tools_are_rejected_rather_than_ignored(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(openai.BadRequestError, match="tools is not supported"):
         client.chat.completions.create(model=MODEL, messages=CHAT, tools=[tool])
 
 
-def test_fields_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
+def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(
         model=MODEL,
         messages=CHAT,
@@ -285,17 +288,18 @@ def test_fields_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
     assert made.object == "chat.completion"
 
 
-def test_events_end_as_openais_do(service: Service) -> None:
+def test_stream_ends_like_openais(service: Service) -> None:
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 3, "stream": True}
     with httpx.stream("POST", f"{service.url}/v1/completions", json=body, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
+    assert len(lines) > 1
     assert lines[-1] == "data: [DONE]"
     assert all(json.loads(line.removeprefix("data: "))["id"] for line in lines[:-1])
 
 
-def test_who_leaves_leaves_nothing_to_be_drawn(service: Service, client: openai.OpenAI) -> None:
-    """A reader hangs up in the middle; the sample is cancelled, and its future says so."""
+def test_disconnect_cancels_the_samples(service: Service, client: openai.OpenAI) -> None:
+    """The client disconnects mid-stream. The sample's future fails as cancelled."""
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 2000, "stream": True, "n": 8}
     with httpx.stream("POST", f"{service.url}/v1/completions", json=body, timeout=60) as answer:
         line = next(line for line in answer.iter_lines() if line)
@@ -305,8 +309,8 @@ def test_who_leaves_leaves_nothing_to_be_drawn(service: Service, client: openai.
     assert "cancelled" in ended.json()["error"]
 
 
-def test_who_leaves_with_a_key_may_come_back_for_the_answer(service: Service) -> None:
-    """A lost connection looks like a reader that leaves; the retry gets what was drawn."""
+def test_disconnect_with_a_key_keeps_the_samples(service: Service) -> None:
+    """A lost connection looks like a disconnect. The retry gets the same samples."""
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 200, "seed": 3}
     headers, url = {"Idempotency-Key": "back"}, f"{service.url}/v1/completions"
     stream = body | {"stream": True}
@@ -317,8 +321,9 @@ def test_who_leaves_with_a_key_may_come_back_for_the_answer(service: Service) ->
     assert again["choices"] == httpx.post(url, json=body, timeout=60).json()["choices"]
 
 
-def test_an_answer_outlives_the_service(tmp_path: Path) -> None:
-    """What was accepted is drawn after a SIGKILL; the retry with its key gets it."""
+@pytest.mark.long(reason="two starts of a real service, with a SIGKILL between them")
+def test_answer_survives_the_service(tmp_path: Path) -> None:
+    """Accepted samples are drawn after a SIGKILL, and a retry with the key gets them."""
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 300, "seed": 1}
     headers = {"Idempotency-Key": "kept"}
     first = Service(tmp_path / "home")
@@ -330,8 +335,8 @@ def test_an_answer_outlives_the_service(tmp_path: Path) -> None:
     second = Service(tmp_path / "home")
     try:
         kept = httpx.post(second.url + path, json=body, headers=headers, timeout=60).json()
-        anew = httpx.post(second.url + path, json=body, timeout=60).json()
+        repeated = httpx.post(second.url + path, json=body, timeout=60).json()
     finally:
         second.stop()
     assert kept["id"] == json.loads(line.removeprefix("data: "))["id"]
-    assert kept["choices"] == anew["choices"]
+    assert kept["choices"] == repeated["choices"]

@@ -1,4 +1,4 @@
-"""What a service that is starting, busy or asked for the wrong thing tells OpenAI's clients."""
+"""OpenAI-compatible errors: of a starting or busy service, and for unsupported requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 
 from everstep.engine import Model
 from everstep.runtime import Runtime
-from everstep.runtime.tokenizers import write_tokenizer
-from tests.runtime import local as local_module
-from tests.runtime.local import Gate, Local
+from everstep.worker.protocol.tokenizer_files import write_tokenizer
+from tests.runtime.local import Local
 from tests.runtime.test_samples import sampler, submit
 from tests.scenario import MODEL
 
@@ -27,8 +26,8 @@ CHAT: Any = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture
 def local(home: Path, pico: Model) -> Iterator[Local]:
-    with Local(home, pico, most_samples=1) as service:
-        write_tokenizer(home, MODEL, pico.tokenizer)
+    with Local(home, pico, max_inflight_samples=1) as service:
+        write_tokenizer(home, MODEL, pico.tokenizer, pico.info.source)
         yield service
 
 
@@ -48,13 +47,8 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
     return client.completions.create(**asked | more)
 
 
-def test_a_service_that_is_starting_is_waited_for(home: Path, pico: Model) -> None:
-    gate, environment = Gate(), local_module.environment
-
-    def at_the_gate() -> Any:
-        gate.pass_through()
-        return environment()
-
+def test_requests_wait_for_a_starting_service(home: Path, pico: Model) -> None:
+    starting = Local(home, pico)
     waits, loaded = threading.Event(), Runtime.loaded
 
     async def wait(runtime: Runtime) -> None:
@@ -63,35 +57,34 @@ def test_a_service_that_is_starting_is_waited_for(home: Path, pico: Model) -> No
 
     with (
         mock.patch.object(Runtime, "loaded", wait),
-        mock.patch.object(local_module, "environment", at_the_gate),
-        gate.shut(),
+        starting.loading.shut(),
         ThreadPoolExecutor(1) as pool,
-        Local(home, pico) as service,
+        starting as service,
     ):
-        write_tokenizer(home, MODEL, pico.tokenizer)
+        write_tokenizer(home, MODEL, pico.tokenizer, pico.info.source)
         made = pool.submit(ask, client_of(service))
         made.add_done_callback(lambda _: waits.set())
         assert waits.wait(60)
         assert not made.done(), "it is answered when the models are loaded, and not before"
-        gate.open()
+        starting.loading.open()
         assert made.result(60).choices[0].finish_reason == "length"
 
 
-def test_a_busy_service_says_when_to_come_again_and_draws_nothing_for_who_was_refused(
+def test_busy_service_returns_retry_headers_and_draws_nothing(
     local: Local, client: openai.OpenAI
 ) -> None:
     name = sampler(local)
     with local.steps.shut():
-        with pytest.raises(openai.RateLimitError, match="samples are waiting") as busy:
-            ask(client, prompt=[PROMPT, PROMPT])  # there is room for the first
+        with pytest.raises(openai.RateLimitError, match="samples are queued or executing") as busy:
+            ask(client, prompt=[PROMPT, PROMPT])  # only the first can be accepted
         assert busy.value.code == "rate_limit_exceeded"
-        told = busy.value.response.headers
-        assert (told["retry-after"], told["retry-after-ms"]) == ("1", "1000")
-        assert submit(local, name), "the first has left its place"
+        headers = busy.value.response.headers
+        assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "1000")
+        assert submit(local, name), "the first was cancelled"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_wrong_prompt_refuses_them_all_at_once(
+def test_one_invalid_prompt_rejects_the_whole_request(
     local: Local, client: openai.OpenAI, stream: bool
 ) -> None:
     name = sampler(local)
@@ -102,24 +95,25 @@ def test_one_wrong_prompt_refuses_them_all_at_once(
         assert submit(local, name), "the right one is not drawn either"
 
 
-def test_a_stream_with_an_echoed_prompts_logprobs_is_the_whole_answer(
+def test_stream_with_echoed_logprobs_equals_the_whole_answer(
     client: openai.OpenAI,
 ) -> None:
     asked: dict[str, Any] = {"echo": True, "logprobs": 2, "n": 2}
     whole = ask(client, **asked)
     parts = [each.choices[0] for each in ask(client, **asked, stream=True) if each.choices]
+    assert len(whole.choices) == 2
     for choice in whole.choices:
         mine = [part for part in parts if part.index == choice.index]
         assert "".join(part.text for part in mine) == choice.text
         scored = [part.logprobs for part in mine if part.logprobs]
-        told = [score for each in scored for score in each.token_logprobs or []]
-        assert told == choice.logprobs.token_logprobs
-        assert told[0] is None and None not in told[1:]
+        scores = [score for each in scored for score in each.token_logprobs or []]
+        assert scores == choice.logprobs.token_logprobs
+        assert scores[0] is None and None not in scores[1:]
         tops = [top for each in scored for top in each.top_logprobs or []]
         assert tops == choice.logprobs.top_logprobs
 
 
-def test_usage_is_told_in_the_last_part_and_nowhere_else(local: Local) -> None:
+def test_usage_is_only_in_the_last_part_of_a_stream(local: Local) -> None:
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4, "stream": True}
     options = {"stream_options": {"include_usage": True}}
     usages = []
@@ -133,7 +127,7 @@ def test_usage_is_told_in_the_last_part_and_nowhere_else(local: Local) -> None:
     assert last == {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
 
 
-def test_of_a_chats_two_bounds_the_newer_counts(client: openai.OpenAI) -> None:
+def test_newer_chat_bound_takes_precedence(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(
         model=MODEL, messages=CHAT, max_completion_tokens=2, max_tokens=9, seed=1
     )
@@ -153,7 +147,7 @@ def test_of_a_chats_two_bounds_the_newer_counts(client: openai.OpenAI) -> None:
         ("suffix", "end", ""),
     ],
 )
-def test_what_would_change_the_answer_is_refused_by_name(
+def test_unsupported_fields_are_rejected_by_name(
     client: openai.OpenAI, field: str, value: Any, neutral: Any
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=f"{field} is not supported here"):
@@ -175,14 +169,14 @@ def test_what_would_change_the_answer_is_refused_by_name(
         ("web_search_options", {"a": 1}),
     ],
 )
-def test_what_a_chat_cant_have_is_refused_by_name(
+def test_unsupported_chat_fields_are_rejected_by_name(
     client: openai.OpenAI, field: str, value: Any
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=f"{field} is not supported here"):
         client.chat.completions.create(model=MODEL, messages=CHAT, extra_body={field: value})
 
 
-def test_a_model_without_a_template_says_what_to_use_instead(
+def test_model_without_a_template_is_rejected_with_the_alternative(
     client: openai.OpenAI, pico: Model
 ) -> None:
     with (
@@ -192,15 +186,15 @@ def test_a_model_without_a_template_says_what_to_use_instead(
         client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=2)
 
 
-def test_a_tokenizer_that_is_no_file_says_what_to_use_instead(client: openai.OpenAI) -> None:
+def test_tokenizer_without_a_file_is_rejected_with_the_alternative(client: openai.OpenAI) -> None:
     with (
-        mock.patch("everstep.runtime.text_completions.tokenizer_files", return_value={}),
+        mock.patch("everstep.runtime.sampling.openai.decoder_file", return_value=None),
         pytest.raises(openai.BadRequestError, match="Sample tokens over the Tinker protocol"),
     ):
         ask(client)
 
 
-def test_a_role_or_a_content_that_is_unknown_is_told(client: openai.OpenAI) -> None:
+def test_unknown_role_or_content_is_rejected(client: openai.OpenAI) -> None:
     image: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     with pytest.raises(openai.BadRequestError, match="content"):
         client.chat.completions.create(model=MODEL, messages=image, max_tokens=2)

@@ -1,4 +1,4 @@
-"""/openapi.json describes the whole service, and what clients really send fits it."""
+"""/openapi.json describes the whole service, and the requests of real clients match it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from fastapi.routing import APIRoute
 
 from everstep.engine import Model
 from everstep.server import create_app
-from everstep.wire.proto import PROTOBUF
+from everstep.wire.codecs.proto import PROTOBUF
 from tests.client import test_same_requests as official
-from tests.runtime.local import MODEL, Local, batch
+from tests.runtime.local import Local, batch
+from tests.scenario import MODEL
 from tests.server.json_schema import ANNOTATIONS, BOUNDS, LENGTHS, TYPES, problems, schemas_in
 
 PREFIX = "/api/v1"
 METHODS = ("get", "head", "put", "post", "delete", "patch")
 BODIES = ("post", "put", "patch")
-WITHOUT_BODY = ("/publish", "/auth/token", "_upload_start", "_upload_finish")
+WITHOUT_BODY = ("/v1/responses", "/publish", "/auth/token", "_upload_start", "_upload_finish")
 UPLOADS = ("/checkpoints/import",)
-"""How the routes end whose requests say all they say by their address."""
+"""Endings of routes that take an archive, whose options are in the URL."""
 KEYWORDS = {
     *("$ref", "type", "const", "enum", "anyOf", "oneOf", "items", "prefixItems"),
     *("properties", "required", "additionalProperties"),
@@ -52,7 +53,7 @@ def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def request_schema(document: Any, method: str, path: str) -> Any:
-    """The JSON schema of what a route takes, by a path as it was requested."""
+    """Return the JSON schema of a route's body, by a requested path."""
     for template, methods in document["paths"].items():
         pattern = re.sub(r"\{[^}]+\}", "[^/]+", template.removeprefix(PREFIX))
         if re.fullmatch(pattern, path) and method.lower() in methods:
@@ -61,7 +62,7 @@ def request_schema(document: Any, method: str, path: str) -> Any:
     return None
 
 
-def test_every_route_is_described_with_what_it_takes(app: Any, document: Any) -> None:
+def test_every_route_describes_its_body(app: Any, document: Any) -> None:
     described = {(method, path) for method, path, _ in operations(document)}
     assert described == everything_routed(app)
     for method, path, operation in operations(document):
@@ -82,13 +83,14 @@ def test_every_route_is_described_with_what_it_takes(app: Any, document: Any) ->
 
 
 def everything_routed(app: Any) -> set[tuple[str, str]]:
-    """Method and path of every route, found by walking the application, not its document."""
+    """Return method and path of every route from the application's routes, not its document."""
     found: set[tuple[str, str]] = set()
 
     def walk(routes: Any, prefix: str) -> None:
         for route in routes:
             if isinstance(route, APIRoute):
                 path = re.sub(r":\w+\}", "}", prefix + route.path)
+                assert route.methods
                 found.update((method.lower(), path) for method in route.methods)
             inner = getattr(route, "original_router", None)
             if inner is not None:
@@ -99,8 +101,10 @@ def everything_routed(app: Any) -> set[tuple[str, str]]:
     return found
 
 
-def test_every_error_is_described_as_it_is_answered(document: Any) -> None:
-    for method, path, operation in operations(document):
+def test_every_error_is_described_in_its_form(document: Any) -> None:
+    described = list(operations(document))
+    assert described
+    for method, path, operation in described:
         answers = operation["responses"]
         assert "422" not in answers, f"{path}: FastAPI's own error is answered as 400"
         assert any(status.startswith("2") for status in answers), path
@@ -129,7 +133,7 @@ def test_query_parameters_are_described_with_their_bounds(document: Any) -> None
     assert [(each["name"], each["in"]) for each in parameters] == [("x-idempotency-key", "header")]
 
 
-def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
+def test_document_is_valid_openapi_3_1(document: Any) -> None:
     assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
     assert document.keys() <= {"openapi", "info", "paths", "components", "tags", "servers"}
     assert {"title", "version", "description"} <= document["info"].keys()
@@ -165,7 +169,7 @@ def check_content(content: Any) -> None:
         assert form.keys() <= {"schema", "example", "examples", "encoding"}
 
 
-def test_every_schema_is_valid_and_every_reference_leads_somewhere(document: Any) -> None:
+def test_every_schema_is_valid_and_every_reference_resolves(document: Any) -> None:
     seen = set()
     for at, schema in schemas_in(document):
         assert schema.keys() <= KEYWORDS, f"{at}: {schema.keys() - KEYWORDS}"
@@ -186,7 +190,7 @@ def test_every_schema_is_valid_and_every_reference_leads_somewhere(document: Any
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_the_official_client_sends_fits_the_schemas(document: Any) -> None:
+def test_official_client_requests_match_the_schemas(document: Any) -> None:
     checked = set()
     for script in (official.train, official.save, official.sample):
         _, fake = official.drive(tinker, script)
@@ -223,7 +227,7 @@ OLD_SDKS = [
 
 
 @pytest.mark.parametrize(("path", "body"), OLD_SDKS, ids=lambda value: "")
-def test_what_older_sdks_send_fits_the_schemas(document: Any, path: str, body: Any) -> None:
+def test_older_sdk_requests_match_the_schemas(document: Any, path: str, body: Any) -> None:
     assert problems(request_schema(document, "POST", path), body, document) == []
 
 
@@ -247,7 +251,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "body", "text"), WRONG, ids=lambda value: "")
-def test_what_the_service_refuses_does_not_fit_the_schemas(
+def test_rejected_requests_do_not_match_the_schemas(
     document: Any, home: Path, pico: Model, path: str, body: Any, text: str
 ) -> None:
     assert text in "; ".join(problems(request_schema(document, "POST", path), body, document))
@@ -255,13 +259,12 @@ def test_what_the_service_refuses_does_not_fit_the_schemas(
         assert service.refused(path, **body)[0] == 400
 
 
-def test_what_the_service_answers_fits_the_schemas(home: Path, pico: Model) -> None:
+def test_service_responses_match_the_schemas(home: Path, pico: Model) -> None:
     with Local(home, pico) as service:
         document = service.http.get("http://test/openapi.json").json()
 
         def check(method: str, path: str, template: str = "", /, **body: Any) -> Any:
-            arguments = {"json": body} if method == "POST" else {}
-            answer = service.http.request(method, path, **arguments)
+            answer = service.http.request(method, path, json=body if method == "POST" else None)
             found = document["paths"][f"{PREFIX}/{template or path}"][method.lower()]["responses"]
             described = found[str(answer.status_code)]
             if answer.content:
@@ -275,11 +278,11 @@ def test_what_the_service_answers_fits_the_schemas(home: Path, pico: Model) -> N
         )
         run = check("POST", "retrieve_future", **pick(created))["model_id"]
         futures = [
-            check("POST", "forward_backward", **place(run, 1), forward_backward_input=batch()),
-            check("POST", "optim_step", **place(run, 2), adam_params={}),
-            check("POST", "save_weights", **place(run, 3), path="a"),
-            check("POST", "save_weights_for_sampler", **place(run, 4), sampling_session_seq_id=0),
-            check("POST", "load_weights", **place(run, 5), path="nonsense"),
+            check("POST", "forward_backward", **ids(run, 1), forward_backward_input=batch()),
+            check("POST", "optim_step", **ids(run, 2), adam_params={}),
+            check("POST", "save_weights", **ids(run, 3), path="a"),
+            check("POST", "save_weights_for_sampler", **ids(run, 4), sampling_session_seq_id=0),
+            check("POST", "load_weights", **ids(run, 5), path="nonsense"),
             check("POST", "unload_model", model_id=run),
         ]
         results = [check("POST", "retrieve_future", **pick(future)) for future in futures]
@@ -323,7 +326,7 @@ def test_what_the_service_answers_fits_the_schemas(home: Path, pico: Model) -> N
         check("GET", "healthz")
 
 
-def place(run: str, seq_id: int) -> dict[str, Any]:
+def ids(run: str, seq_id: int) -> dict[str, Any]:
     return {"model_id": run, "seq_id": seq_id}
 
 

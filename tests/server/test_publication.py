@@ -1,4 +1,4 @@
-"""Lifetimes, publication, tokens and copies: through HTTP, and over restarts."""
+"""Expiry, publication, tokens and copies over HTTP, and after restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from everstep.engine import Model
 from everstep.ledger import queries
 from everstep.vault import CheckpointNotFound, Vault
-from tests.runtime.local import MODEL, Local
+from tests.runtime.local import Local
+from tests.scenario import MODEL
 
 METADATA = {"note": "é", "loss": "0.5"}
 
@@ -46,7 +47,7 @@ def later(seconds: float) -> Any:
     return mock.patch.object(queries, "now", lambda: moment)
 
 
-def test_a_lifetime_is_set_changed_and_taken_away(local: Local) -> None:
+def test_expiry_can_be_set_changed_and_cleared(local: Local) -> None:
     _, path = saved(local)
     before = datetime.now(UTC)
     for _ in range(2):  # a retry is no error
@@ -58,7 +59,7 @@ def test_a_lifetime_is_set_changed_and_taken_away(local: Local) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"ttl_seconds": 0}, {"ttl_seconds": 10**12}, {"x": 1}])
-def test_a_lifetime_out_of_bounds_is_refused(local: Local, body: Any) -> None:
+def test_out_of_range_expiry_is_rejected(local: Local, body: Any) -> None:
     _, path = saved(local)
     answer = local.http.put(f"{route(path)}/ttl", json=body)
     assert answer.status_code == 400
@@ -66,7 +67,7 @@ def test_a_lifetime_out_of_bounds_is_refused(local: Local, body: Any) -> None:
     assert listed(local)[path]["expires_at"] is None
 
 
-def test_what_expired_is_gone_for_every_call(local: Local) -> None:
+def test_expired_checkpoint_is_gone_for_every_call(local: Local) -> None:
     _, path = saved(local)
     local.http.put(f"{route(path)}/ttl", json={"ttl_seconds": 60})
     with later(61):
@@ -84,7 +85,7 @@ def test_what_expired_is_gone_for_every_call(local: Local) -> None:
 
 
 @pytest.mark.parametrize("escape", [False, True])
-def test_published_and_unpublished_again_and_again(local: Local, escape: bool) -> None:
+def test_checkpoint_can_be_published_and_unpublished_repeatedly(local: Local, escape: bool) -> None:
     _, path = saved(local)
     at = route(path).replace(":", "%3A") if escape else route(path)
     for method, public in (("POST", True), ("POST", True), ("DELETE", False), ("DELETE", False)):
@@ -95,7 +96,7 @@ def test_published_and_unpublished_again_and_again(local: Local, escape: bool) -
 
 
 @pytest.mark.parametrize("kind", ["weights", "sampler_weights", "external_weights"])
-def test_what_is_not_there_is_told(local: Local, kind: str) -> None:
+def test_unknown_checkpoints_are_rejected(local: Local, kind: str) -> None:
     run = local.new_run()
     for method, end, body in (
         ("PUT", "/ttl", {"ttl_seconds": 60}),
@@ -110,26 +111,26 @@ def test_what_is_not_there_is_told(local: Local, kind: str) -> None:
     assert answer.status_code == 400
 
 
-def test_changes_are_in_the_vault_as_well_and_survive_a_restart(local: Local, home: Path) -> None:
+def test_metadata_changes_reach_the_vault_and_survive_a_restart(local: Local, home: Path) -> None:
     run, path = saved(local)
     local.http.put(f"{route(path)}/ttl", json={"ttl_seconds": 600})
     local.http.post(f"{route(path)}/publish")
-    told = listed(local)[path]
+    row = listed(local)[path]
     vault = Vault(home / "vault", writer=False)
     manifest = vault.manifest("training", run, "a")
     assert (manifest.expires_at, manifest.public) == (None, False), "a manifest never changes"
-    marked = vault.marked(manifest)
+    marked = vault.with_metadata(manifest)
     assert (marked.expires_at, marked.public) == (
-        datetime.fromisoformat(told["expires_at"]),
+        datetime.fromisoformat(row["expires_at"]),
         True,
     )
     local.__exit__()
     with local.after() as again:
-        assert listed(again)[path] == told
+        assert listed(again)[path] == row
     local.__enter__()
 
 
-def test_an_overwrite_is_private_and_lives_as_long_as_it_says(local: Local, home: Path) -> None:
+def test_overwrite_is_private_and_has_its_own_expiry(local: Local, home: Path) -> None:
     run, path = saved(local, user_metadata=METADATA)
     local.http.put(f"{route(path)}/ttl", json={"ttl_seconds": 600})
     local.http.post(f"{route(path)}/publish")
@@ -138,10 +139,12 @@ def test_an_overwrite_is_private_and_lives_as_long_as_it_says(local: Local, home
     assert (now["public"], now["expires_at"], now["user_metadata"]) == (False, None, None)
     vault = Vault(home / "vault", writer=False)
     manifest = vault.manifest("training", run, "a")
-    assert vault.marked(manifest) == manifest, "marks of the old one say nothing of the new one"
+    assert vault.with_metadata(manifest) == manifest, (
+        "marks of the old one say nothing of the new one"
+    )
 
 
-def test_a_checkpoint_is_deleted_with_its_marks(local: Local, home: Path) -> None:
+def test_deletion_removes_the_checkpoints_metadata(local: Local, home: Path) -> None:
     _, path = saved(local)
     local.http.post(f"{route(path)}/publish")
     storage = Vault(home / "vault", writer=False).storage
@@ -152,7 +155,7 @@ def test_a_checkpoint_is_deleted_with_its_marks(local: Local, home: Path) -> Non
     assert local.http.post(f"{route(path)}/publish").status_code == 404
 
 
-def test_many_are_deleted_at_once_each_for_itself(local: Local) -> None:
+def test_bulk_deletion_handles_each_checkpoint_independently(local: Local) -> None:
     run, first = saved(local)
     second = str(local.do(run, "save_weights_for_sampler", path="a")["path"])
     missing, wrong = f"tinker://{run}/weights/none", "tinker://x"
@@ -174,7 +177,7 @@ def copy(local: Local, path: str, key: str | None = None, **body: Any) -> str:
 
 
 @pytest.mark.parametrize("save", ["save_weights", "save_weights_for_sampler"])
-def test_a_copy_is_a_checkpoint_of_its_own(local: Local, home: Path, save: str) -> None:
+def test_copy_is_an_independent_checkpoint(local: Local, home: Path, save: str) -> None:
     run = local.new_run()
     local.train(run, 1)
     path = str(local.do(run, save, path="a", user_metadata=METADATA, ttl_seconds=3600)["path"])
@@ -194,12 +197,12 @@ def test_a_copy_is_a_checkpoint_of_its_own(local: Local, home: Path, save: str) 
     )
     assert local.http.delete(route(path)).status_code == 204
     local.post("everstep/vault/collect", grace_seconds=0)
-    again = {"session_id": local.session(), "model_seq_id": 7, "path": copied}
+    again: dict[str, Any] = {"session_id": local.session(), "model_seq_id": 7, "path": copied}
     resumed = local.post("load_weights", **again, optimizer=save == "save_weights")
     assert local.result(resumed["request_id"])["path"] == copied
 
 
-def test_a_copy_is_made_once_for_a_key(local: Local) -> None:
+def test_copy_is_made_once_per_key(local: Local) -> None:
     _, path = saved(local)
     first = copy(local, path, "k1")
     assert copy(local, path, "k1") == first
@@ -210,12 +213,12 @@ def test_a_copy_is_made_once_for_a_key(local: Local) -> None:
     local.http.delete(route(first))
     local.__exit__()
     with local.after() as again:
-        assert copy(again, path, "k1") == first, "a retry is told where it was, over restarts"
+        assert copy(again, path, "k1") == first, "a retry gets the same copy after a restart"
         assert len(listed(again)) == 3
     local.__enter__()
 
 
-def test_a_copy_can_not_be_trained_on(local: Local) -> None:
+def test_copy_cannot_be_trained(local: Local) -> None:
     _, path = saved(local)
     copied = copy(local, path, ttl_seconds=60).split("/")[2]
     session = copied.removesuffix(":train:0")
@@ -224,21 +227,22 @@ def test_a_copy_can_not_be_trained_on(local: Local) -> None:
     assert "takes no new operations" in text
     body = {"session_id": session, "model_seq_id": 1, "base_model": "everstep/pico"}
     assert local.refused("create_model", **body)[0] == 400
-    told = local.http.get(f"training_runs/{copied}").json()
-    assert told["last_checkpoint"]["expires_at"] is not None
+    row = local.http.get(f"training_runs/{copied}").json()
+    assert row["last_checkpoint"]["expires_at"] is not None
     projects = local.http.get("training_runs", params={"project_id": "p"}).json()
     assert [each["training_run_id"] for each in projects["training_runs"]] == [copied]
 
 
-def test_a_copy_into_a_session_of_ones_own(local: Local) -> None:
+def test_copy_into_an_own_session_is_one_of_its_runs(local: Local) -> None:
     _, path = saved(local)
     _, other = saved(local, "b")
-    place = {"destination_project_id": None, "session_id": local.session(), "model_seq_id": 5}
-    copied = copy(local, path, **place)
+    session = {"destination_project_id": None, "session_id": local.session()}
+    target: dict[str, Any] = {**session, "model_seq_id": 5}
+    copied = copy(local, path, **target)
     run = f"{local.session()}:train:5"
     assert copied == f"tinker://{run}/weights/a"
-    assert copy(local, path, **place) == copied, "a retry is no error"
-    assert local.refused("copy_weights", source_path=other, **place)[0] == 400, "the place is taken"
+    assert copy(local, path, **target) == copied, "a retry is no error"
+    assert local.refused("copy_weights", source_path=other, **target)[0] == 400, "it is taken"
     status, text = local.refused("optim_step", model_id=run, seq_id=1, adam_params={})
     assert (status, "holds a copy" in text) == (400, True)
     body = {"session_id": local.session(), "model_seq_id": 5, "base_model": "everstep/pico"}
@@ -256,9 +260,7 @@ def test_a_copy_into_a_session_of_ones_own(local: Local) -> None:
         ({"ttl_seconds": -1}, 400),
     ],
 )
-def test_a_copy_that_can_not_be_made_is_refused(
-    local: Local, body: dict[str, Any], status: int
-) -> None:
+def test_invalid_copies_are_rejected(local: Local, body: dict[str, Any], status: int) -> None:
     _, path = saved(local)
     whole = {"source_path": path, "destination_project_id": "p", **body}
     assert local.refused("copy_weights", **whole)[0] == status
@@ -268,7 +270,7 @@ def test_a_copy_that_can_not_be_made_is_refused(
 # Tokens
 
 
-def test_a_token_opens_one_checkpoint_until_it_is_revoked(local: Local, home: Path) -> None:
+def test_token_gives_access_to_one_checkpoint_until_revoked(local: Local, home: Path) -> None:
     run, path = saved(local)
     other = str(local.do(run, "save_weights", path="b")["path"])
     made = local.post("everstep/weights_access_tokens", tinker_path=path)
@@ -309,11 +311,13 @@ def test_a_token_opens_one_checkpoint_until_it_is_revoked(local: Local, home: Pa
         gone = local.http.delete(f"everstep/weights_access_tokens/{made['token_id']}")
         assert gone.status_code == 204
     assert tries(path) == [False] * 5
-    for file in home.glob("ledger.sqlite*"):
+    files = list(home.glob("ledger.sqlite*"))
+    assert files
+    for file in files:
         assert token.encode() not in file.read_bytes(), "only its digest is kept"
 
 
-def test_a_token_expires(local: Local) -> None:
+def test_token_expires(local: Local) -> None:
     _, path = saved(local)
     made = local.post("everstep/weights_access_tokens", tinker_path=path, ttl_seconds=60)
     headers = {"X-Tinker-Weights-Access-Token": made["weights_access_token"]}
@@ -328,7 +332,7 @@ def test_a_token_expires(local: Local) -> None:
 # Lists
 
 
-def test_checkpoints_are_found_by_all_that_is_asked(local: Local) -> None:
+def test_checkpoint_search_applies_every_condition(local: Local) -> None:
     run, first = saved(local, user_metadata=METADATA)
     second = str(
         local.do(run, "save_weights_for_sampler", path="s", user_metadata={"note": "n"})["path"]
@@ -369,13 +373,13 @@ def test_checkpoints_are_found_by_all_that_is_asked(local: Local) -> None:
         assert local.refused("checkpoints/search", **wrong)[0] == 400
 
 
-def test_uploads_file_by_file_are_told_what_to_do_instead(local: Local) -> None:
+def test_uploads_file_by_file_are_rejected_with_the_alternative(local: Local) -> None:
     for route in ("external_weights_upload_start", "external_weights_upload_finish"):
         status, text = local.refused(route, base_model="m", lora_config={}, upload_id="u")
         assert (status, "everstep checkpoint import" in text) == (404, True)
 
 
-def test_old_clients_are_not_told_of_external_checkpoints(local: Local, home: Path) -> None:
+def test_old_clients_get_no_external_checkpoints(local: Local, home: Path) -> None:
     run, _path = saved(local)
     local.__exit__()
     with sqlite3.connect(home / "ledger.sqlite") as database:
@@ -403,7 +407,7 @@ def test_old_clients_are_not_told_of_external_checkpoints(local: Local, home: Pa
     local.__enter__()
 
 
-def test_the_audit_log_tells_what_was_done_in_order(local: Local) -> None:
+def test_audit_log_lists_events_in_order(local: Local) -> None:
     run, path = saved(local)
     local.http.post(f"{route(path)}/publish")
     local.do(run, "load_weights", path=path, optimizer=True)
@@ -433,7 +437,7 @@ def test_the_audit_log_tells_what_was_done_in_order(local: Local) -> None:
     assert local.http.get("audit", params={"event_type": "none"}).status_code == 400
 
 
-def test_what_checkpoints_take_is_told_by_project(local: Local) -> None:
+def test_storage_use_is_reported_by_project(local: Local) -> None:
     _run, path = saved(local)
     copied = copy(local, path)
     found = local.http.get("billing/usage/checkpoints/current").json()["data"]
@@ -455,13 +459,13 @@ def test_what_checkpoints_take_is_told_by_project(local: Local) -> None:
         ("DELETE", "auth/apikey/me"),
     ],
 )
-def test_what_a_service_of_ones_own_has_not_is_said(local: Local, method: str, at: str) -> None:
+def test_hosted_only_routes_explain_themselves(local: Local, method: str, at: str) -> None:
     answer = local.http.request(method, at, json={} if method == "POST" else None)
     assert answer.status_code == 404
     assert "his service" in answer.json()["detail"] or "self-hosted" in answer.json()["detail"]
 
 
-def test_the_vault_forgets_nothing_it_was_not_told_to(local: Local, home: Path) -> None:
+def test_vault_metadata_survives_unrelated_changes(local: Local, home: Path) -> None:
     run, path = saved(local)
     vault = Vault(home / "vault", writer=False)
     local.http.put(f"{route(path)}/ttl", json={"ttl_seconds": 60})

@@ -9,11 +9,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.engine import Model
-from everstep.runtime import traces
+from everstep.runtime.queries import traces
+from tests.profiles import example_count
 from tests.runtime.local import Local
 
 NAMES = [None, "Run one", "run TWO", "100%_x", "other", "Étude"]
@@ -22,7 +23,7 @@ PROJECTS = [None, "p", "q"]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, pico: Model) -> Iterator[tuple[Local, Any]]:
-    """A service with sessions of every kind, and what each is, newest first."""
+    """A service with sessions of every kind, and their properties, newest first."""
     with Local(tmp_path_factory.mktemp("sessions") / "home", pico) as local:
         made = []
         for number in range(30):
@@ -35,7 +36,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, pico: Model) -> Iterator[tupl
             session = local.post("create_session", **body)["session_id"]
             ends = ["success", "errored", "interrupted", None]
             if (end := ends[number % 4]) is not None:
-                reason = {"reason": {"type": end}, "detail": "d"}
+                reason: dict[str, Any] = {"reason": {"type": end}, "detail": "d"}
                 local.post(f"sessions/{session}/finish", **reason)
             made.append({"id": session, "finished": end, **body})
         yield local, made[::-1]
@@ -70,7 +71,7 @@ def meets(session: Any, search: Any) -> bool:
     words = search.get("display_name", "").lower().split()
     if not all(word in session.get("display_name", "").lower() for word in words):
         return False
-    project = session.get("project_id", "default")  # as a session without one is told
+    project = session.get("project_id", "default")  # the reported one of a session without one
     if "project_ids" in search and project not in search["project_ids"]:
         return False
     metadata = session["user_metadata"]
@@ -90,9 +91,9 @@ def meets(session: Any, search: Any) -> bool:
     return "statuses" not in search or session["finished"] in wanted
 
 
-@settings(max_examples=60, deadline=None)
+@example_count(60)
 @given(search=SEARCHES, limit=st.integers(1, 40))
-def test_pages_of_a_search_are_all_that_meets_it_once_each(
+def test_search_pages_contain_each_match_once(
     many: tuple[Local, Any], search: Any, limit: int
 ) -> None:
     local, made = many
@@ -109,15 +110,19 @@ def test_pages_of_a_search_are_all_that_meets_it_once_each(
     assert found == [each["id"] for each in made if meets(each, search)]
 
 
-@settings(max_examples=30, deadline=None)
+@example_count(30)
 @given(limit=st.integers(1, 40), scope=st.sampled_from(["owned", "accessible"]))
-def test_pages_of_the_list_are_all_sessions_once_each(
+def test_list_pages_contain_each_session_once(
     many: tuple[Local, Any], limit: int, scope: str
 ) -> None:
     local, made = many
     found: list[str] = []
     while True:
-        params = {"limit": limit, "offset": len(found), "access_scope": scope}
+        params: dict[str, int | str] = {
+            "limit": limit,
+            "offset": len(found),
+            "access_scope": scope,
+        }
         page = local.http.get("sessions", params=params).json()["sessions"]
         found += page
         if len(page) < limit:
@@ -125,15 +130,15 @@ def test_pages_of_the_list_are_all_sessions_once_each(
     assert found == [each["id"] for each in made]
 
 
-def test_a_session_is_found_by_its_id_or_its_name(many: tuple[Local, Any]) -> None:
+def test_session_is_found_by_its_id_or_its_name(many: tuple[Local, Any]) -> None:
     local, made = many
     other = next(each for each in made if each.get("display_name") == "other")
     one = next(each for each in made if each.get("display_name") == "Run one")
     search = {"session_id": one["id"], "display_name": "OTHER", "limit": 200}
     found = {each["session_id"] for each in local.post("sessions/search", **search)["sessions"]}
     assert {one["id"], other["id"]} <= found
-    (told,) = local.post("sessions/search", session_id=one["id"])["sessions"]
-    assert told["owner"] == "local"
+    (found,) = local.post("sessions/search", session_id=one["id"])["sessions"]
+    assert found["owner"] == "local"
     nobody = {"type": "user", "owner_urns": ["someone"]}
     assert local.post("sessions/search", owner=nobody)["sessions"] == []
     assert local.refused("sessions/search", limit=0)[0] == 400
@@ -146,18 +151,18 @@ def local(home: Path, pico: Model) -> Iterator[Local]:
         yield service
 
 
-def test_a_session_that_ends_in_no_known_way_goes_on(local: Local) -> None:
+def test_unknown_finish_reason_keeps_the_session_open(local: Local) -> None:
     session = local.session(user_metadata={"a": {"b": 1}})
     status, text = local.refused(f"sessions/{session}/finish", reason={"type": "bored"})
     assert (status, "'success', 'errored' or 'interrupted'" in text) == (400, True)
-    (told,) = local.post("sessions/search", session_id=session)["sessions"]
-    assert (told["status"], told["project_id"]) == ({"type": "active"}, "default")
-    assert told["user_metadata"] == {"a": '{"b": 1}'}
+    (found,) = local.post("sessions/search", session_id=session)["sessions"]
+    assert (found["status"], found["project_id"]) == ({"type": "active"}, "default")
+    assert found["user_metadata"] == {"a": '{"b": 1}'}
     assert local.http.get(f"sessions/{session}").json()["user_metadata"] == {"a": {"b": 1}}
     assert local.new_run()
 
 
-def test_a_session_tells_its_runs_and_samplers_and_changes_its_project(local: Local) -> None:
+def test_session_lists_its_members_and_can_change_its_project(local: Local) -> None:
     session = local.session(user_metadata={"a": "b"}, display_name="d")
     run = local.new_run()
     sampler = local.do(run, "save_weights_for_sampler", sampling_session_seq_id=0)
@@ -179,14 +184,14 @@ def test_a_session_tells_its_runs_and_samplers_and_changes_its_project(local: Lo
         assert found["cursor"]["total_count"] == len(runs)
 
 
-def test_a_trace_has_every_operation_and_needs_no_headers(local: Local) -> None:
+def test_trace_has_every_operation_and_needs_no_headers(local: Local) -> None:
     run = local.new_run()
     local.train(run, 1, 2)
     local.result(local.send(run, "load_weights", path="tinker://x/weights/none"))
     session = local.session()
-    told = local.http.get(f"sessions/{session}/trace_export").json()
-    assert told["status"] == "ready"
-    content = local.http.get(told["url"]).json()
+    export = local.http.get(f"sessions/{session}/trace_export").json()
+    assert export["status"] == "ready"
+    content = local.http.get(export["url"]).json()
     events = content["traceEvents"]
     begun = [each for each in events if each["ph"] == "b"]
     assert [(e["args"]["seq_id"], e["name"], e["args"]["status"]) for e in begun] == [
@@ -205,11 +210,11 @@ def test_a_trace_has_every_operation_and_needs_no_headers(local: Local) -> None:
     tracks = {each["args"]["name"] for each in events if each["name"] == "thread_name"}
     assert tracks == {run}
     again = local.http.get(f"sessions/{session}/trace_export").json()
-    assert urlsplit(again["url"]).path == urlsplit(told["url"]).path, "it is not drawn again"
+    assert urlsplit(again["url"]).path == urlsplit(export["url"]).path, "it is not made again"
     assert local.http.get("sessions/none/trace_export").status_code == 404
 
 
-def test_a_link_opens_what_it_was_made_for_until_it_expires(
+def test_trace_url_opens_one_trace_until_it_expires(
     local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local.new_run()
@@ -238,17 +243,17 @@ def test_a_link_opens_what_it_was_made_for_until_it_expires(
     local.__enter__()
 
 
-def test_a_trace_that_can_not_be_written_says_so(local: Local, home: Path) -> None:
+def test_unwritable_trace_reports_the_failure(local: Local, home: Path) -> None:
     local.new_run()
     (home / "traces").write_text("in the way")
-    told = local.http.get(f"sessions/{local.session()}/trace_export").json()
-    assert (told["status"], bool(told["error"])) == ("failed", True)
+    found = local.http.get(f"sessions/{local.session()}/trace_export").json()
+    assert (found["status"], bool(found["error"])) == ("failed", True)
     (home / "traces").unlink()
-    told = local.http.get(f"sessions/{local.session()}/trace_export").json()
-    assert told["status"] == "ready"
+    found = local.http.get(f"sessions/{local.session()}/trace_export").json()
+    assert found["status"] == "ready"
 
 
-def test_an_unnamed_save_in_flight_when_its_session_ends_is_collected(
+def test_unnamed_save_in_flight_is_collected_after_its_session_ends(
     local: Local, home: Path
 ) -> None:
     run = local.new_run()

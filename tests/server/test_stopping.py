@@ -1,4 +1,4 @@
-"""What signals make of a server that serves, or that stops already."""
+"""Signals: their effect on a server that serves or is stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def server() -> Server:
     return Server(uvicorn.Config(FastAPI()), asyncio.Event())
 
 
-def test_a_first_signal_closes_the_runtime_a_ctrl_c_after_it_does_not() -> None:
+def test_first_signal_closes_the_runtime_and_a_later_ctrl_c_does_not() -> None:
     for first in (signal.SIGINT, signal.SIGTERM):
         stopped = server()
         stopped.handle_exit(first, None)
@@ -24,7 +24,7 @@ def test_a_first_signal_closes_the_runtime_a_ctrl_c_after_it_does_not() -> None:
         assert stopped.force_exit
 
 
-def test_a_ctrl_c_is_the_first_where_standard_input_ended_before_it() -> None:
+def test_ctrl_c_after_the_end_of_standard_input_counts_as_the_first() -> None:
     stopped = server()
     stopped.should_exit = True  # as at the end of standard input
     stopped.handle_exit(signal.SIGINT, None)

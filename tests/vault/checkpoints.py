@@ -1,4 +1,4 @@
-"""Checkpoints for the vault's tests."""
+"""Helpers that save and load the checkpoints of the vault's tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draft(
     run: str = RUN,
     step: int = 1,
 ) -> Manifest:
-    """The manifest of a checkpoint that holds these files."""
+    """Return the manifest of a checkpoint with these files."""
     return Manifest(
         kind=kind,
         run_id=run,
@@ -44,19 +44,36 @@ def save(
     step: int = 1,
     overwrite: bool = False,
 ) -> Manifest:
-    """Save a checkpoint as the service does."""
-    with vault.pinned():
+    """Save a checkpoint as a writer without a ledger does."""
+    with vault.gc_paused(), vault.writing():
         files = {file: vault.put(halves(content)) for file, content in contents.items()}
         manifest = draft(name, files, kind=kind, run=run, step=step)
         vault.commit(manifest, overwrite=overwrite)
     return manifest
 
 
+def save_at_once(
+    vault: Vault,
+    name: str,
+    contents: Mapping[str, bytes],
+    *,
+    step: int = 1,
+    overwrite: bool = False,
+) -> Manifest:
+    """Save a checkpoint as a worker does."""
+    with vault.gc_paused(), vault.writing():
+        return vault.save(
+            {file: halves(content) for file, content in contents.items()},
+            lambda files: draft(name, files, step=step),
+            overwrite=overwrite,
+        )
+
+
 def load(vault: Vault, manifest: Manifest) -> dict[str, bytes]:
-    """All bytes of a checkpoint, verified."""
+    """Return the verified content of each file of a checkpoint."""
     return {name: bytes(vault.read(manifest, name)) for name in manifest.files}
 
 
 def halves(content: bytes) -> list[bytes]:
-    """A content in two chunks, either of which may be empty."""
+    """Split content into two chunks, either of which may be empty."""
     return [content[: len(content) // 2], content[len(content) // 2 :]]

@@ -1,4 +1,4 @@
-"""A vault in each of the places where one can lie."""
+"""Fixture: a vault on each kind of storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.buckets.bucket import Bucket
 
 @pytest.fixture(params=["directory", "bucket"])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Vault:
-    """A vault in a directory, and one in a bucket."""
+    """Return a vault in a directory, then one in a bucket."""
     if request.param == "directory":
         return Vault(tmp_path)
     (tmp_path / "tmp").mkdir()

@@ -1,9 +1,8 @@
-"""A disk that can die: at any system call, with or without the power.
+"""Fault-injecting disk: fails at a chosen system call, as an error, a kill or a power cut.
 
-`Disk` stands between the vault and the operating system. It counts the calls that change
-anything, and fails the one it is told to. It also keeps account of what was synced: after a power
-cut, the only names that are left are those of directories that were fsynced since, and the only
-bytes those of files that were fsynced: the worst that a disk may do.
+`Disk` patches the functions of `os` that change files. It counts their calls and fails the chosen
+one. It also records each fsync. After a power cut only those names are left whose directory was
+fsynced after they appeared, and only those bytes whose file was fsynced. A disk may do no worse.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ _CHANGES = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mk
 
 
 class Dead(BaseException):
-    """The process is gone: nothing may catch this and go on."""
+    """The simulated process has died. The code under test must not catch this."""
 
 
 class Disk:
-    """A directory, ``home``, whose system calls are watched while the disk is in use.
+    """A directory, ``home``, whose system calls are intercepted while the disk is entered.
 
     Attributes:
-        home: the directory; another one after each power cut.
-        steps: how many calls were made.
+        home: the directory. Each power cut replaces it with a new one.
+        steps: number of calls since `fail_after`.
     """
 
     def __init__(self, base: Path) -> None:
         self._base = Path(tempfile.mkdtemp(dir=base))
         self._serials = itertools.count()
-        self._fall: tuple[int, Death] | None = None
+        self._fault: tuple[int, Death] | None = None
         self._dead = False
         self._real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in _CHANGES}
         self._opened: dict[int, Path] = {}
-        self._files: dict[int, int] = {}  # inode -> serial number, for inodes are used again
-        self._bytes: dict[int, bytes] = {}  # serial number -> what was synced of it
+        self._files: dict[int, int] = {}  # inode -> serial number, because inodes are reused
+        self._bytes: dict[int, bytes] = {}  # serial number -> synced content
         self._names: dict[Path, dict[str, int | None]] = {}  # directory -> name -> file, None: dir
         self.steps = 0
         self.home = self._new_home()
@@ -60,19 +59,19 @@ class Disk:
         for patch in self._patches:
             patch.stop()
 
-    def fall(self, after: int, death: Death) -> None:
-        """Let the call after so many fail."""
+    def fail_after(self, calls: int, death: Death) -> None:
+        """Fail the first call after this many."""
         self.steps = 0
-        self._fall = (after, death)
+        self._fault = (calls, death)
 
-    def stand(self) -> None:
+    def clear_fault(self) -> None:
         """Let no call fail."""
-        self._fall = None
+        self._fault = None
 
     def restart(self, death: Death) -> None:
-        """What the next process finds: all that was written, or what a power cut leaves of it."""
+        """Continue as the next process, with the content that the death left."""
         self._dead = False
-        self._fall = None
+        self._fault = None
         if death == "power cut":
             old = self.home
             self.home = self._new_home()
@@ -104,12 +103,12 @@ class Disk:
         if self._dead:
             raise Dead
         self.steps += 1
-        if self._fall is None or self.steps <= self._fall[0]:
+        if self._fault is None or self.steps <= self._fault[0]:
             return
-        death = self._fall[1]
+        death = self._fault[1]
         if name == "write":  # torn
             self._real["write"](subject, memoryview(arguments[0])[: len(arguments[0]) // 2])
-        self._fall = None
+        self._fault = None
         if death == "error":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._dead = True
@@ -118,7 +117,7 @@ class Disk:
     def _after_open(self, handle: int, _: Any, path: Path, flags: int, *_mode: int) -> None:
         self._opened[handle] = path
         if flags & os.O_CREAT:
-            assert flags & os.O_EXCL, "a file of the vault is never opened for writing twice"
+            assert flags & os.O_EXCL, "the vault opened an existing file for writing"
             self._files[os.fstat(handle).st_ino] = next(self._serials)
 
     def _after_fsync(self, _result: None, handle: int, path: Path) -> None:

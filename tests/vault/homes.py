@@ -1,4 +1,4 @@
-"""A home as a service leaves it, made without one: runs, checkpoints, snapshots and their rows."""
+"""Home builder: creates the runs, checkpoints and ledger rows of a service without starting one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from everstep.ledger import Checkpoint, Ledger, NewOperation, Run
-from everstep.runtime.checkpoints import path_of
-from everstep.vault import CheckpointId, Manifest, Vault
+from everstep.runtime import Settings
+from everstep.runtime.authorization import Authorization
+from everstep.runtime.checkpoints.catalog import CheckpointCatalog
+from everstep.runtime.context import RuntimeContext
+from everstep.runtime.workers.local_process import SpawnLauncher
+from everstep.runtime.workers.supervisor import SupervisedPool
+from everstep.vault import Manifest, Vault
 from tests.vault.checkpoints import draft
 
 RUN = "session:train:0"
@@ -21,7 +26,7 @@ OPERATIONS = {"training": "save_weights", "sampler": "save_weights_for_sampler"}
 
 
 class Home:
-    """A home directory; each method does what a service would have done."""
+    """A home directory. Each method writes the files and rows that a service would write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +36,7 @@ class Home:
         self.ledger(self._create_run)
 
     def ledger(self, work: Any) -> Any:
-        """Call a coroutine function with the open ledger."""
+        """Call a coroutine function with the open ledger and return its result."""
 
         async def run() -> Any:
             ledger = await Ledger.open(self.path / "ledger.sqlite")
@@ -41,6 +46,14 @@ class Home:
                 await ledger.close()
 
         return asyncio.run(run())
+
+    def context(self, ledger: Ledger) -> RuntimeContext:
+        """The parts of a service on this home. Its worker is not started."""
+        settings = Settings()
+        workers = SupervisedPool(SpawnLauncher({}), settings.hang_seconds)
+        catalog = CheckpointCatalog(ledger, self.vault, settings)
+        access = Authorization(ledger)
+        return RuntimeContext(self.path, ledger, self.vault, workers, catalog, settings, access)
 
     async def _create_run(self, ledger: Ledger) -> None:
         now = datetime.now(UTC)
@@ -57,7 +70,7 @@ class Home:
         record: bool = True,
         metadata: dict[str, str] | None = None,
     ) -> Manifest:
-        """A save; without ``record`` the service died before it told the ledger."""
+        """Save a checkpoint. Without ``record``, as if the service died before it wrote the row."""
         self.seq += 1
         seq = self.seq
 
@@ -83,8 +96,8 @@ class Home:
         request_id: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Manifest:
-        """What the worker writes."""
-        with self.vault.pinned():
+        """Write the files and the manifest of a checkpoint, as the worker does."""
+        with self.vault.gc_paused():
             files = {"adapter": self.vault.put([content]), "config": self.vault.put([b"config"])}
             manifest = draft(name, files, kind=kind, run=RUN, step=seq).model_copy(
                 update={
@@ -99,16 +112,16 @@ class Home:
         return manifest
 
     def snapshot(self, content: bytes) -> Manifest:
-        """A snapshot at the run's last operation."""
+        """Write a snapshot at the run's last operation."""
         return self.write(f"{self.seq:020d}", content, "snapshot", self.seq)
 
     def blob(self, manifest: Manifest, file: str = "adapter") -> Path:
-        """Where a file lies."""
+        """Return the path of a checkpoint's file in the vault."""
         digest = manifest.files[file].blake3
         return self.path / "vault" / "blobs" / digest[:2] / digest
 
     def listed(self) -> list[str]:
-        """Names of the run's listed checkpoints, oldest first."""
+        """Return the names of the run's listed checkpoints, oldest first."""
 
         async def work(ledger: Ledger) -> list[str]:
             return [row.name for row in await ledger.checkpoints(RUN)]
@@ -118,12 +131,10 @@ class Home:
 
 
 def row_of(manifest: Manifest, expires_in: float | None = None) -> Checkpoint:
-    """The row of a checkpoint."""
-    path = path_of(CheckpointId(*manifest.id))
-    assert path is not None
+    """Return the ledger row of a checkpoint."""
     delta = None if expires_in is None else timedelta(seconds=expires_in)
     return Checkpoint(
-        path=path,
+        path=manifest.id.path,
         run_id=manifest.run_id,
         kind=manifest.kind,
         name=manifest.name,
@@ -138,12 +149,12 @@ def row_of(manifest: Manifest, expires_in: float | None = None) -> Checkpoint:
 
 
 def rot(path: Path) -> None:
-    """Flip one bit of a file in place, as a disk does."""
+    """Flip one bit of a file in place, as bit rot does."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine."""
+    """Run a coroutine and return its result."""
     return asyncio.run(work)

@@ -1,4 +1,4 @@
-"""Bytes that changed are named in the error, and never served."""
+"""Corruption: every changed byte is detected, named in the error and never served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from everstep.vault import CheckpointDamaged, CheckpointNotFound, Manifest, Vault, VaultError
+from everstep.vault import CheckpointDamaged, CheckpointNotFound, Manifest, Vault, VaultError, gc
+from everstep.vault.export import export
 from tests.vault.checkpoints import RUN, load, save
 
 FILES = {"adapter.safetensors": b"adapter" * 5, "optimizer.safetensors": b"moments" * 7}
@@ -38,34 +39,42 @@ def served(root: Path) -> dict[str, bytes]:
 
 
 def every_bit(content: bytes) -> list[bytes]:
-    """The content with each of its bits flipped."""
+    """Return the content once for each of its bits, with that bit flipped."""
     number = int.from_bytes(content, "big")
     return [(number ^ (1 << bit)).to_bytes(len(content), "big") for bit in range(8 * len(content))]
 
 
-def test_every_single_bit_of_a_file_counts(root: Path) -> None:
+def test_flip_of_any_bit_of_a_file_is_detected(root: Path) -> None:
     path = blob(root, "x", "optimizer.safetensors")
-    for damaged in every_bit(path.read_bytes()):
+    flipped = every_bit(path.read_bytes())
+    assert flipped
+    for damaged in flipped:
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointDamaged, match=rf"{RUN}/training/x: optimizer\.safetensors"):
+        named = rf"checkpoint tinker://{RUN}/weights/x is damaged: optimizer\.safetensors"
+        with pytest.raises(CheckpointDamaged, match=named):
             served(root)
 
 
-def test_every_single_bit_of_a_manifest_counts(root: Path) -> None:
-    content = manifest_file(root, "x").read_bytes()
-    for damaged in every_bit(content):
+def test_flip_of_any_bit_of_a_manifest_is_detected(root: Path) -> None:
+    flipped = every_bit(manifest_file(root, "x").read_bytes())
+    assert flipped
+    for damaged in flipped:
         with pytest.raises(CheckpointDamaged, match="checkpoint x: "):
             Manifest.decode(damaged, "checkpoint x")
 
 
-def test_every_length_that_is_not_the_whole_counts(root: Path) -> None:
+def test_any_other_length_of_a_file_or_manifest_is_detected(root: Path) -> None:
     path = blob(root, "x", "adapter.safetensors")
     content = path.read_bytes()
+    assert content
     for damaged in [content[:length] for length in range(len(content))] + [content + b"\0"]:
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointDamaged, match=r"x: adapter\.safetensors has \d+ bytes"):
+        with pytest.raises(
+            CheckpointDamaged, match=r"x is damaged: adapter\.safetensors has \d+ bytes"
+        ):
             served(root)
     content = manifest_file(root, "x").read_bytes()
+    assert content
     for damaged in [content[:length] for length in range(len(content))]:
         with pytest.raises(CheckpointDamaged):
             Manifest.decode(damaged, "x")
@@ -74,24 +83,27 @@ def test_every_length_that_is_not_the_whole_counts(root: Path) -> None:
             Manifest.decode(content + more, "x")
 
 
-def test_bytes_that_changed_places_count(root: Path) -> None:
+def test_swapped_bytes_are_detected(root: Path) -> None:
     path = blob(root, "x", "adapter.safetensors")
-    content = bytearray(path.read_bytes())
-    content[0], content[1] = content[1], content[0]
-    path.write_bytes(content)
+    swapped = bytearray(path.read_bytes())
+    swapped[0], swapped[1] = swapped[1], swapped[0]
+    path.write_bytes(swapped)
     with pytest.raises(CheckpointDamaged, match="adapter"):
         served(root)
     content = manifest_file(root, "x").read_bytes()
-    for place in range(len(content) - 1):
-        first, second = content[place : place + 1], content[place + 1 : place + 2]
+    tried = 0
+    for at in range(len(content) - 1):
+        first, second = content[at : at + 1], content[at + 1 : at + 2]
         if first != second:
             with pytest.raises(CheckpointDamaged):
-                Manifest.decode(content[:place] + second + first + content[place + 2 :], "x")
+                Manifest.decode(content[:at] + second + first + content[at + 2 :], "x")
+            tried += 1
+    assert tried > 100
 
 
 @pytest.mark.parametrize("size", [1, 4096, (1 << 20) - 1, 1 << 20, (8 << 20) + 1])
 @pytest.mark.parametrize("damage", ["zeros", "first", "last"])
-def test_damage_is_found_in_files_of_every_size(tmp_path: Path, size: int, damage: str) -> None:
+def test_damage_is_detected_in_files_of_any_size(tmp_path: Path, size: int, damage: str) -> None:
     vault = Vault(tmp_path)
     content = b"\1" * size
     manifest = save(vault, "x", {"a": content})
@@ -109,13 +121,13 @@ def _swap(first: Path, second: Path) -> None:
     second.write_bytes(content)
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], type[VaultError], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], type[VaultError], str]] = {
     "files swapped": (
         lambda root: _swap(
             blob(root, "x", "adapter.safetensors"), blob(root, "y", "adapter.safetensors")
         ),
         CheckpointDamaged,
-        "x: adapter.safetensors hashes to",
+        "x is damaged: adapter.safetensors hashes to",
     ),
     "manifests swapped": (
         lambda root: _swap(manifest_file(root, "x"), manifest_file(root, "y")),
@@ -125,7 +137,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[VaultError], str]] = {
     "file deleted": (
         lambda root: blob(root, "x", "optimizer.safetensors").unlink(),
         CheckpointDamaged,
-        "x: optimizer.safetensors is missing",
+        "x is damaged: optimizer.safetensors is missing",
     ),
     "manifest deleted": (
         lambda root: manifest_file(root, "x").unlink(),
@@ -159,7 +171,7 @@ def test_damage_is_named_and_nothing_is_served(root: Path, tmp_path: Path, damag
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_checkpoint_exports_nothing_and_its_neighbour_loads(
+def test_damaged_checkpoint_exports_nothing_and_another_one_loads(
     root: Path, tmp_path: Path, file: str
 ) -> None:
     vault = Vault(root)
@@ -168,20 +180,20 @@ def test_a_damaged_checkpoint_exports_nothing_and_its_neighbour_loads(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / file).write_bytes(b"of an earlier export")
     with pytest.raises(CheckpointDamaged, match=file):
-        vault.export(vault.manifest("training", RUN, "x"), tmp_path / "out")
+        export(vault, vault.manifest("training", RUN, "x"), tmp_path / "out")
     assert [p.read_bytes() for p in (tmp_path / "out").iterdir()] == [b"of an earlier export"]
     assert load(vault, vault.manifest("training", RUN, "y")) == OTHER
 
 
-def test_a_damaged_manifest_stops_collection_before_it_takes_anything(root: Path) -> None:
+def test_damaged_manifest_stops_a_collection_before_it_removes_anything(root: Path) -> None:
     vault = Vault(root)
     manifest_file(root, "x").write_bytes(b"{}")
     with pytest.raises(CheckpointDamaged, match="x"):
-        vault.collect(0)
+        gc.collect(vault, 0)
     assert len(list(root.glob("blobs/*/*"))) == 4
 
 
-def test_a_damaged_file_is_healed_by_saving_the_same_again(root: Path) -> None:
+def test_save_of_the_same_content_repairs_a_damaged_file(root: Path) -> None:
     path = blob(root, "x", "adapter.safetensors")
     path.write_bytes(b"\0" * path.stat().st_size)
     save(Vault(root), "z", FILES)

@@ -1,4 +1,4 @@
-"""A save, an overwrite, a deletion, a collection that die at every single system call."""
+"""Crashes: a save, overwrite, deletion or collection dies at each of its system calls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from everstep.vault import CheckpointNotFound, Vault
-from tests.vault.checkpoints import RUN, load, save
+from everstep.vault import CheckpointNotFound, Vault, gc
+from tests.vault.checkpoints import RUN, load, save, save_at_once
 from tests.vault.disk import Dead, Death, Disk
 
 OLD = {"adapter": b"old adapter", "optimizer": b"same in both"}
@@ -31,25 +31,35 @@ def overwrite(vault: Vault) -> None:
     save(vault, "old", NEW, step=2, overwrite=True)
 
 
+def save_at_once_first(vault: Vault) -> None:
+    save_at_once(vault, "x", NEW)
+
+
+def overwrite_at_once(vault: Vault) -> None:
+    save_at_once(vault, "old", NEW, step=2, overwrite=True)
+
+
 def delete(vault: Vault) -> None:
     vault.delete("training", RUN, "old")
 
 
 def collect(vault: Vault) -> None:
-    assert len(vault.collect(0)) == 1
+    assert len(gc.collect(vault, 0)) == 1
 
 
 def everything(vault: Vault) -> None:
     overwrite(vault)
-    vault.collect(0)
+    gc.collect(vault, 0)
     delete(vault)
-    vault.collect(0)
+    gc.collect(vault, 0)
 
 
 Outcome = dict[str, bytes] | None
 CASES: list[tuple[Callable[[Vault], None], str, list[Outcome]]] = [
     (save_first, "x", [None, NEW]),
     (overwrite, "old", [OLD, NEW]),
+    (save_at_once_first, "x", [None, NEW]),
+    (overwrite_at_once, "old", [OLD, NEW]),
     (delete, "old", [OLD, None]),
     (collect, "old", [OLD]),
     (everything, "old", [OLD, NEW, None]),
@@ -60,10 +70,10 @@ CASES: list[tuple[Callable[[Vault], None], str, list[Outcome]]] = [
 @pytest.mark.parametrize(
     ("work", "name", "allowed"), CASES, ids=lambda c: getattr(c, "__name__", "")
 )
-def test_whole_or_absent_wherever_it_dies(
+def test_checkpoint_is_whole_or_absent_after_death_at_any_call(
     tmp_path: Path, death: Death, work: Callable[[Vault], None], name: str, allowed: list[Outcome]
 ) -> None:
-    fallen = 0
+    failed = 0
     seen = []
     for after in itertools.count():
         with Disk(tmp_path) as disk:
@@ -71,40 +81,42 @@ def test_whole_or_absent_wherever_it_dies(
             save(vault, "old", OLD)
             save(vault, "other", {"adapter": b"of another"})
             vault.put([b"of no checkpoint"])
-            disk.fall(after, death)
+            disk.fail_after(after, death)
             may_be = allowed
             try:
                 work(vault)
-                may_be = allowed[-1:]  # it was acknowledged
+                may_be = allowed[-1:]  # the work was acknowledged
             except (Dead, OSError):
-                fallen += 1
+                failed += 1
             all_tried = disk.steps <= after
             disk.restart(death)
             seen.append(check(disk, name, may_be))
             disk.restart("power cut")
             check(disk, name, may_be)
-            check_that_it_goes_on(disk, name)
+            check_further_saves(disk, name)
         if all_tried:
             break
-    assert fallen > 1
+    assert failed > 1
     assert seen[0] == allowed[0] and seen[-1] == allowed[-1]
 
 
 def check(disk: Disk, name: str, allowed: list[Outcome]) -> Outcome:
-    """A new process finds no torn checkpoint, and collects none that it found."""
+    """Check that a new process finds no torn checkpoint and collects none that exists."""
     vault = Vault(disk.home / "vault")
     assert list((disk.home / "vault" / "tmp").iterdir()) == []
     outcome = found(vault, name)
     assert outcome in allowed
-    vault.collect(0)
-    for manifest in vault.manifests():
+    gc.collect(vault, 0)
+    manifests = list(vault.manifests())
+    assert manifests
+    for manifest in manifests:
         load(vault, manifest)
     assert found(vault, name) == outcome
     assert found(vault, "other") == {"adapter": b"of another"}
     return outcome
 
 
-def check_that_it_goes_on(disk: Disk, name: str) -> None:
+def check_further_saves(disk: Disk, name: str) -> None:
     vault = Vault(disk.home / "vault")
     save(vault, name, NEW, overwrite=True)
     assert found(vault, name) == NEW
@@ -112,11 +124,11 @@ def check_that_it_goes_on(disk: Disk, name: str) -> None:
     assert found(vault, name) is None
 
 
-def test_a_save_is_durable_whatever_an_earlier_process_left_half_made(tmp_path: Path) -> None:
+def test_save_is_durable_after_an_earlier_process_died_in_it(tmp_path: Path) -> None:
     for after in itertools.count():
         with Disk(tmp_path) as disk:
             vault = Vault(disk.home / "vault")
-            disk.fall(after, "kill")
+            disk.fail_after(after, "kill")
             died = True
             try:
                 save(vault, "x", OLD)
@@ -129,3 +141,4 @@ def test_a_save_is_durable_whatever_an_earlier_process_left_half_made(tmp_path: 
             assert found(Vault(disk.home / "vault"), "x") == NEW
         if not died:
             break
+    assert after > 3

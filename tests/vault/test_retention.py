@@ -1,4 +1,4 @@
-"""Retention: keeps what the policy says, and never takes the only good checkpoint."""
+"""Retention: deletes by policy, and never deletes the only intact checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.vault import Manifest
 from everstep.vault.retention import Policy, metric_of, to_delete
+from tests.profiles import example_count
 from tests.vault.checkpoints import draft
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -46,44 +47,44 @@ SCORED = [
 ] + [checkpoint("e", age=1, loss="0.5"), checkpoint("f", age=0, loss="2e0")]
 
 
-def test_the_last_are_kept() -> None:
+def test_last_checkpoints_are_kept() -> None:
     assert deleted(AGED, Policy(keep_last=2)) == "abc"
     assert deleted(AGED, Policy(keep_last=9)) == ""
 
 
-def test_the_best_are_kept_and_of_equals_the_newer() -> None:
+def test_best_checkpoints_are_kept_and_of_equals_the_newer() -> None:
     assert deleted(SCORED, Policy(keep_best=1, metric="loss")) == "abcdf"
     assert deleted(SCORED, Policy(keep_best=2, metric="loss")) == "acdf"
     assert deleted(SCORED, Policy(keep_best=2, metric="loss", mode="max")) == "bcde"
     assert deleted(SCORED, Policy(keep_last=1, keep_best=1, metric="loss")) == "abcd"
 
 
-def test_what_is_young_is_kept() -> None:
+def test_checkpoints_younger_than_the_ttl_are_kept() -> None:
     assert deleted(AGED, Policy(ttl=timedelta(hours=3))) == "abc"
     assert deleted(AGED, Policy(keep_last=3, ttl=timedelta(hours=1.5))) == "ab"
 
 
-def test_the_only_good_one_is_spared() -> None:
+def test_only_intact_checkpoint_is_never_deleted() -> None:
     assert deleted(AGED, Policy(keep_last=2), frozenset("de")) == "ab"
     assert deleted(AGED, Policy(keep_last=1), frozenset("bcde")) == "bcd"
     assert deleted(AGED, Policy(keep_last=1), frozenset("abcde")) == ""
     assert deleted(AGED, Policy(ttl=timedelta(minutes=1))) == "abcd"
 
 
-def test_expired_ones_and_snapshots_count_for_nothing() -> None:
+def test_expired_checkpoints_and_snapshots_are_not_counted() -> None:
     found = [*AGED, checkpoint("x", expires=-1), checkpoint("s", kind="snapshot")]
     assert deleted(found, Policy(keep_last=1)) == "abcd"
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "low", "", None])
-def test_what_is_no_number_is_no_metric(text: str | None) -> None:
+def test_non_finite_or_missing_number_is_no_metric(text: str | None) -> None:
     assert metric_of(checkpoint("x", loss=text), "loss") is None
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"keep_last": -1}, {"keep_best": 1}, {"keep_last": 1, "keep_best": -1}]
 )
-def test_a_policy_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_policy_is_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="keep"):
         Policy(**fields)
 
@@ -112,9 +113,9 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@example_count(300)
 @given(groups, policies)
-def test_whatever_the_policy(drawn: list[tuple[Any, ...]], policy: Policy) -> None:
+def test_any_policy_keeps_its_invariants(drawn: list[tuple[Any, ...]], policy: Policy) -> None:
     manifests = [
         checkpoint(f"n{index}", run=run, kind=kind, age=age, loss=loss, expires=expires)
         for index, (run, kind, age, loss, _, expires) in enumerate(drawn)
@@ -131,8 +132,8 @@ def test_whatever_the_policy(drawn: list[tuple[Any, ...]], policy: Policy) -> No
         if key[1] == "snapshot":
             assert kept == live
             continue
-        assert not any(m in gone for m in group if m not in live)
-        if any(m.name in good for m in live):  # a good one stays where there was one
+        assert [m for m in group if m not in live and m in gone] == []
+        if any(m.name in good for m in live):  # an intact one is kept if there was one
             assert any(m.name in good for m in kept)
         else:
             assert kept == live
@@ -145,6 +146,6 @@ def test_whatever_the_policy(drawn: list[tuple[Any, ...]], policy: Policy) -> No
         if policy.metric is not None:
             assert sorted(left, reverse=policy.mode == "max")[: len(best)] == best
         if policy.ttl is not None:
-            assert all(NOW - m.created_at >= policy.ttl for m in gone)
+            assert [m for m in gone if NOW - m.created_at < policy.ttl] == []
         again = to_delete(kept, policy, now=NOW, good=lambda m: m.name in good)
-        assert again == []  # once applied, it has nothing more to say
+        assert again == []  # a second application deletes nothing

@@ -1,4 +1,4 @@
-"""The vault: whole or absent, verified, shared by content."""
+"""Vault: saves, verified reads, deduplication, collection and the order of its fsyncs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from everstep.vault import (
     Manifest,
     UnsafeName,
     Vault,
+    gc,
 )
 
 RUN = "s:train:0"
 
 
 def save(vault: Vault, name: str, content: bytes, *, overwrite: bool = False, **fields: Any) -> Any:
-    with vault.pinned():
+    with vault.gc_paused():
         manifest = Manifest(
             **{
                 "kind": "training",
@@ -48,7 +49,7 @@ def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path / "vault")
 
 
-def test_what_was_saved_is_read(vault: Vault, tmp_path: Path) -> None:
+def test_read_returns_the_saved_checkpoint(vault: Vault, tmp_path: Path) -> None:
     manifest = save(vault, "x", b"hello")
     again = Vault(tmp_path / "vault")
     assert again.manifest("training", RUN, "x") == manifest
@@ -56,7 +57,15 @@ def test_what_was_saved_is_read(vault: Vault, tmp_path: Path) -> None:
     assert list(again.manifests(RUN)) == [manifest]
 
 
-def test_a_taken_name_is_refused_and_overwrite_replaces_it(vault: Vault) -> None:
+@pytest.mark.parametrize("diverged", [False, True])
+def test_manifest_names_divergence_only_where_there_is_one(vault: Vault, diverged: bool) -> None:
+    """Releases that don't know the field read the others as before."""
+    manifest = save(vault, "x", b"hello", diverged=diverged)
+    assert (b'"diverged"' in manifest.encode()) == diverged
+    assert vault.manifest("training", RUN, "x") == manifest
+
+
+def test_existing_name_is_rejected_and_overwrite_replaces_it(vault: Vault) -> None:
     save(vault, "x", b"old")
     with pytest.raises(CheckpointExists):
         save(vault, "x", b"new")
@@ -65,7 +74,7 @@ def test_a_taken_name_is_refused_and_overwrite_replaces_it(vault: Vault) -> None
     assert bytes(vault.read(vault.manifest("training", RUN, "x"), "a.safetensors")) == b"new"
 
 
-def test_the_same_content_is_stored_once(vault: Vault, tmp_path: Path) -> None:
+def test_equal_content_is_stored_once(vault: Vault, tmp_path: Path) -> None:
     save(vault, "x", b"same")
     save(vault, "x", b"same", kind="sampler")
     assert len([p for p in (tmp_path / "vault/blobs").rglob("*") if p.is_file()]) == 1
@@ -73,7 +82,7 @@ def test_the_same_content_is_stored_once(vault: Vault, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "zero", "delete"])
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
-def test_damage_is_found_and_named(vault: Vault, tmp_path: Path, damage: str, kind: str) -> None:
+def test_damage_is_detected_and_named(vault: Vault, tmp_path: Path, damage: str, kind: str) -> None:
     manifest = save(vault, "x", b"content of a checkpoint")
     (path,) = [p for p in (tmp_path / "vault" / kind).rglob("*") if p.is_file()]
     content = bytearray(path.read_bytes())
@@ -95,30 +104,30 @@ def test_damage_is_found_and_named(vault: Vault, tmp_path: Path, damage: str, ki
     with pytest.raises(expected, match="x"):
         vault.read(vault.manifest("training", RUN, "x"), "a.safetensors")
     if kind == "blobs":
-        save(vault, "y", b"content of a checkpoint")  # the same bytes heal the file
+        save(vault, "y", b"content of a checkpoint")  # the same bytes repair the file
         assert vault.read(manifest, "a.safetensors")
 
 
-def test_only_what_no_checkpoint_names_is_collected(vault: Vault) -> None:
+def test_only_unreferenced_files_are_collected(vault: Vault) -> None:
     save(vault, "x", b"one")
     save(vault, "y", b"two")
-    assert vault.collect(0) == []
+    assert gc.collect(vault, 0) == []
     vault.delete("training", RUN, "x")
-    assert [ref.size for ref in vault.collect(0)] == [3]
+    assert [ref.size for ref in gc.collect(vault, 0)] == [3]
     assert bytes(vault.read(vault.manifest("training", RUN, "y"), "a.safetensors")) == b"two"
-    with vault.pinned():
+    with vault.gc_paused():
         vault.put([b"not committed yet"])
-        assert vault.collect(0) == []
+        assert gc.collect(vault, 0) == []
 
 
 @pytest.mark.parametrize("part", ["..", "a/b", "", ".x", "a\x00", "%2e%2e/", "x" * 200])
-def test_no_unchecked_name_reaches_the_file_system(vault: Vault, part: str) -> None:
+def test_unsafe_name_is_rejected(vault: Vault, part: str) -> None:
     for kind, run, name in ((part, RUN, "x"), ("training", part, "x"), ("training", RUN, part)):
         with pytest.raises(UnsafeName):
             vault.manifest(kind, run, name)
 
 
-def test_data_is_synced_before_its_name_appears_and_the_name_after(
+def test_save_syncs_data_then_names_it_then_syncs_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault = Vault(tmp_path / "vault")

@@ -1,4 +1,4 @@
-"""Verification: finds every damaged file, says whom it touches, and is not misled by a service."""
+"""Verification: finds every damaged file and its checkpoints, also beside a running service."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from everstep.vault import CheckpointId, Vault
-from everstep.vault.inspection import put_away
-from everstep.vault.keys import blob_key, manifest_key
+from everstep.vault import CheckpointId, Vault, gc
+from everstep.vault.integrity import quarantine_damaged
+from everstep.vault.storage.keys import blob_key, manifest_key
 from everstep.vault.verify import Report, verify
 from tests.vault.checkpoints import RUN, save
 from tests.vault.disk import Disk
@@ -30,26 +30,26 @@ def vault(tmp_path: Path) -> Vault:
 
 
 def a_key(vault: Vault) -> str:
-    return blob_key(vault.recorded(*X).files["a"].blake3)
+    return blob_key(vault.read_manifest(*X).files["a"].blake3)
 
 
 def found(report: Report) -> list[tuple[str, tuple[CheckpointId, ...]]]:
     return [(each.key, each.checkpoints) for each in report.damaged]
 
 
-def test_a_sound_vault_is_read_once_and_not_changed(vault: Vault, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_intact_vault_is_read_once_and_not_changed(vault: Vault, tmp_path: Path) -> None:
+    progress: list[tuple[int, int]] = []
     with Disk(tmp_path) as disk:
         disk.home = tmp_path / "vault"
-        report = verify(vault, everything=True, progress=lambda *both: told.append(both))
+        report = verify(vault, everything=True, progress=lambda *both: progress.append(both))
         assert disk.steps == 0
     assert report.ok
     assert (report.checkpoints, report.files, report.size) == (3, 3, 9 * 24 + 8)
-    assert told[-1] == (report.size, report.size)
+    assert progress[-1] == (report.size, report.size)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "directory"])
-def test_a_damaged_file_is_told_with_all_it_touches(
+def test_damaged_file_is_reported_with_all_its_checkpoints(
     vault: Vault, tmp_path: Path, damage: str
 ) -> None:
     key = a_key(vault)
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_told_with_all_it_touches(
     assert verify(vault).ok
 
 
-def test_a_damaged_manifest_is_told_and_hides_no_other(vault: Vault, tmp_path: Path) -> None:
+def test_damaged_manifest_is_reported_and_hides_no_other(vault: Vault, tmp_path: Path) -> None:
     key = manifest_key(*X)
     rot(tmp_path / "vault" / key)
     (tmp_path / "vault" / "manifests" / "stray").write_bytes(b"")
@@ -80,26 +80,24 @@ def test_a_damaged_manifest_is_told_and_hides_no_other(vault: Vault, tmp_path: P
     assert report.checkpoints == 2
 
 
-def test_files_that_no_checkpoint_names_are_read_when_all_is_asked_for(
-    vault: Vault, tmp_path: Path
-) -> None:
+def test_unreferenced_files_are_verified_on_request(vault: Vault, tmp_path: Path) -> None:
     key = blob_key(vault.put([b"of no checkpoint"]).blake3)
     rot(tmp_path / "vault" / key)
     assert verify(vault).ok
     assert found(verify(vault, everything=True)) == [(key, ())]
 
 
-def test_what_is_quarantined_is_told_apart(vault: Vault, tmp_path: Path) -> None:
+def test_quarantined_files_are_reported_separately(vault: Vault, tmp_path: Path) -> None:
     key = a_key(vault)
     rot(tmp_path / "vault" / key)
-    put_away(vault, key)
+    quarantine_damaged(vault, key)
     report = verify(vault)
     assert report.ok
-    assert [note.key for note in report.quarantined] == [key]
+    assert [record.key for record in report.quarantined] == [key]
 
 
-class Meanwhile:
-    """A storage in which someone acts before a file is read."""
+class InterruptedStorage:
+    """A storage that calls a function before a file is read."""
 
     def __init__(self, storage: Any, key: str, act: Callable[[], object]) -> None:
         self._storage, self._key, self._act = storage, key, act
@@ -114,35 +112,33 @@ class Meanwhile:
         return getattr(self._storage, name)
 
 
-def test_a_checkpoint_that_is_deleted_and_collected_meanwhile_is_no_damage(
+def test_checkpoint_deleted_during_the_verification_is_not_damage(
     vault: Vault, tmp_path: Path
 ) -> None:
-    key = blob_key(vault.recorded(*X).files["b"].blake3)
+    key = blob_key(vault.read_manifest(*X).files["b"].blake3)
     service = Vault(tmp_path / "vault")
 
     def delete() -> None:
         service.delete(*X)
-        service.collect(0)
+        gc.collect(service, 0)
 
-    vault._storage = Meanwhile(vault.storage, key, delete)  # type: ignore[assignment]
+    vault.storage = InterruptedStorage(vault.storage, key, delete)
     assert verify(vault).ok
     assert not (tmp_path / "vault" / key).exists()
 
 
-def test_a_file_that_is_healed_meanwhile_is_no_damage(vault: Vault, tmp_path: Path) -> None:
+def test_file_repaired_during_the_verification_is_not_damage(vault: Vault, tmp_path: Path) -> None:
     key = a_key(vault)
     rot(tmp_path / "vault" / key)
     service = Vault(tmp_path / "vault")
     real = vault.storage
 
-    class Healed(Meanwhile):
+    class Repaired(InterruptedStorage):
         def chunks(self, key: str, **options: Any) -> Any:
             content = [bytes(chunk) for chunk in real.chunks(key)]
             if key == self._key:
                 self._act()
             return iter([memoryview(chunk) for chunk in content])
 
-    vault._storage = Healed(  # type: ignore[assignment]
-        real, key, lambda: service.put([FILES["a"]])
-    )
+    vault.storage = Repaired(real, key, lambda: service.put([FILES["a"]]))
     assert verify(vault).ok

@@ -17,10 +17,11 @@ from hypothesis.extra import numpy as hnp
 from tinker import types as sdk
 from tinker.proto import request_conv, response_conv
 
-from everstep.wire import proto, types
-from everstep.wire.body import decompress, head
+from everstep.wire import types
+from everstep.wire.codecs import proto
+from everstep.wire.codecs.body import decompress, head
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
-from everstep.wire.outputs import Stop
+from everstep.wire.messages.outputs import Stop
 
 floats = st.floats(width=32, allow_nan=False)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8)
@@ -45,7 +46,7 @@ passes = st.builds(
 
 
 @given(passes)
-def test_a_training_pass_survives_its_round_trip(original: proto.TrainingPass) -> None:
+def test_training_pass_survives_a_round_trip(original: proto.TrainingPass) -> None:
     encoded = proto.encode_training_pass(original)
     decoded = proto.decode_training_pass(encoded)
     assert proto.encode_training_pass(decoded) == encoded
@@ -60,7 +61,7 @@ def test_a_training_pass_survives_its_round_trip(original: proto.TrainingPass) -
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
+def test_arbitrary_bytes_raise_only_invalid_request(body: bytes) -> None:
     for decode in (
         proto.decode_training_pass,
         proto.decode_forward_backward_output,
@@ -70,12 +71,13 @@ def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
             decode(body)
 
 
-def test_the_sdks_requests_are_read() -> None:
+def test_official_requests_can_be_decoded() -> None:
     targets = torch.zeros(6, 8, dtype=torch.int64)
     targets[2, 3] = 9
+    inputs: Any = {"target_tokens": targets, "weights": (targets > 0).float()}  # are converted
     datum = sdk.Datum(
         model_input=sdk.ModelInput.from_ints([1, 2, 3, 4, 5, 6]),
-        loss_fn_inputs={"target_tokens": targets, "weights": (targets > 0).float()},
+        loss_fn_inputs=inputs,
     )
     body = sdk.ForwardBackwardRequest(
         forward_backward_input=sdk.ForwardBackwardInput(
@@ -94,7 +96,7 @@ def test_the_sdks_requests_are_read() -> None:
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.booleans())
-def test_the_sdk_reads_our_results(lengths: list[int], wide: bool) -> None:
+def test_official_sdk_decodes_pass_results(lengths: list[int], wide: bool) -> None:
     outputs = [
         {"logprobs": np.arange(n * (i % 2 + 1 if wide else 1), dtype=np.float32).reshape(n, -1)}
         if wide
@@ -113,7 +115,7 @@ def test_the_sdk_reads_our_results(lengths: list[int], wide: bool) -> None:
         assert np.array_equal(other["logprobs"].to_numpy(), expected["logprobs"])
 
 
-def test_the_sdk_reads_our_samples() -> None:
+def test_official_sdk_decodes_samples() -> None:
     top = proto.TopkOutput(np.array([[1, 2]], np.int32), np.array([[-0.5, -1.0]], np.float32))
     encoded = proto.encode_sample_response(
         proto.SampleOutput(
@@ -137,6 +139,8 @@ def test_the_sdk_reads_our_samples() -> None:
         assert response.sequences[0].topk_logprobs == [[(1, -0.5), (2, -1.0)]]
         assert response.prompt_logprobs == [None, -1.0]
         assert response.topk_prompt_logprobs == [[(1, -0.5), (2, -1.0)]]
+        assert response.target_prompt_logprobs is not None
+        assert response.prompt_alt_tokens is not None
         assert response.target_prompt_logprobs.tolist() == [[-2.0]]
         assert response.prompt_alt_tokens.tokens.tolist() == [[1, 2]]
 
@@ -153,7 +157,7 @@ COMPRESSED = [
 
 
 @pytest.mark.parametrize(("encoding", "compress"), COMPRESSED)
-def test_a_small_body_that_unfolds_past_the_bound_is_refused(encoding: str, compress: Any) -> None:
+def test_decompression_beyond_the_bound_is_rejected(encoding: str, compress: Any) -> None:
     assert decompress(compress(b"x" * 100), encoding, 100) == b"x" * 100
     bomb = compress(b"x" * 10_000_000)
     for limit in (0, 1000, 9_999_999):
@@ -163,14 +167,14 @@ def test_a_small_body_that_unfolds_past_the_bound_is_refused(encoding: str, comp
 
 
 @pytest.mark.parametrize(("encoding", "compress"), COMPRESSED)
-def test_a_compressed_body_that_is_damaged_is_refused(encoding: str, compress: Any) -> None:
+def test_damaged_compressed_body_is_rejected(encoding: str, compress: Any) -> None:
     whole = compress(bytes(range(256)) * 10)
     for body in (b"not compressed", whole[:-1], whole[: len(whole) // 2], whole + b"more", b""):
         with pytest.raises(InvalidRequest):
             decompress(body, encoding, 10_000)
 
 
-def test_an_unfolding_body_takes_no_more_memory_than_its_bound() -> None:
+def test_decompression_uses_no_more_memory_than_its_bound() -> None:
     bomb = zstd_without_a_size(bytes(200_000_000))
     tracemalloc.start()
     with pytest.raises(BodyTooLarge):
@@ -181,24 +185,24 @@ def test_an_unfolding_body_takes_no_more_memory_than_its_bound() -> None:
 
 
 @given(passes)
-def test_whose_a_request_is_can_be_told_by_its_first_bytes(made: proto.TrainingPass) -> None:
+def test_first_bytes_identify_the_run_and_seq_id(made: proto.TrainingPass) -> None:
     encoded = proto.encode_training_pass(made)
-    place = (made.model_id, made.seq_id)
-    assert proto.place_of(encoded) == place
+    known = (made.model_id, made.seq_id)
+    assert proto.run_and_seq_id_of(encoded) == known
     whole = 2 + len(made.model_id.encode()) + 10
-    assert proto.place_of(encoded[:whole]) == place
-    assert proto.place_of(encoded[: 2 + len(made.model_id.encode())]) is None
+    assert proto.run_and_seq_id_of(encoded[:whole]) == known
+    assert proto.run_and_seq_id_of(encoded[: 2 + len(made.model_id.encode())]) is None
 
 
 @given(st.binary(max_size=200))
-def test_of_other_bytes_nothing_is_told(head: bytes) -> None:
-    if (place := proto.place_of(head)) is not None:
-        model_id, seq_id = place
+def test_other_bytes_identify_no_run(head: bytes) -> None:
+    if (known := proto.run_and_seq_id_of(head)) is not None:
+        model_id, seq_id = known
         assert head.startswith(b"\x0a" + bytes([len(model_id.encode())]) + model_id.encode())
         assert seq_id
 
 
-def test_older_json_is_read_leniently() -> None:
+def test_older_json_is_parsed_leniently() -> None:
     request = types.parse(
         types.SampleRequest,
         {
@@ -208,6 +212,7 @@ def test_older_json_is_read_leniently() -> None:
             "sampling_session_id": "s",
             "from_a_newer_sdk": 1,
         },
+        newer_client=True,
     )
     assert request.prompt.to_ints() == [1, 2]
     assert request.sampling_params.temperature == 1.0

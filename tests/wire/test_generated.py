@@ -1,4 +1,4 @@
-"""The protobuf code that is committed is what `make proto` makes of everstep.proto."""
+"""Generated code: the committed protobuf module equals the output of `make proto`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import everstep.wire
+import everstep.wire.codecs
 
-WIRE = Path(everstep.wire.__file__).parent
+CODECS = Path(everstep.wire.codecs.__file__).parent
 
 
-def test_the_generated_code_is_that_of_the_description(tmp_path: Path) -> None:
-    source = WIRE.parent.parent
+def test_generated_code_matches_the_proto_file(tmp_path: Path) -> None:
+    source = CODECS.parents[2]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{source}"]
     command += [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run([*command, "everstep/wire/everstep.proto"], check=True, cwd=source)
+    subprocess.run([*command, "everstep/wire/codecs/everstep.proto"], check=True, cwd=source)
     for name in ("everstep_pb2.py", "everstep_pb2.pyi"):
-        assert (tmp_path / "everstep" / "wire" / name).read_text() == (WIRE / name).read_text()
+        assert (tmp_path / "everstep/wire/codecs" / name).read_text() == (CODECS / name).read_text()

@@ -1,4 +1,4 @@
-"""Our protobuf and the official SDK's are one: its descriptors, its encoder, its decoder."""
+"""Protobuf compatibility with the official SDK: descriptors, encoder and decoder."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import numpy as np
 import tinker.types
 import torch
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tinker.proto import request_conv, response_conv, tinker_public_pb2
 
 import everstep.types
-from everstep.wire import everstep_pb2, proto
-from everstep.wire.outputs import SampleOutput, SequenceOutput, Stop, TopkOutput
+from everstep.wire.codecs import everstep_pb2, proto
+from everstep.wire.messages.outputs import SampleOutput, SequenceOutput, Stop, TopkOutput
 
 ROOTS = ("ForwardBackwardRequest", "ForwardBackwardOutput", "SampleResponse")
 UNREAD = {"ImageChunk.override_dimensions"}
-"""What the SDK describes and never sends."""
+"""Fields that the SDK describes and never sends."""
 VARINTS = (
     FieldDescriptor.TYPE_INT32,
     FieldDescriptor.TYPE_INT64,
     FieldDescriptor.TYPE_UINT32,
     FieldDescriptor.TYPE_BOOL,
 )
-"""One encoding on the wire; the width is the reader's."""
+"""Types with the same encoding on the wire, whose width the reader chooses."""
 
 
 def different(theirs: Descriptor, ours: Descriptor) -> set[str]:
-    """Their fields that ours lacks or encodes in another way; names are of no account."""
+    """Return the official fields that ours lacks or encodes differently, whatever their names."""
     found: set[str] = set()
     for number, field in theirs.fields_by_number.items():
         own = ours.fields_by_number.get(number)
@@ -42,14 +42,17 @@ def different(theirs: Descriptor, ours: Descriptor) -> set[str]:
         if own is None or not same:
             found.add(f"{theirs.name}.{field.name}")
         elif field.message_type is not None:
+            assert own.message_type is not None
             found |= different(field.message_type, own.message_type)
         elif field.enum_type is not None:
-            values = [{v.number: v.name for v in e.enum_type.values} for e in (field, own)]
-            assert values[0] == values[1]
+            assert own.enum_type is not None
+            enums = (field.enum_type, own.enum_type)
+            values = [{v.number: v.name for v in enum.values} for enum in enums]
+            assert values[0] and values[0] == values[1]
     return found
 
 
-def test_every_field_has_their_number_and_their_encoding() -> None:
+def test_every_field_has_the_official_number_and_encoding() -> None:
     found: set[str] = set()
     for name in ROOTS:
         theirs = tinker_public_pb2.DESCRIPTOR.message_types_by_name[name]
@@ -80,7 +83,9 @@ data = st.lists(
     ),
     max_size=3,
 )
-configs = st.none() | st.dictionaries(st.text(max_size=4), st.floats(allow_nan=False), max_size=3)
+configs = st.none() | st.dictionaries(
+    st.text(max_size=4), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+)
 
 
 def datum(types: Any, parts: Any, tensors: Any, *, sparse: bool) -> Any:
@@ -107,8 +112,9 @@ def request(types: Any, made: Any, config: Any, *, sparse: bool) -> Any:
 
 
 @given(data, configs, st.booleans())
-@settings(deadline=None)
-def test_our_client_sends_what_theirs_sends(made: Any, config: Any, sparse: bool) -> None:
+def test_client_encodes_requests_like_the_official_one(
+    made: Any, config: Any, sparse: bool
+) -> None:
     theirs = request_conv.forward_backward_request_to_proto(
         request(tinker.types, made, config, sparse=sparse)
     )
@@ -119,8 +125,9 @@ def test_our_client_sends_what_theirs_sends(made: Any, config: Any, sparse: bool
 
 
 @given(data, configs, st.booleans())
-@settings(deadline=None)
-def test_the_service_reads_what_theirs_sends(made: Any, config: Any, sparse: bool) -> None:
+def test_service_decodes_requests_of_the_official_client(
+    made: Any, config: Any, sparse: bool
+) -> None:
     message = request_conv.forward_backward_request_to_proto(
         request(tinker.types, made, config, sparse=sparse)
     )
@@ -173,8 +180,7 @@ def samples(draw: Any) -> SampleOutput:
 
 
 @given(samples())
-@settings(deadline=None)
-def test_their_client_reads_of_a_sample_what_ours_reads(made: SampleOutput) -> None:
+def test_official_client_decodes_samples_like_ours(made: SampleOutput) -> None:
     encoded = proto.encode_sample_response(made)
     theirs = response_conv.deserialize_sample_response(encoded)
     ours = proto.decode_sample_response(encoded)
@@ -193,6 +199,8 @@ def test_their_client_reads_of_a_sample_what_ours_reads(made: SampleOutput) -> N
         one, other = getattr(theirs, name), getattr(ours, name)
         assert (one is None) == (other is None) == (given_array is None)
     if made.target_prompt_logprobs is not None:
+        assert theirs.target_prompt_logprobs is not None
         assert np.array_equal(theirs.target_prompt_logprobs.to_numpy(), made.target_prompt_logprobs)
     if made.prompt_alt is not None:
+        assert theirs.prompt_alt_tokens is not None
         assert np.array_equal(theirs.prompt_alt_tokens.tokens.to_numpy(), made.prompt_alt.token_ids)

@@ -1,7 +1,8 @@
-"""The persistence promises, checked against any service that speaks the protocol.
+"""Conformance: checks the persistence promises of any service that speaks the protocol.
 
-Over HTTP alone: nothing here knows how a service is made. `suite.opened` connects, `suite.run`
-checks, `report.Report` tells. A new check is a function in ``checks/`` under ``@check``.
+The checks only use HTTP and know nothing of a service's implementation. `suite.opened` connects,
+`suite.run` runs checks, and `report.Report` writes reports. A new check is a function in
+``checks/`` under ``@check``.
 """
 
 from everstep.conformance.registry import Check, all_checks

@@ -1,4 +1,4 @@
-"""What a run computed, and by how much two of them differ: to the bit, or within a noise."""
+"""Numbers: the results of runs, and the difference of two results to the bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from everstep.wire.outputs import ForwardBackwardOutput, SampleResponse
+from everstep.wire.messages.outputs import ForwardBackwardOutput, SampleResponse
 
 Array = np.ndarray[Any, Any]
 _LOSS = "loss:sum"
@@ -19,8 +19,8 @@ class Point:
     """The numbers of one training pass or sample.
 
     Attributes:
-        logprobs: float32, of all datums or of prompt and sequences, one after another.
-        loss: the pass's, where it has one.
+        logprobs: float32, of all datums, or of prompt and sequences, concatenated.
+        loss: of the pass, if it has one.
     """
 
     logprobs: Array
@@ -28,19 +28,19 @@ class Point:
 
 
 Trace = Sequence[Point]
-"""What one operation after another computed."""
+"""The results of consecutive operations."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two traces are from one another.
+    """The difference between two traces.
 
     Attributes:
-        count: values whose bits differ, losses included.
-        total: values compared.
-        largest: largest difference between two logprobs; infinity where their shapes differ.
-        largest_loss: the same of losses.
-        first: index of the first operation that differs; None where none does.
+        count: number of values whose bits differ, losses included.
+        total: number of values compared.
+        largest: largest difference between two logprobs. Infinity if their shapes differ.
+        largest_loss: largest difference between two losses.
+        first: index of the first operation that differs, or None.
     """
 
     count: int
@@ -50,7 +50,7 @@ class Difference:
     first: int | None
 
     def within(self, tolerance: float) -> bool:
-        """Whether they are the same: bit for bit where the tolerance is 0."""
+        """Return whether the traces are equal: bit for bit if the tolerance is 0."""
         if tolerance == 0:
             return self.count == 0
         return self.largest <= tolerance
@@ -65,7 +65,7 @@ class Difference:
 
 
 def point_of_pass(output: ForwardBackwardOutput) -> Point:
-    """The numbers of a training pass.
+    """Return the numbers of a training pass.
 
     Raises:
         KeyError: it has no logprobs.
@@ -76,7 +76,7 @@ def point_of_pass(output: ForwardBackwardOutput) -> Point:
 
 
 def point_of_sample(output: SampleResponse) -> Point:
-    """The numbers of a sample: prompt logprobs where it has them, else those that were sampled."""
+    """Return the numbers of a sample: prompt logprobs if present, else the sequences' logprobs."""
     if output.prompt_logprobs_np is not None:
         return Point(output.prompt_logprobs_np[1:].astype(np.float32))
     rows = [s.logprobs_np for s in output.sequences if s.logprobs_np is not None]
@@ -84,26 +84,26 @@ def point_of_sample(output: SampleResponse) -> Point:
 
 
 def difference(a: Trace, b: Trace) -> Difference:
-    """How far two traces are from one another."""
+    """Compare two traces."""
     if len(a) != len(b):
         return Difference(1, 1, np.inf, 0.0, min(len(a), len(b)))
     count, total, largest, largest_loss = 0, 0, 0.0, 0.0
     first = None
     for index, (one, other) in enumerate(zip(a, b, strict=True)):
-        here, by = _logprobs_differ(one.logprobs, other.logprobs)
+        here, by = _differing_logprobs(one.logprobs, other.logprobs)
         total += max(len(one.logprobs), len(other.logprobs))
         largest = max(largest, by)
         if one.loss is not None or other.loss is not None:
             total += 1
             if not _same_bits(one.loss, other.loss):
                 here += 1
-                largest_loss = max(largest_loss, _apart(one.loss, other.loss))
+                largest_loss = max(largest_loss, _distance(one.loss, other.loss))
         count += here
         first = index if first is None and here else first
     return Difference(count, total, largest, largest_loss, first)
 
 
-def _logprobs_differ(a: Array, b: Array) -> tuple[int, float]:
+def _differing_logprobs(a: Array, b: Array) -> tuple[int, float]:
     if a.shape != b.shape:
         return max(len(a), len(b), 1), np.inf
     differ = a.view(np.uint32) != b.view(np.uint32)
@@ -120,8 +120,8 @@ def _same_bits(a: float | None, b: float | None) -> bool:
     return bool(np.float64(a).view(np.uint64) == np.float64(b).view(np.uint64))
 
 
-def _apart(a: float | None, b: float | None) -> float:
+def _distance(a: float | None, b: float | None) -> float:
     if a is None or b is None:
         return float("inf")
-    apart = abs(a - b)
-    return float("inf") if apart != apart else apart  # noqa: PLR0124  NaN
+    distance = abs(a - b)
+    return float("inf") if distance != distance else distance  # noqa: PLR0124  NaN

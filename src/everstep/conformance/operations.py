@@ -1,4 +1,4 @@
-"""Submitted operations: from the answer to a submit to the outcome of its future."""
+"""Operations: from a submit's response to the outcome of its future."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any, Literal
 import numpy as np
 
 from everstep.conformance.transport import Exchange, Transport, Unreachable, short
-from everstep.conformance.verdicts import Broken, NotSupported, Stuck
-from everstep.wire.errors import InvalidRequest
-from everstep.wire.outputs import ForwardBackwardOutput, SampledSequence, SampleResponse
-from everstep.wire.proto import (
+from everstep.conformance.verdicts import CheckError, NotSupported, PromiseBroken
+from everstep.wire.codecs.proto import (
     PROTOBUF,
     decode_forward_backward_output,
     decode_sample_response,
 )
-from everstep.wire.tensors import TensorData
+from everstep.wire.errors import InvalidRequest
+from everstep.wire.messages.outputs import ForwardBackwardOutput, SampledSequence, SampleResponse
+from everstep.wire.messages.tensors import TensorData
 
 Payload = Literal["json", "pass", "sample"]
-_ABSENT = frozenset({404, 405, 501})
-_POLL_AGAIN_SECONDS = 0.02
+_NOT_SUPPORTED = frozenset({404, 405, 501})
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an operation.
+    """The outcome of an operation.
 
     Attributes:
         sent: the submit, shortened.
-        came_back: the answer that settled it, shortened.
+        came_back: the response that resolved it, shortened.
         ok: whether it succeeded.
-        value: the result, of an operation that has a JSON one.
-        output: the result of a training pass or of a sample.
-        error: what it failed with.
-        category: of a failed future; None where the submit itself was refused.
-        status: of a submit that was refused; 200 otherwise.
+        value: the result of an operation with a JSON result.
+        output: the result of a training pass or a sample.
+        error: the failure's message.
+        category: of a failed future. None if the submit itself was refused.
+        status: of a submit that was refused, else 200.
     """
 
     sent: str
@@ -52,41 +52,43 @@ class Outcome:
 
     @property
     def blames_user(self) -> bool:
-        """Whether it failed as the request's own fault: category user, or a 4xx."""
+        """Whether it failed because of a wrong request: category user, or a 4xx."""
         return not self.ok and (self.category == "user" or 400 <= self.status < 500)
 
     @property
     def absent(self) -> bool:
-        """Whether the service has no such endpoint."""
+        """Whether the service lacks the endpoint."""
         return self.status in (405, 501)
 
-    def must(self, promise: str) -> Outcome:
-        """Return it; raises `Broken` when it failed."""
+    def must_succeed(self, promise: str) -> Outcome:
+        """Return it, or raise `PromiseBroken` if it failed."""
         if not self.ok:
-            raise Broken(promise, self.sent, self.came_back)
+            raise PromiseBroken(promise, self.sent, self.came_back)
         return self
 
-    def needed(self, what: str) -> Outcome:
-        """Return it; raises `Stuck` when it failed, `NotSupported` where there is no endpoint."""
+    def require(self, operation: str) -> Outcome:
+        """Return it. Raises `CheckError` if it failed, `NotSupported` if there is no endpoint."""
         if self.absent:
-            raise NotSupported(f"{what}: the service has no such endpoint")
+            raise NotSupported(f"{operation}: the service has no such endpoint")
         if not self.ok:
-            raise Stuck(f"{what} did not work", self.sent, self.came_back)
+            raise CheckError(f"{operation} did not work", self.sent, self.came_back)
         return self
 
     def must_blame_user(self, promise: str) -> Outcome:
-        """Return it; raises `Broken` unless it failed, clearly and as the request's own fault."""
+        """Return it, or raise `PromiseBroken` unless it failed and blames the request."""
         if self.ok:
-            raise Broken(promise, self.sent, self.came_back)
+            raise PromiseBroken(promise, self.sent, self.came_back)
         if not self.blames_user:
-            raise Broken(
-                f"{promise} It failed, but not as the request's own fault: the category has to be "
+            raise PromiseBroken(
+                f"{promise} It failed, but does not blame the request: the category has to be "
                 "'user'.",
                 self.sent,
                 self.came_back,
             )
         if not self.error.strip():
-            raise Broken(f"{promise} It failed without a text.", self.sent, self.came_back)
+            raise PromiseBroken(
+                f"{promise} It failed without a message.", self.sent, self.came_back
+            )
         return self
 
 
@@ -94,9 +96,9 @@ class Pending:
     """A submitted operation.
 
     Args:
-        transport: where its result is asked for.
-        submit: the submit and its answer.
-        payload: how its result travels.
+        transport: polls for its result.
+        submit: the submit and its response.
+        payload: encoding of its result.
         timeout: seconds to wait for the result.
     """
 
@@ -111,51 +113,51 @@ class Pending:
         self._outcome: Outcome | None = None
 
     def outcome(self) -> Outcome:
-        """Wait for what comes of it.
+        """Wait for the outcome.
 
         Raises:
-            Stuck: nothing came in time, or what came can't be read.
+            CheckError: there was no result in time, or it can't be parsed.
         """
         if self._outcome is None:
             self._outcome = self._wait()
         return self._outcome
 
-    def settles_within(self, seconds: float) -> bool:
-        """Whether it is finished, or is so before the time is over."""
+    def completes_within(self, seconds: float) -> bool:
+        """Return whether it completes within a time."""
         if self._outcome is not None or self.request_id is None:
             return True
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+        while (remaining := deadline - time.monotonic()) > 0:
             try:
-                answer = self._retrieve(False, left)
-            except Unreachable:  # it is held: nothing is there yet
+                answer = self._retrieve(False, remaining)
+            except Unreachable:  # the request is held: there is no result yet
                 return False
             if not _try_again(answer):
                 self._outcome = self._read(answer)
                 return True
-            time.sleep(_POLL_AGAIN_SECONDS)
+            time.sleep(_POLL_SECONDS)
         return False
 
     def _wait(self) -> Outcome:
         if self.request_id is None:
             if self.submit.ok:
-                raise Stuck(
-                    "A submit was answered without a request_id",
+                raise CheckError(
+                    "A submit returned no request_id",
                     self.submit.sent,
                     self.submit.came_back,
                 )
             return _refused(self.submit)
         deadline = time.monotonic() + self._timeout
-        whole = False
+        has_size = False
         while time.monotonic() < deadline:
-            answer = self._retrieve(not whole)
+            answer = self._retrieve(not has_size)
             if answer.json().get("status") == "complete_metadata":
-                whole = True
+                has_size = True
             elif not _try_again(answer):
                 return self._read(answer)
             else:
-                time.sleep(_POLL_AGAIN_SECONDS)
-        raise Stuck(f"There was no result within {self._timeout:.0f} s", self.submit.sent, "")
+                time.sleep(_POLL_SECONDS)
+        raise CheckError(f"There was no result within {self._timeout:.0f} s", self.submit.sent, "")
 
     def _retrieve(self, metadata: bool, timeout: float | None = None) -> Exchange:
         accept = "application/json"
@@ -172,7 +174,9 @@ class Pending:
     def _read(self, answer: Exchange) -> Outcome:
         sent = self.submit.sent
         if not answer.ok:
-            raise Stuck("The result of an operation can't be retrieved", sent, answer.came_back)
+            raise CheckError(
+                "The result of an operation can't be retrieved", sent, answer.came_back
+            )
         try:
             if answer.content_type.startswith(PROTOBUF):
                 output = self._decoded(answer.body)
@@ -181,15 +185,15 @@ class Pending:
             if "error" in content:
                 category = str(content.get("category", "unknown"))
                 error = str(content["error"])
-                said = short(f"future failed ({category}): {error}")
-                return Outcome(sent, said, False, {}, None, error, category)
+                received = short(f"future failed ({category}): {error}")
+                return Outcome(sent, received, False, {}, None, error, category)
             if self._payload == "json":
                 return Outcome(sent, answer.came_back, True, content)
             output = _pass_output(content) if self._payload == "pass" else _sample(content)
             return Outcome(sent, answer.came_back, True, {}, output)
         except (InvalidRequest, KeyError, TypeError, ValueError) as error:
             text = f"The result of an operation can't be read: {error!r}"
-            raise Stuck(text, sent, answer.came_back) from error
+            raise CheckError(text, sent, answer.came_back) from error
 
     def _decoded(self, body: bytes) -> ForwardBackwardOutput | SampleResponse:
         if self._payload == "pass":
@@ -211,7 +215,7 @@ def _refused(submit: Exchange) -> Outcome:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)  # also of "NaN" and "Infinity"
+    return math.nan if value is None else float(value)  # also parses "NaN" and "Infinity"
 
 
 def _pass_output(content: Mapping[str, Any]) -> ForwardBackwardOutput:
@@ -245,5 +249,5 @@ def _floats(values: list[Any] | None) -> np.ndarray[Any, Any] | None:
 
 
 def route_absent(answer: Exchange) -> bool:
-    """Whether an answer about something that exists means that there is no such endpoint."""
-    return answer.status in _ABSENT
+    """Return whether a response about an existing object means that the endpoint is missing."""
+    return answer.status in _NOT_SUPPORTED

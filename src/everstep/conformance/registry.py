@@ -1,4 +1,4 @@
-"""The checks by name, each with the sentence that it looks at."""
+"""Registry: the checks by name, each with the promise that it tests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Body = Callable[[Bench], str | None]
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, and how to find out whether it holds.
+    """One promise, and a function that tests it.
 
     Attributes:
-        name: what ``--only`` takes.
+        name: name for ``--only``.
         promise: a sentence.
-        body: returns a remark or nothing where the promise holds; raises `CheckEnded` otherwise.
+        body: returns a remark or None if the promise holds, and raises `CheckEnded` otherwise.
     """
 
     name: str
@@ -29,16 +29,16 @@ _checks: dict[str, Check] = {}
 
 
 def check(name: str, promise: str) -> Callable[[Body], Body]:
-    """Make a function a check.
+    """Register a function as a check.
 
     Args:
         name: unique among the checks.
-        promise: what the service promises, in a sentence.
+        promise: the service's promise, in a sentence.
     """
 
     def register(body: Body) -> Body:
         if name in _checks:
-            raise ValueError(f"there are two checks named {name!r}")
+            raise ValueError(f"two checks are named {name!r}")
         _checks[name] = Check(name, promise, body)
         return body
 
@@ -46,7 +46,7 @@ def check(name: str, promise: str) -> Callable[[Body], Body]:
 
 
 def all_checks() -> list[Check]:
-    """Every check, in the order in which they run."""
+    """Return every check in the order of execution."""
     from everstep.conformance import checks
 
     checks.load()

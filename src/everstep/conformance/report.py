@@ -1,4 +1,4 @@
-"""What the checks found, for programs: JSON, JUnit XML, the exit code."""
+"""Report: the results for programs, as JSON, JUnit XML and an exit code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Report:
     """All results of one service.
 
     Attributes:
-        base_url: its address.
+        base_url: the service's address.
         model: the base model that was trained.
         results: one for each check that ran.
-        noise: by how much two equal runs of it differ at most; 0 where they are bit-equal, None
-            where that was not measured.
+        noise: largest difference between two equal runs. 0 if they are identical, None if it was
+            not measured.
     """
 
     base_url: str
@@ -35,22 +35,22 @@ class Report:
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """How many checks ended in which way."""
+        """Number of checks by verdict."""
         found = Counter(result.verdict for result in self.results)
         return {verdict: found[verdict] for verdict in Verdict}
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing failed and every check could tell, else 1."""
+        """0 if no check failed or ended in an error, else 1."""
         return int(any(result.bad for result in self.results))
 
     @property
     def seconds(self) -> float:
-        """How long the checks took."""
+        """Duration of all checks."""
         return sum(result.seconds for result in self.results)
 
     def write_json(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the report as JSON."""
         content = {
             "base_url": self.base_url,
             "model": self.model,
@@ -63,7 +63,7 @@ class Report:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def write_junit(self, path: Path) -> None:
-        """Write it as JUnit XML; what is not supported is skipped."""
+        """Write the report as JUnit XML. Checks that are not supported count as skipped."""
         counts = self.counts
         numbers = {
             "tests": str(len(self.results)),
@@ -105,5 +105,5 @@ def _add_case(suite: ElementTree.Element, result: Result) -> None:
 
 
 def _xml(text: str) -> str:
-    """The text without what XML can't hold."""
+    """Replace characters that XML can't contain."""
     return _NOT_XML.sub("�", text)

@@ -1,30 +1,30 @@
-"""A session and its runs, over raw requests: every operation is submitted with its sequence id."""
+"""Runs: a session and its runs over raw requests, with explicit sequence ids."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from everstep.conformance.operations import Outcome, Payload, Pending
 from everstep.conformance.transport import Exchange, Transport
-from everstep.conformance.verdicts import Stuck
+from everstep.conformance.verdicts import CheckError
 from everstep.wire import types
-from everstep.wire.proto import PROTOBUF, encode_forward_backward_request
+from everstep.wire.codecs.proto import PROTOBUF, encode_forward_backward_request
 
 _HEARTBEAT_SECONDS = 10.0
-_SDK_VERSION = "0.38.0"  # services may answer by the version of the official SDK
+_SDK_VERSION = "0.38.0"  # a service's responses may depend on the official SDK's version
 
 
 class Session:
     """A session of one key.
 
     Args:
-        transport: requests with that key.
+        transport: sends requests with that key.
         timeout: seconds to wait for a result.
-        json_passes: whether training passes travel as JSON, for services without protobuf.
+        json_passes: send training passes as JSON, for services without protobuf.
     """
 
     def __init__(self, transport: Transport, timeout: float, *, json_passes: bool = False) -> None:
@@ -32,23 +32,23 @@ class Session:
         self.json_passes = json_passes
         self.runs: list[Run] = []
         self._timeout = timeout
-        self._runs_begun = 0
-        self._samplers_begun = 0
+        self._run_count = 0
+        self._sampler_count = 0
         request = types.CreateSessionRequest(tags=["conformance"], sdk_version=_SDK_VERSION)
         answer = transport.send("POST", "/create_session", _body(request))
         self.session_id = str(answer.json().get("session_id", ""))
         if not answer.ok or not self.session_id:
-            raise Stuck("No session could be opened", answer.sent, answer.came_back)
-        self._beat = time.monotonic()
+            raise CheckError("No session could be created", answer.sent, answer.came_back)
+        self._last_heartbeat = time.monotonic()
 
     def submit(self, path: str, request: BaseModel, payload: Payload = "json") -> Pending:
-        """Send an operation."""
+        """Submit an operation."""
         self._keep_alive()
         answer = self.transport.send("POST", path, _body(request))
         return Pending(self.transport, answer, payload, self._timeout)
 
     def submit_pass(self, request: types.ForwardBackwardRequest, *, forward_only: bool) -> Pending:
-        """Send a training pass."""
+        """Submit a training pass."""
         self._keep_alive()
         body = request.forward_backward_input
         note = (
@@ -72,11 +72,11 @@ class Session:
         return Pending(self.transport, answer, "pass", self._timeout)
 
     def create_run(self, model: str, *, rank: int = 8, seed: int | None = 7, **flags: bool) -> Run:
-        """Create a run; raises `Stuck` when that does not work."""
+        """Create a run. Raises `CheckError` if that fails."""
         return self.run_of(self.create(model, rank=rank, seed=seed, **flags), "create_model")
 
     def create(self, model: str, *, rank: int = 8, seed: int | None = 7, **flags: bool) -> Outcome:
-        """Ask for a run."""
+        """Request a run."""
         request = types.CreateModelRequest(
             session_id=self.session_id,
             model_seq_id=self.next_run(),
@@ -88,7 +88,7 @@ class Session:
     def create_from_state(
         self, path: str, *, optimizer: bool, model_seq_id: int | None = None
     ) -> Outcome:
-        """Ask for a run from a checkpoint."""
+        """Request a run from a checkpoint."""
         request = types.LoadWeightsRequest(
             session_id=self.session_id,
             model_seq_id=self.next_run() if model_seq_id is None else model_seq_id,
@@ -97,11 +97,11 @@ class Session:
         )
         return self.submit("/load_weights", request).outcome()
 
-    def run_of(self, outcome: Outcome, what: str) -> Run:
-        """The run that an operation created."""
-        model_id = str(outcome.needed(what).value.get("model_id") or "")
+    def run_of(self, outcome: Outcome, operation: str) -> Run:
+        """Return the run that an operation created."""
+        model_id = str(outcome.require(operation).value.get("model_id") or "")
         if not model_id:
-            raise Stuck(f"{what} gave no model_id", outcome.sent, outcome.came_back)
+            raise CheckError(f"{operation} returned no model_id", outcome.sent, outcome.came_back)
         known = next((run for run in self.runs if run.model_id == model_id), None)
         if known is None:
             known = Run(self, model_id)
@@ -109,17 +109,17 @@ class Session:
         return known
 
     def next_run(self) -> int:
-        """The place of the session's next run."""
-        self._runs_begun += 1
-        return self._runs_begun - 1
+        """Return the number of the session's next run."""
+        self._run_count += 1
+        return self._run_count - 1
 
     def next_sampler(self) -> int:
-        """The place of the session's next sampler."""
-        self._samplers_begun += 1
-        return self._samplers_begun - 1
+        """Return the number of the session's next sampler."""
+        self._sampler_count += 1
+        return self._sampler_count - 1
 
     def post(self, path: str, request: BaseModel) -> Exchange:
-        """Send what is answered at once."""
+        """Send a request that is answered at once."""
         self._keep_alive()
         return self.transport.send("POST", path, _body(request))
 
@@ -129,8 +129,8 @@ class Session:
         self.transport.send("POST", f"/sessions/{self.session_id}/finish", _body(request))
 
     def _keep_alive(self) -> None:
-        if time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
+        if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
             request = types.SessionHeartbeatRequest(session_id=self.session_id)
             self.transport.send("POST", "/session_heartbeat", _body(request))
 
@@ -143,8 +143,8 @@ class Run:
         self.model_id = model_id
         self._next = 1
 
-    def take(self, count: int = 1) -> list[int]:
-        """Reserve sequence ids: the operations are then sent in any order."""
+    def reserve(self, count: int = 1) -> list[int]:
+        """Reserve sequence ids, for operations that are sent in another order."""
         first, self._next = self._next, self._next + count
         return list(range(first, self._next))
 
@@ -160,7 +160,7 @@ class Run:
         request = types.ForwardBackwardRequest(
             forward_backward_input=types.ForwardBackwardInput(data=list(data), loss_fn=loss_fn),
             model_id=self.model_id,
-            seq_id=self._place(seq_id),
+            seq_id=self._seq_id(seq_id),
         )
         return self.session.submit_pass(request, forward_only=forward_only)
 
@@ -169,10 +169,10 @@ class Run:
         return self.forward_backward(data, seq_id=seq_id, forward_only=True)
 
     def optim_step(self, learning_rate: float, *, seq_id: int | None = None) -> Pending:
-        """Submit a step of the optimizer."""
+        """Submit an optimizer step."""
         request = types.OptimStepRequest(
             model_id=self.model_id,
-            seq_id=self._place(seq_id),
+            seq_id=self._seq_id(seq_id),
             adam_params=types.AdamParams(learning_rate=learning_rate),
         )
         return self.session.submit("/optim_step", request)
@@ -181,48 +181,48 @@ class Run:
         """Submit a save of the training state.
 
         Args:
-            name: the checkpoint's; None has the service choose one.
-            seq_id: its place; the next one when not given.
+            name: of the checkpoint. None lets the service choose one.
+            seq_id: its sequence id, by default the next one.
             options: ``overwrite``, ``ttl_seconds``, ``user_metadata``.
         """
-        place = self._place(seq_id)
+        seq_id = self._seq_id(seq_id)
         request = types.SaveWeightsRequest(
-            model_id=self.model_id, seq_id=place, path=name, **options
+            model_id=self.model_id, seq_id=seq_id, path=name, **options
         )
         return self.session.submit("/save_weights", request)
 
     def save_for_sampler(
         self, name: str | None, *, seq_id: int | None = None, **options: Any
     ) -> Pending:
-        """Submit a save to sample from; under no name it becomes a sampler of the session."""
-        place = self._place(seq_id)
+        """Submit a save for sampling. Without a name it becomes a sampler of the session."""
+        seq_id = self._seq_id(seq_id)
         if name is None:
             options["sampling_session_seq_id"] = self.session.next_sampler()
         request = types.SaveWeightsForSamplerRequest(
-            model_id=self.model_id, seq_id=place, path=name, **options
+            model_id=self.model_id, seq_id=seq_id, path=name, **options
         )
         return self.session.submit("/save_weights_for_sampler", request)
 
     def save_external(self, name: str) -> Pending:
         """Submit a save as files to download."""
         request = types.SaveWeightsExternalRequest(
-            model_id=self.model_id, seq_id=self._place(None), path=name
+            model_id=self.model_id, seq_id=self._seq_id(None), path=name
         )
         return self.session.submit("/save_weights_external", request)
 
     def load(self, path: str, *, optimizer: bool) -> Pending:
         """Submit a load into this run."""
         request = types.LoadWeightsRequest(
-            model_id=self.model_id, seq_id=self._place(None), path=path, optimizer=optimizer
+            model_id=self.model_id, seq_id=self._seq_id(None), path=path, optimizer=optimizer
         )
         return self.session.submit("/load_weights", request)
 
     def path_of(self, segment: str, name: str) -> str:
-        """The path of one of its checkpoints."""
+        """Return the path of one of its checkpoints."""
         return f"tinker://{self.model_id}/{segment}/{name}"
 
-    def _place(self, seq_id: int | None) -> int:
-        return self.take()[0] if seq_id is None else seq_id
+    def _seq_id(self, seq_id: int | None) -> int:
+        return self.reserve()[0] if seq_id is None else seq_id
 
 
 def _body(request: BaseModel) -> dict[str, Any]:
@@ -231,6 +231,5 @@ def _body(request: BaseModel) -> dict[str, Any]:
 
 
 def saved_path(outcome: Outcome) -> str:
-    """The path that a save gave."""
-    path: Mapping[str, Any] = outcome.value
-    return str(path.get("path") or "")
+    """Return the path in a save's result."""
+    return str(outcome.value.get("path") or "")

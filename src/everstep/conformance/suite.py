@@ -1,4 +1,4 @@
-"""Running the checks: connect, check one after another, clean up."""
+"""Suite: connects to a service, runs the checks, and cleans up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everstep.conformance.bench import Bench
 from everstep.conformance.registry import Check, all_checks
 from everstep.conformance.runs import Session
 from everstep.conformance.transport import Transport, Unreachable
-from everstep.conformance.verdicts import CheckEnded, Result, Stuck, Verdict
+from everstep.conformance.verdicts import CheckEnded, CheckError, Result, Verdict
 from everstep.wire import types
 
 _DEFAULT_TIMEOUT = 120.0
@@ -21,13 +21,13 @@ _DEFAULT_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Target:
-    """The service to look at.
+    """The service to check.
 
     Attributes:
         base_url: its address.
         api_key: a key.
-        second_api_key: another one, of somebody else.
-        model: the base model to train; None takes the first that is listed.
+        second_api_key: a key of another account.
+        model: the base model to train. None: the first one that the service lists.
         timeout: seconds to wait for one result.
     """
 
@@ -39,30 +39,30 @@ class Target:
 
 
 class UnknownCheck(ValueError):
-    """There is no check of that name."""
+    """No check has that name."""
 
 
 def chosen(names: Sequence[str]) -> list[Check]:
-    """The checks of these names; all of them where none is given.
+    """Return the checks of these names, or all of them if none is given.
 
     Raises:
-        UnknownCheck: there is none of that name.
+        UnknownCheck: no check has one of the names.
     """
     checks = all_checks()
     unknown = [name for name in names if name not in {check.name for check in checks}]
     if unknown:
         known = ", ".join(check.name for check in checks)
-        raise UnknownCheck(f"There is no check {unknown[0]!r}; there are {known}.")
+        raise UnknownCheck(f"There is no check {unknown[0]!r}. The checks are {known}.")
     return [check for check in checks if not names or check.name in names]
 
 
 @contextlib.contextmanager
 def opened(target: Target) -> Iterator[Bench]:
-    """Connect to a service; what the checks made there is deleted at the end.
+    """Connect to a service, and delete the checks' checkpoints at the end.
 
     Raises:
-        Unreachable: it does not answer.
-        Stuck: it answers, but no run can be trained on it.
+        Unreachable: the service does not respond.
+        CheckError: the service responds, but can't train a run.
     """
     with contextlib.ExitStack() as stack:
         transport = Transport(target.base_url, target.api_key)
@@ -81,28 +81,28 @@ def opened(target: Target) -> Iterator[Bench]:
 
 
 def run(bench: Bench, checks: Sequence[Check]) -> Iterator[Result]:
-    """Run checks; yields what came of each."""
+    """Run checks, and yield the result of each."""
     for check in checks:
         begin = time.monotonic()
         try:
             remark = check.body(bench) or ""
         except CheckEnded as end:
-            told = (end.verdict, end.detail, end.sent, end.came_back)
+            outcome = (end.verdict, end.detail, end.sent, end.came_back)
         except Unreachable as error:
-            told = (Verdict.ERROR, "The service did not answer.", str(error), "")
+            outcome = (Verdict.ERROR, "The service did not respond.", str(error), "")
         except ValidationError as error:
-            text = f"An answer can't be read: {error.errors()[0]['msg']}"
-            told = (Verdict.ERROR, text, "", "")
+            text = f"A response can't be parsed: {error.errors()[0]['msg']}"
+            outcome = (Verdict.ERROR, text, "", "")
         else:
-            told = (Verdict.PASS, remark, "", "")
+            outcome = (Verdict.PASS, remark, "", "")
         seconds = time.monotonic() - begin
-        yield Result(check.name, check.promise, *told, seconds=seconds)
+        yield Result(check.name, check.promise, *outcome, seconds=seconds)
 
 
 def _first_model(transport: Transport) -> str:
     answer = transport.send("GET", "/get_server_capabilities")
     if not answer.ok:
-        raise Stuck("The service does not list its models", answer.sent, answer.came_back)
+        raise CheckError("The service does not list its models", answer.sent, answer.came_back)
     try:
         models = types.GetServerCapabilitiesResponse.model_validate(answer.json()).supported_models
     except ValidationError:
@@ -110,21 +110,21 @@ def _first_model(transport: Transport) -> str:
     for model in models:
         if model.model_name and model.trainable is not False:
             return model.model_name
-    raise Stuck("The service lists no model to train", answer.sent, answer.came_back)
+    raise CheckError("The service lists no trainable model", answer.sent, answer.came_back)
 
 
 def _needs_json(bench: Bench) -> bool:
-    """Whether training passes have to travel as JSON: protobuf is refused, and JSON isn't."""
+    """Return whether training passes have to be JSON: protobuf is refused, but JSON isn't."""
     outcome = bench.new_run().forward(bench.data()).outcome()
     if outcome.ok or outcome.status == 200:
         return False
     bench.session.json_passes = True
-    bench.new_run().forward(bench.data()).outcome().needed("A training pass")
+    bench.new_run().forward(bench.data()).outcome().require("A training pass")
     return True
 
 
 def _clean_up(session: Session) -> None:
-    """Delete the checkpoints that were made, as far as that is possible, and end the session."""
+    """Delete the checks' checkpoints, as far as possible, and end the session."""
     with contextlib.suppress(Unreachable, CheckEnded):
         for each in session.runs:
             bench = Bench(session, "")

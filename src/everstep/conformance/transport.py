@@ -1,4 +1,4 @@
-"""Raw requests to a service, and a short record of each: what was sent, what came back."""
+"""Transport: raw requests to a service, with a short record of each request and response."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from everstep.addresses import without_proxies
+from everstep.backoff import Backoff
+
 _PREFIX = "/api/v1"
-_SHORT = 400
+_MAX_RECORD_LENGTH = 400
 _BUSY = frozenset({429, 503})
-_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 8.0
+_BACKOFF = Backoff(initial=0.5, max=8.0)
 _READ_SECONDS = 60.0
 
 
 class Unreachable(Exception):
-    """The service did not answer a request."""
+    """The service did not respond to a request."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request and its answer.
+    """One request and its response.
 
     Attributes:
         sent: method, path and body, shortened.
         status: the HTTP status.
-        content_type: of the answer.
-        body: the answer.
+        content_type: of the response.
+        body: of the response.
     """
 
     sent: str
@@ -46,18 +48,18 @@ class Exchange:
 
     @property
     def refused(self) -> bool:
-        """Whether the service says that the request was wrong (4xx)."""
+        """Whether the status is 4xx: the request was wrong."""
         return 400 <= self.status < 500
 
     @property
     def came_back(self) -> str:
-        """The answer, shortened."""
+        """The response, shortened."""
         if "json" in self.content_type or self.content_type.startswith("text/"):
             return f"{self.status} {short(self.body.decode(errors='replace'))}".strip()
         return f"{self.status} ({len(self.body)} bytes of {self.content_type or 'nothing'})"
 
     def json(self) -> dict[str, Any]:
-        """The answer as a JSON object; an empty one where it is none."""
+        """Return the response as a JSON object, or an empty one if it is not."""
         try:
             content = json.loads(self.body)
         except ValueError:
@@ -65,35 +67,38 @@ class Exchange:
         return content if isinstance(content, dict) else {}
 
 
-def short(text: str, limit: int = _SHORT) -> str:
-    """The text on one line, cut where it is long."""
+def short(text: str, limit: int = _MAX_RECORD_LENGTH) -> str:
+    """Return the text on one line, truncated if it is long."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 class Transport:
-    """Requests with one key.
+    """Sends requests with one key.
 
     Args:
-        base_url: the service's address, with or without ``/api/v1``; a path prefix is kept.
+        base_url: the service's address, with or without ``/api/v1``. A path prefix is kept.
         api_key: sent as ``X-API-Key``.
-        patience: seconds to go on while the service says that it is busy (429, 503).
+        patience: seconds to retry while the service is busy (429, 503).
     """
 
     def __init__(self, base_url: str, api_key: str, patience: float = 60.0) -> None:
         base = base_url.rstrip("/").removesuffix(_PREFIX)
         if urlsplit(base).scheme not in ("http", "https"):
-            raise Unreachable(f"{base_url!r} is not an address: begin with http:// or https://.")
+            raise Unreachable(
+                f"{base_url!r} is not a URL: it has to begin with http:// or https://."
+            )
         self._base = base + _PREFIX
         self._patience = patience
         self._http = httpx.Client(
             headers={"X-API-Key": api_key, "Accept": "application/json"},
             timeout=httpx.Timeout(_READ_SECONDS, connect=10.0),
             follow_redirects=True,
+            mounts=without_proxies(base),
         )
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._http.close()
 
     def send(
@@ -107,25 +112,27 @@ class Transport:
         note: str | None = None,
         timeout: float | None = None,
     ) -> Exchange:
-        """Send a request; again while the service is busy.
+        """Send a request, retrying while the service is busy.
 
         Args:
             method: GET, POST, …
-            path: below ``/api/v1``, sent as it is: encode what has to be.
+            path: below ``/api/v1``, sent unchanged, so already encoded.
             body: sent as JSON.
             content: sent instead of ``body``.
-            headers: added to those of every request.
-            note: what the record says instead of the body.
-            timeout: seconds until the answer.
+            headers: in addition to those of every request.
+            note: recorded instead of the body.
+            timeout: seconds until the response.
 
         Raises:
-            Unreachable: there was no answer.
+            Unreachable: there was no response.
         """
-        said = note if note is not None else ("" if body is None else json.dumps(body))
-        sent = short(f"{method} {path} {said}")
+        summary = note if note is not None else ("" if body is None else json.dumps(body))
+        sent = short(f"{method} {path} {summary}")
         deadline = time.monotonic() + self._patience
-        pause = _PAUSE_SECONDS
+        attempt = 0
         while True:
+            delay = _BACKOFF.delay(attempt)
+            attempt += 1
             try:
                 answer = self._http.request(
                     method,
@@ -137,8 +144,7 @@ class Transport:
                 )
             except httpx.HTTPError as error:
                 raise Unreachable(f"{sent}: {type(error).__name__} {error}".strip()) from error
-            if answer.status_code not in _BUSY or time.monotonic() + pause > deadline:
+            if answer.status_code not in _BUSY or time.monotonic() + delay > deadline:
                 kind = answer.headers.get("content-type", "")
                 return Exchange(sent, answer.status_code, kind, answer.content)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            time.sleep(delay)

@@ -1,4 +1,4 @@
-"""How a check ends, and what a check raises so that it ends in another way than well."""
+"""Verdicts: how a check ends, and the exceptions that end it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one check.
+    """The result of one check.
 
     Attributes:
-        name: the check's name.
-        promise: what it looks at, in a sentence.
+        name: of the check.
+        promise: the promise that it tests, in a sentence.
         verdict: how it ended.
-        detail: why, where it did not pass; else a remark, or nothing.
+        detail: why it did not pass, else a remark or nothing.
         sent: for a failure or an error, the request that showed it.
-        came_back: what was answered, or by how much it was off.
-        seconds: how long it took.
+        came_back: the response, or the difference.
+        seconds: duration.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Result:
 
     @property
     def bad(self) -> bool:
-        """Whether this makes the service fail the suite."""
+        """Whether the result makes the service fail the suite."""
         return self.verdict in (Verdict.FAIL, Verdict.ERROR)
 
 
 class CheckEnded(Exception):
-    """Base of what ends a check.
+    """Base of exceptions that end a check.
 
     Args:
-        detail: why.
+        detail: the reason.
         sent: the request that showed it.
-        came_back: what was answered.
+        came_back: the response.
     """
 
     verdict = Verdict.ERROR
@@ -61,19 +61,19 @@ class CheckEnded(Exception):
         self.came_back = came_back
 
 
-class Broken(CheckEnded):
+class PromiseBroken(CheckEnded):
     """The promise does not hold."""
 
     verdict = Verdict.FAIL
 
 
 class NotSupported(CheckEnded):
-    """The service does not offer what the check needs."""
+    """The service does not offer an endpoint or option that the check needs."""
 
     verdict = Verdict.NOT_SUPPORTED
 
 
-class Stuck(CheckEnded):
-    """Something that is not what the check looks at did not work, so it can't tell."""
+class CheckError(CheckEnded):
+    """A prerequisite of the check failed, so the check has no verdict."""
 
     verdict = Verdict.ERROR

@@ -1,20 +1,21 @@
-"""A run's state as files: safetensors headers over flat buffers, and PEFT's adapter_config.json.
+"""Adapter files: a run's state as safetensors files, and PEFT's adapter_config.json.
 
-safetensors is ``<header length: u64><header: JSON><bytes>`` with tensors at stated offsets
-(https://github.com/huggingface/safetensors#format). The arena's layout is a legal one, so that a
-file is a header and the buffer as it lies in memory, and reading is a map and one copy.
+The arena's layout is a legal layout of a safetensors file. Writing is therefore a header followed
+by the buffer as it lies in memory, and reading is a map and one copy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from everstep.engine.errors import InputError
+from everstep.safetensors_files import StoredTensor, TensorSpec, decode_header, encode_header
 
 Buffer = bytes | bytearray | memoryview
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,66 +23,79 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
 GRADIENTS = "gradients.safetensors"
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Section:
-    """Float32 tensors that lie one behind the other in a flat buffer.
+class Content:
+    """A file's content. Each chunk is valid until the next one is asked for.
 
     Attributes:
-        shapes: the tensors' names and shapes, in the buffer's order.
-        buffer: float32, flat.
+        nbytes: the size of all chunks.
+        parts: called for the chunks, one part of the file after the other.
     """
 
-    shapes: Shapes
-    buffer: np.ndarray[Any, Any]
+    nbytes: int
+    parts: Sequence[Callable[[], Iterable[Buffer]]]
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return chain.from_iterable(part() for part in self.parts)
 
 
-def safetensors_file(sections: Sequence[Section]) -> list[Buffer]:
-    """Return the chunks of a file that holds sections, without copying them."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for section in sections:
-        for name, shape in section.shapes.items():
-            end = offset + 4 * int(np.prod(shape))
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % _ALIGNMENT)
-    chunks: list[Buffer] = [len(encoded).to_bytes(8, "little") + encoded]
-    chunks += [section.buffer.data.cast("B") for section in sections]
-    return chunks
+def safetensors_content(
+    shapes: Shapes, buffers: Sequence[Callable[[], Iterable[Buffer]]]
+) -> Content:
+    """Return the content of a file of float32 tensors, without copying them.
+
+    Args:
+        shapes: the tensors' names and shapes, in the order in which they lie in the buffers.
+        buffers: called for the chunks of flat buffers.
+    """
+    specs = {name: TensorSpec("F32", tuple(shape)) for name, shape in shapes.items()}
+    header = encode_header(specs)
+    size = len(header) + sum(spec.nbytes for spec in specs.values())
+    return Content(size, [lambda: [header], *buffers])
 
 
-def read_safetensors(data: Buffer, what: str) -> dict[str, np.ndarray[Any, Any]]:
+def read_safetensors(data: Buffer, name: str) -> dict[str, np.ndarray[Any, Any]]:
     """Map a file's float32 tensors by name.
 
+    Args:
+        data: the file's content.
+        name: the file's name, for errors.
+
     Raises:
-        InputError: it is not such a file.
+        InputError: it is not a safetensors file of float32 tensors.
     """
     view = memoryview(data)
     try:
-        size = int.from_bytes(view[:8], "little")
-        header = json.loads(bytes(view[8 : 8 + size]))
-        header.pop("__metadata__", None)
-        body = view[8 + size :]
-        return {name: _tensor(body, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{what} is not a safetensors file of float32 tensors: {error}") from error
+        return {key: _array(view, tensor) for key, tensor in decode_header(view).items()}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} is not a safetensors file of float32 tensors: {error}") from error
 
 
-def _tensor(body: memoryview, entry: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    if entry["dtype"] != "F32":
-        raise ValueError(f"dtype {entry['dtype']} instead of F32")
-    begin, end = entry["data_offsets"]
-    return np.frombuffer(body[begin:end], dtype="<f4").reshape(entry["shape"])
+def _array(view: memoryview, tensor: StoredTensor) -> np.ndarray[Any, Any]:
+    if tensor.spec.dtype != "F32":
+        raise ValueError(f"dtype {tensor.spec.dtype} instead of F32")
+    data = view[tensor.begin : tensor.end]
+    return np.frombuffer(data, dtype="<f4").reshape(tensor.spec.shape)
 
 
 def adapter_config(
-    base_model: str, rank: int, alpha: float, target_modules: Sequence[str], fan_in_fan_out: bool
+    base_model: str,
+    rank: int,
+    alpha: float,
+    targets: Mapping[str, Sequence[str]],
+    fan_in_fan_out: bool,
 ) -> bytes:
-    """Return PEFT's adapter_config.json."""
+    """Return PEFT's adapter_config.json.
+
+    Args:
+        base_model: name of the base model.
+        rank: rank of all projections.
+        alpha: the low-rank product is scaled by alpha / rank.
+        targets: ``target_modules``, and ``target_parameters`` where there are any.
+        fan_in_fan_out: whether the base's weights are [in, out].
+    """
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -91,7 +105,7 @@ def adapter_config(
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": fan_in_fan_out,
-        "target_modules": list(target_modules),
+        **{field: list(names) for field, names in targets.items()},
         "modules_to_save": None,
         "init_lora_weights": True,
         "use_rslora": False,

@@ -1,4 +1,4 @@
-"""What an adapter is, and the parameters of a step. No torch."""
+"""Configuration: an adapter's shape and an optimizer step's parameters. No torch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MAX_RANK = 1024
-"""Ranks above this cost more than they can give: no layer of a served model is narrower by much."""
+"""Largest rank of an adapter: few layers of a served model are wider than this."""
+
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+"""Seeds of samples, as in OpenAI's API: each has random streams of its own. An adapter's seed is 0
+or more."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A LoRA adapter.
+    """Configuration of a LoRA adapter.
 
     Attributes:
-        rank: columns of A and rows of B, 1 to 1024.
-        alpha: the product is scaled by alpha / rank.
-        seed: of A's initialisation; B begins at zero.
+        rank: rows of A and columns of B, 1 to 1024.
+        alpha: the low-rank product is scaled by alpha / rank.
+        seed: seed of A's initialisation, 0 to 2^63 - 1. B is initialised to zero.
         train_attn: adapt the attention's projections.
         train_mlp: adapt the MLP's projections.
         train_unembed: adapt the output head.
-        modules: names of the projections among those that are adapted, in the model's order; None:
-            all of them, as of every adapter that was not imported.
+        modules: names of the adapted projections among those that the flags select, in the model's
+            order. None selects all of them, as for every adapter that was not imported.
     """
 
     rank: int
@@ -34,18 +38,18 @@ class AdapterConfig:
     modules: Sequence[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; ``modules`` only where it says something."""
+        """Return the fields for JSON, without ``modules`` where it is None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def scale(self) -> float:
-        """What the product of A and B is multiplied by."""
+        """Factor of the low-rank product: alpha / rank."""
         return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
 class AdamParams:
-    """One AdamW step: decoupled weight decay; ``grad_clip_norm`` 0 clips nothing."""
+    """Parameters of one AdamW step with decoupled weight decay. Clip norm 0: no clipping."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9

@@ -1,23 +1,34 @@
-"""What the engine raises.
+"""Errors of the engine.
 
 EngineError
-├── InputError         the request was wrong; the text says where and what to do
-│   └── ConfigMismatch a checkpoint that doesn't fit the run; names each field
-└── ModelUnsupported   a base model that can't be served; says why
+├── InputError         the request is wrong: the message says where, and how to correct it
+│   ├── ConfigMismatch a checkpoint does not fit the run: the message names each field
+│   └── Diverged       weights, moments or gradients are or would be NaN or infinite
+└── ModelUnsupported   a base model cannot be served: the message says why
 """
 
 
 class EngineError(Exception):
-    """Base of the engine's errors."""
+    """Base class of the engine's errors."""
 
 
 class InputError(EngineError, ValueError):
-    """A request that can't be computed as it is."""
+    """A request cannot be computed."""
 
 
 class ConfigMismatch(InputError):
-    """A state that doesn't fit the run that it is loaded into."""
+    """A state does not fit the run that it is loaded into."""
+
+
+class Diverged(InputError):
+    """An adapter or its optimizer has diverged, or a step would make it diverge."""
 
 
 class ModelUnsupported(EngineError, ValueError):
-    """A base model that the engine can't train or sample exactly."""
+    """A base model cannot be trained or sampled exactly."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error, or its type where it has no text."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,6 +1,6 @@
-"""Interchange: adapters and models in the formats of others, out and in.
+"""Interchange: exports and imports adapters and models in other tools' formats.
 
-Out: an adapter merged into its base model shard by shard, the card that tells where it comes from,
-what inference servers can't take. In: an adapter that somebody else made, read as what it is, input
-that nobody has checked. Knows nothing of torch, HTTP, databases or the vault: files and arrays.
+Export merges an adapter into its base model shard by shard, writes model cards and reports the
+limits of inference servers. Import reads adapters from other sources as untrusted input. The room
+handles files and arrays and uses neither torch, HTTP, databases nor the vault.
 """

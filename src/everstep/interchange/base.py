@@ -1,4 +1,4 @@
-"""A base model's directory in Hugging Face's format: its files, and where each weight lies."""
+"""Base model directory in Hugging Face's format: its files and the location of each weight."""
 
 from __future__ import annotations
 
@@ -9,19 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everstep.interchange.errors import CannotMerge, Unreadable
-from everstep.interchange.tensors import Spec, TensorFile
+from everstep.interchange.errors import MergeError, UnreadableFile
+from everstep.interchange.tensors import TensorFile
+from everstep.json_values import check_json
+from everstep.safetensors_files import TensorSpec
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
-"""What belongs to a model besides its weights: configurations, tokenizer, licence. No code."""
-_NOT_BESIDE = (CONFIG, INDEX, "adapter_config.json")
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
-"""What families call their input embeddings."""
+_OTHER_FILES = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "*.bpe",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files of a model besides its weights: configurations, tokenizer, licence. No code."""
+_MAX_DEPTH = 64
+"""Nesting of a configuration. What walks or prints it recurses."""
+_NOT_COPIED = (CONFIG, INDEX, "adapter_config.json")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "w")
+"""Names of input embeddings in the model families."""
 HEADS = ("lm_head", "embed_out", "output")
-"""What they call their output head; a release of transformers may call it otherwise."""
+"""Names of output heads in the model families. They may differ between transformers releases."""
+_RENAMED = (
+    (".mlp.shared_experts.", ".mlp.shared_mlp."),  # hy_v3
+    (".mlp.shared_experts.", ".mlp.shared_expert."),  # laguna
+    ("model.language_model.", "language_model.model."),  # gemma3, llava and others that also see
+    ("lm_head", "language_model.lm_head"),
+)
+"""Parts of modules' names that files of some families write otherwise. transformers renames them
+as it loads a model."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +52,10 @@ class BaseModel:
     """A base model's files.
 
     Attributes:
-        directory: where they lie.
-        config: its config.json.
-        shards: names of its weight files, in the index's order.
-        weight_map: which shard each weight is in; None where there is one file and no index.
+        directory: directory of the files.
+        config: content of config.json.
+        shards: names of the weight files, in the index's order.
+        weight_map: shard of each weight. None for a single file without an index.
     """
 
     directory: Path
@@ -42,61 +65,64 @@ class BaseModel:
 
     @classmethod
     def open(cls, directory: Path) -> BaseModel:
-        """Look at a base model's directory; no weights are read.
+        """Open a base model's directory without reading weights.
 
         Raises:
-            Unreadable: it holds no model, or one without safetensors files.
+            UnreadableFile: it holds no model, or a model without safetensors files.
         """
         config = read_json(directory / CONFIG)
         if (directory / INDEX).exists():
             weight_map = _weight_map(directory / INDEX)
             return cls(directory, config, list(dict.fromkeys(weight_map.values())), weight_map)
         if not (directory / WEIGHTS).exists():
-            raise Unreadable(
+            raise UnreadableFile(
                 f"{directory} holds neither {WEIGHTS} nor {INDEX}. Weights in other formats are "
                 "not read: pickled ones can hold code. Save the model with save_pretrained first."
             )
         return cls(directory, config, [WEIGHTS], None)
 
     def shard(self, name: str) -> TensorFile:
-        """One of its weight files; raises `Unreadable`."""
+        """Open a weight file. Raises `UnreadableFile`."""
         return TensorFile(self.directory / name)
 
-    def where(self) -> dict[str, tuple[str, Spec]]:
-        """The shard and the spec of every weight; raises `Unreadable`."""
-        found: dict[str, tuple[str, Spec]] = {}
+    def locate_weights(self) -> dict[str, tuple[str, TensorSpec]]:
+        """Return the shard and the spec of every weight. Raises `UnreadableFile`."""
+        found: dict[str, tuple[str, TensorSpec]] = {}
         for shard in self.shards:
             found |= {name: (shard, spec) for name, spec in self.shard(shard).specs.items()}
         return found
 
-    def copy_beside(self, directory: Path) -> None:
-        """Copy what belongs to the model besides weights and config.json into a directory."""
-        for path in self._beside():
-            shutil.copyfile(path, directory / path.name)
+    def copy_other_files(self, directory: Path) -> None:
+        """Copy the model's files besides weights and config.json into a directory."""
+        for path in self._other_files():
+            copy = directory / path.relative_to(self.directory)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
-    def _beside(self) -> Iterator[Path]:
-        for pattern in _BESIDE:
+    def _other_files(self) -> Iterator[Path]:
+        for pattern in _OTHER_FILES:
             for path in sorted(self.directory.glob(pattern)):
-                if path.is_file() and path.name not in _NOT_BESIDE:
+                if path.is_file() and path.name not in _NOT_COPIED:
                     yield path
 
 
-def weight_of(module: str, where: dict[str, tuple[str, Spec]]) -> str | None:
-    """What a module's weight is called in a base model's files; None where it isn't there.
+def weight_name(module: str, where: dict[str, tuple[str, TensorSpec]]) -> str | None:
+    """Return the name of a module's weight in a base model's files, or None if it is absent.
 
-    Files of a model without its head (as many on the hub) leave the first part of names out.
+    Files of a model without its head, as many on the hub, omit the first part of names.
     """
-    names = [module, module.partition(".")[2]]
+    written = [module, *(module.replace(own, other) for own, other in _RENAMED)]
+    names = [*written, *(name.partition(".")[2] for name in written)]
     if module in HEADS:
         names += HEADS
     return next((f"{name}.weight" for name in names if f"{name}.weight" in where), None)
 
 
-def input_embeddings(where: dict[str, tuple[str, Spec]], shape: tuple[int, ...]) -> str:
-    """What the input embeddings are called, which a tied head shares.
+def input_embeddings(where: dict[str, tuple[str, TensorSpec]], shape: tuple[int, ...]) -> str:
+    """Return the name of the input embeddings that a tied head shares.
 
     Raises:
-        CannotMerge: none, or more than one, has this shape.
+        MergeError: no table of this shape was found, or several.
     """
     found = [
         name
@@ -104,23 +130,37 @@ def input_embeddings(where: dict[str, tuple[str, Spec]], shape: tuple[int, ...])
         if spec.shape == shape and name.removesuffix(".weight").split(".")[-1] in EMBEDDINGS
     ]
     if len(found) != 1:
-        raise CannotMerge(
+        raise MergeError(
             f"The adapter changes an output head of shape {list(shape)} that the base model's "
-            f"files don't hold, and they hold {len(found)} input embeddings that it could share. "
-            "Merge it onto the model that it was trained on."
+            f"files do not hold, and they hold {len(found)} input embeddings that it could share. "
+            "Merge it into the model that it was trained on."
         )
     return found[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; raises `Unreadable`."""
+    """Read a JSON object from a file. Raises `UnreadableFile`."""
     try:
         content = json.loads(path.read_bytes())
+        check_json(content, path.name)
     except (OSError, ValueError, RecursionError) as error:
-        raise Unreadable(f"{path.name} can't be read: {error}") from error
+        raise UnreadableFile(f"{path.name} can't be read: {error}") from error
     if not isinstance(content, dict):
-        raise Unreadable(f"{path.name} holds no JSON object.")
+        raise UnreadableFile(f"{path.name} holds no JSON object.")
+    if _is_deeper(content, _MAX_DEPTH):
+        raise UnreadableFile(f"{path.name} is nested more than {_MAX_DEPTH} levels deep.")
     return content
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return whether a decoded JSON value is nested more deeply than so many levels."""
+    level = [value]
+    for _ in range(depth):
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [one for part in parts for one in part if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -128,5 +168,5 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
-        raise Unreadable(f"{path} has no weight_map of file names.")
+        raise UnreadableFile(f"{path} has no weight_map of file names.")
     return weight_map

@@ -1,4 +1,4 @@
-"""A model card: README.md of what is exported, with where it comes from."""
+"""Model card: the README.md of an export, with the checkpoint's lineage."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from datetime import datetime
 from typing import Any
 
 CARD = "README.md"
-_ON_A_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-"""What a hub takes for a model's id; it refuses a card that says anything else there."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+"""Form of a model's id on the hub, which rejects cards with any other base model."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a checkpoint comes from, as far as that is known.
+    """A checkpoint's origin, as far as it is known.
 
     Attributes:
         path: its ``tinker://`` path.
-        base_model: the base model's name.
+        base_model: name of the base model.
         base_fingerprint: hash of the base model's configuration and weights.
-        base_dtype: torch's name of the dtype that it was served in, of which that is a hash.
-        step: how many optimizer steps it has seen.
-        created_at: when it was saved.
-        parents: what it descends from.
-        imported_from: where it was brought in from, if it was.
-        lora: rank, alpha, seed, what it is put on.
-        optimizer: the optimizer's family.
-        user_metadata: the user's.
+        base_dtype: torch's name of the dtype in which the model was served and hashed.
+        step: number of optimizer steps.
+        created_at: time of the save.
+        parents: checkpoints that it descends from.
+        imported_from: source of an import.
+        lora: rank, alpha, seed and adapted projections.
+        optimizer: family of the optimizer.
+        user_metadata: the user's metadata.
         files: BLAKE3 of its files by name.
     """
 
@@ -48,29 +48,29 @@ class Lineage:
 
 
 def model_card(lineage: Lineage, merged_as: str | None) -> str:
-    """The card's text.
+    """Render the card.
 
     Args:
-        lineage: of the checkpoint.
-        merged_as: dtype of the merged model; None: the adapter itself.
+        lineage: lineage of the checkpoint.
+        merged_as: dtype of the merged model. None for the adapter itself.
     """
-    # JSON is YAML, and quotes what YAML would read as something else
-    known = {"base_model": lineage.base_model} if _ON_A_HUB.fullmatch(lineage.base_model) else {}
+    # JSON is valid YAML and quotes text that YAML would interpret.
+    base_model = {"base_model": lineage.base_model} if _HUB_ID.fullmatch(lineage.base_model) else {}
     head = {
-        **known,
+        **base_model,
         "library_name": "transformers" if merged_as else "peft",
         "tags": ["everstep", "lora"] + (["merged"] if merged_as else []),
     }
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     name = lineage.path.rsplit("/", 1)[-1]
-    what = (
+    summary = (
         f"The base model with the adapter merged into its weights, in {merged_as}: W + (alpha / "
         "rank) B A, added in float32. Load it with transformers; no PEFT is needed."
         if merged_as
         else "A LoRA adapter in PEFT's format, to be put on the base model."
     )
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _facts(lineage))
-    return f"---\n{front}\n---\n\n# {name}\n\n{what}\n\n## Lineage\n\n| | |\n|---|---|\n{rows}\n"
+    return f"---\n{front}\n---\n\n# {name}\n\n{summary}\n\n## Lineage\n\n| | |\n|---|---|\n{rows}\n"
 
 
 def _facts(lineage: Lineage) -> list[tuple[str, str]]:
@@ -97,5 +97,5 @@ def _text(value: Any) -> str | None:
 
 
 def _cell(text: str) -> str:
-    """Text that stays in its cell."""
+    """Escape text for a table cell."""
     return " ".join(text.replace("|", "\\|").split())

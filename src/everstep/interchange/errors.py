@@ -1,31 +1,36 @@
-"""What interchange raises.
+"""Errors of interchange.
 
 InterchangeError
-├── Unreadable       a file is not what it should be, or is not there
-├── CannotMerge      an adapter and a base model that don't make a merged model
-└── AdapterRefused   an adapter that a run can't be made of; names the field
+├── UnreadableFile       a file is missing or malformed
+├── DivergedAdapter      an adapter's weights, or the merged ones, are NaN or infinite
+├── MergeError           an adapter cannot be merged into a base model
+└── UnsupportedAdapter   a run cannot represent an adapter: the message names the field
 """
 
 from __future__ import annotations
 
 
 class InterchangeError(Exception):
-    """Base of all; the text says what was wrong, with which input, what to do."""
+    """Base class: the message says where the problem is and how to solve it."""
 
 
-class Unreadable(InterchangeError):
-    """A file is not what it should be, or is not there."""
+class UnreadableFile(InterchangeError):
+    """A file is missing or malformed."""
 
 
-class CannotMerge(InterchangeError):
-    """An adapter and a base model that don't make a merged model."""
+class DivergedAdapter(InterchangeError):
+    """An adapter's weights, or those of the model it is merged into, are NaN or infinite."""
 
 
-class AdapterRefused(InterchangeError):
-    """An adapter that a run can't be made of.
+class MergeError(InterchangeError):
+    """An adapter cannot be merged into a base model."""
+
+
+class UnsupportedAdapter(InterchangeError):
+    """A run cannot represent an adapter.
 
     Attributes:
-        field: of adapter_config.json, or the tensor, that can't be represented.
+        field: the field of adapter_config.json, or the tensor, that cannot be represented.
     """
 
     def __init__(self, field: str, why: str) -> None:

@@ -1,9 +1,9 @@
-"""A base model's fingerprint, from its files: is it the one that an adapter was trained on?
+"""Fingerprint: checks from a base model's files that an adapter was trained on this model.
 
-It is the BLAKE3 that a service makes of the model that it has loaded: of config.json, and of each
-weight's name and numbers, by name, in the dtype that it serves the model in. Here the numbers are
-read a piece at a time. The loaded model may call weights otherwise than its files do: that is known
-of some families, and of others nothing can be said.
+A service computes it from the loaded model: the BLAKE3 of config.json and of each weight's name and
+numbers, sorted by name, in the dtype that it serves. Here the numbers are read chunk by chunk. A
+loaded model's names of weights may differ from those in its files. The differences are known for
+some families only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from blake3 import blake3
 
 from everstep.interchange.base import EMBEDDINGS, HEADS, BaseModel
-from everstep.interchange.tensors import Spec
+from everstep.safetensors_files import TensorSpec
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""What services serve in: torch's name of it, and safetensors'."""
-UNDERSTOOD = (
+"""Dtypes that services use: torch's names, and safetensors'."""
+KNOWN_FAMILIES = (
     "gemma2",
     "gemma3_text",
     "gpt2",
@@ -31,39 +31,41 @@ UNDERSTOOD = (
     "qwen3",
     "qwen3_moe",
 )
-"""Families (``model_type``) of which it is known what the loaded model calls its weights."""
+"""Families (``model_type``) whose names of loaded weights are known."""
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
-"""What a configuration says of its file, not of the model."""
+"""Fields of a configuration that describe its file rather than the model."""
 _PREFIXES = ("model.", "transformer.", "gpt_neox.")
-"""Of the names of weights; files of a model without its head leave it out."""
+"""Prefixes of weights' names, which files of a model without its head omit."""
 _NO_WEIGHT = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.inv_freq$")
-"""What files of earlier years hold besides weights."""
+"""Buffers that older files hold besides weights."""
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 _Names = dict[str, list[str]]
-"""The files' weights, one behind the other, that a weight of the loaded model is made of."""
+"""For each weight of the loaded model, the files' weights that are concatenated to it."""
 
 
-def is_fingerprint(base: BaseModel, fingerprint: str, dtype: str) -> bool | None:
+def matches_fingerprint(base: BaseModel, fingerprint: str, dtype: str) -> bool | None:
     """Whether a base model has a fingerprint.
 
     Args:
         base: the base model.
-        fingerprint: as a manifest has it.
-        dtype: that it was served in, by torch's name.
+        fingerprint: a manifest's fingerprint of the base model.
+        dtype: torch's name of the dtype that was served.
 
     Returns:
-        None: that can't be said of this family.
+        None where the family's names of weights are unknown and no naming matches.
 
     Raises:
-        Unreadable: a file of the base model isn't whole.
+        UnreadableFile: a file of the base model is incomplete.
     """
-    where = base.where()
+    where = base.locate_weights()
     if any(_hash(base, where, each, dtype) == fingerprint for each in _namings(where)):
         return True
-    return False if base.config.get("model_type") in UNDERSTOOD else None
+    return False if base.config.get("model_type") in KNOWN_FAMILIES else None
 
 
-def _hash(base: BaseModel, where: Mapping[str, tuple[str, Spec]], names: _Names, dtype: str) -> str:
+def _hash(
+    base: BaseModel, where: Mapping[str, tuple[str, TensorSpec]], names: _Names, dtype: str
+) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
     published = {key: value for key, value in base.config.items() if key not in _VOLATILE}
     hasher.update(json.dumps(published, sort_keys=True).encode())
@@ -71,18 +73,18 @@ def _hash(base: BaseModel, where: Mapping[str, tuple[str, Spec]], names: _Names,
     for name in sorted(names):
         hasher.update(name.encode())
         for part in names[name]:
-            for piece in shards[where[part][0]].converted(part, DTYPES[dtype]):
-                hasher.update(piece)
+            for chunk in shards[where[part][0]].converted(part, DTYPES[dtype]):
+                hasher.update(chunk)
     digest: str = hasher.hexdigest()
     return digest
 
 
-def _namings(where: Mapping[str, tuple[str, Spec]]) -> Iterator[_Names]:
-    """What the loaded model may call the weights; one way, but for a few families."""
+def _namings(where: Mapping[str, tuple[str, TensorSpec]]) -> Iterator[_Names]:
+    """Iterate over the possible names of the loaded weights. Most families have one naming."""
     plain = _fused([name for name in where if not _NO_WEIGHT.search(name)])
     tables = [n for n in plain if n.removesuffix(".weight").rsplit(".", 1)[-1] in EMBEDDINGS]
     own = next((name for name in plain if name.removesuffix(".weight") in HEADS), None)
-    # a head that isn't there is the embeddings, and the loaded model names both
+    # an absent head is tied to the embeddings, and the loaded model names both
     head = plain.pop(own) if own is not None else plain[tables[0]] if len(tables) == 1 else None
     heads = [own or "lm_head.weight"]
     if own == "embed_out.weight":
@@ -94,13 +96,13 @@ def _namings(where: Mapping[str, tuple[str, Spec]]) -> Iterator[_Names]:
 
 
 def _fused(names: list[str]) -> _Names:
-    """Experts as the loaded model holds them: all gates with their ups, and all downs."""
+    """Group experts as the loaded model fuses them: all gates with their ups, and all downs."""
     plain: _Names = {}
     experts: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
     for name in names:
         if (found := _EXPERT.fullmatch(name)) is None:
             plain[name] = [name]
             continue
-        into = "down_proj" if found[3] == "down" else "gate_up_proj"
-        experts[f"{found[1]}.{into}"][int(found[2]), int(found[3] == "up")] = name
+        fused = "down_proj" if found[3] == "down" else "gate_up_proj"
+        experts[f"{found[1]}.{fused}"][int(found[2]), int(found[3] == "up")] = name
     return plain | {name: [parts[k] for k in sorted(parts)] for name, parts in experts.items()}

@@ -1,14 +1,14 @@
-"""A LoRA adapter added to its base model: W + (alpha / rank) B A, weight by weight.
+"""Merge: adds a LoRA adapter to its base model, W + (alpha / rank) B A, weight by weight.
 
-The base's weights are read from its files and the merged ones written to files of the same names,
-a bounded piece at a time; sums are made in float32, and rounded once to the dtype that is written.
-A head that was tied to the input embeddings, and that the adapter changes, becomes a weight of its
-own, beside them.
+The base's weights are read from its files, and the merged ones are written to files of the same
+names, in bounded chunks. Sums are computed in float32 and rounded once to the written dtype. A tied
+output head that the adapter changes is untied and becomes a separate weight.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,61 +21,79 @@ from everstep.interchange.base import (
     INDEX,
     BaseModel,
     input_embeddings,
-    weight_of,
+    weight_name,
 )
-from everstep.interchange.errors import CannotMerge
-from everstep.interchange.numbers import SIZES, Array, from_float32
+from everstep.interchange.errors import DivergedAdapter, MergeError
+from everstep.interchange.numbers import Array, from_float32
 from everstep.interchange.peft_config import PeftAdapter
-from everstep.interchange.serving import is_head
-from everstep.interchange.tensors import Spec, TensorFile, row_ranges, write_tensors
+from everstep.interchange.serving import is_output_head
+from everstep.interchange.tensors import TensorFile, row_ranges, write_tensors
+from everstep.safetensors_files import FLOAT_BYTES, TensorSpec
 
 DTYPES = {"fp32": ("F32", "float32"), "bf16": ("BF16", "bfloat16")}
-"""What can be written: safetensors' name of it, and config.json's."""
-_Tensors = dict[str, tuple[Spec, Iterable[bytes]]]
+"""Dtypes that can be written: safetensors' name and config.json's."""
+_Tensors = dict[str, tuple[TensorSpec, Iterable[bytes]]]
 
 
 @dataclass(frozen=True)
 class _Delta:
-    """What an adapter adds to one weight; ``transposed``: the weight is [in, out]."""
+    """The module whose product is added to a weight. ``transposed``: the weight is [in, out]."""
 
     module: str
     transposed: bool
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Which weights change.
+class _Untied:
+    """An output head that the base's files do not hold.
 
     Attributes:
-        deltas: by the weight's name.
-        untied: a head's new weight, and the embeddings that it shared.
-        head: whether the output head changes, which then can't be the input embeddings.
+        weight: name of its new weight.
+        embeddings: the weight that it shared.
+        bias: names of its new bias and of the one that it shared, if any.
+    """
+
+    weight: str
+    embeddings: str
+    bias: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The weights that change.
+
+    Attributes:
+        deltas: changes by the weights' names.
+        untied: the output head that becomes a weight of its own, if any.
+        head: whether the output head changes, so that it cannot stay tied to the embeddings.
     """
 
     deltas: dict[str, _Delta]
-    untied: tuple[str, str] | None
+    untied: _Untied | None
     head: bool
 
 
 def merge(base: BaseModel, adapter: PeftAdapter, dtype: str, directory: Path) -> None:
-    """Write the merged model's files: weights, index, config.json and what lay beside them.
+    """Write the merged model's files: weights, index, config.json and the base's other files.
 
     Args:
         base: the base model.
         adapter: the adapter.
         dtype: ``fp32`` or ``bf16``.
-        directory: where to; it exists, and holds nothing of these names.
+        directory: an existing directory without files of these names.
 
     Raises:
-        CannotMerge: the adapter doesn't fit the base model, or that is quantized.
-        Unreadable: a file of the base model isn't whole.
+        DivergedAdapter: the adapter's weights, or merged ones, are NaN or infinite.
+        MergeError: the adapter does not fit the base model, or the base model is quantized.
+        UnreadableFile: a file of the base model is incomplete.
     """
     if "quantization_config" in base.config:
-        raise CannotMerge(
-            "The base model is quantized: nothing can be added to its weights. Merge onto the "
-            "model that it was made from."
+        raise MergeError(
+            "The base model is quantized: an adapter cannot be added to its weights. Merge into "
+            "the model that it was quantized from."
         )
     plan = _plan(base, adapter)
+    adapter.check_finite()
     weight_map: dict[str, str] = {}
     total = 0
     for shard in base.shards:
@@ -86,29 +104,42 @@ def merge(base: BaseModel, adapter: PeftAdapter, dtype: str, directory: Path) ->
         _write_json(
             directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
-    _write_json(directory / CONFIG, _config(base.config, dtype, untied=plan.head))
-    base.copy_beside(directory)
+    config = _config(base.config, dtype, untied=plan.head)
+    if config == base.config:
+        shutil.copyfile(base.directory / CONFIG, directory / CONFIG)
+    else:
+        _write_json(directory / CONFIG, config)
+    base.copy_other_files(directory)
 
 
 def _plan(base: BaseModel, adapter: PeftAdapter) -> _Plan:
-    where = base.where()
+    where = base.locate_weights()
     deltas: dict[str, _Delta] = {}
     untied = None
     for module, (width_in, width_out) in adapter.widths.items():
-        name = weight_of(module, where)
+        name = weight_name(module, where)
         if name is None:
-            if not is_head(module) or base.config.get("tie_word_embeddings") is False:
-                raise CannotMerge(
+            if not is_output_head(module) or base.config.get("tie_word_embeddings") is False:
+                raise MergeError(
                     f"The base model in {base.directory} has no weight of {module}, which the "
-                    "adapter changes. Merge it onto the model that it was trained on."
+                    "adapter changes. Merge it into the model that it was trained on."
                 )
             name = f"{module}.weight"
-            untied = (name, input_embeddings(where, (width_out, width_in)))
+            embeddings = input_embeddings(where, (width_out, width_in))
+            untied = _Untied(name, embeddings, _shared_bias(module, where))
             shape: tuple[int, ...] = (width_out, width_in)
         else:
             shape = where[name][1].shape
         deltas[name] = _Delta(module, _is_transposed(adapter, module, name, shape))
-    return _Plan(deltas, untied, any(map(is_head, adapter.widths)))
+    return _Plan(deltas, untied, any(map(is_output_head, adapter.widths)))
+
+
+def _shared_bias(
+    module: str, where: Mapping[str, tuple[str, TensorSpec]]
+) -> tuple[str, str] | None:
+    """Return the names of a head's bias and of the one that its parent module holds for it."""
+    own, shared = f"{module}.bias", f"{module.rpartition('.')[0]}.bias"
+    return (own, shared) if own not in where and shared in where else None
 
 
 def _is_transposed(adapter: PeftAdapter, module: str, name: str, shape: tuple[int, ...]) -> bool:
@@ -117,41 +148,51 @@ def _is_transposed(adapter: PeftAdapter, module: str, name: str, shape: tuple[in
         return False
     if shape == (width_in, width_out):
         return width_in != width_out or adapter.fan_in_fan_out
-    raise CannotMerge(
+    raise MergeError(
         f"The base model's {name} has shape {list(shape)}, the adapter's {module} is "
-        f"{width_in} → {width_out}. Merge it onto the model that it was trained on."
+        f"{width_in} → {width_out}. Merge it into the model that it was trained on."
     )
 
 
 def _merged(file: TensorFile, adapter: PeftAdapter, plan: _Plan, dtype: str) -> _Tensors:
-    """The tensors of a shard as they are to be written; nothing is read yet."""
+    """Return a shard's merged tensors. Their data is read lazily."""
     tensors: _Tensors = {}
     for name, spec in file.specs.items():
-        is_float = spec.dtype in SIZES
-        written = Spec(dtype, spec.shape) if is_float else spec
+        is_float = spec.dtype in FLOAT_BYTES
+        written = TensorSpec(dtype, spec.shape) if is_float else spec
         if name in plan.deltas:
-            pieces = _added(file, name, adapter, plan.deltas[name], dtype)
+            chunks = _add_delta(file, name, adapter, plan.deltas[name], dtype)
         else:
-            pieces = file.converted(name, dtype)
-        tensors[name] = (written, pieces)
-        if plan.untied is not None and plan.untied[1] == name:
-            head = plan.untied[0]
-            pieces = _added(file, name, adapter, plan.deltas[head], dtype)
-            tensors[head] = (written, pieces)
+            chunks = file.converted(name, dtype)
+        tensors[name] = (written, chunks)
+        if plan.untied is not None and plan.untied.embeddings == name:
+            head = plan.untied.weight
+            chunks = _add_delta(file, name, adapter, plan.deltas[head], dtype)
+            tensors[head] = (written, chunks)
+        if plan.untied is not None and plan.untied.bias is not None:
+            own, shared = plan.untied.bias
+            if shared == name:
+                tensors[own] = (written, file.converted(name, dtype))
     return tensors
 
 
-def _added(
+def _add_delta(
     file: TensorFile, name: str, adapter: PeftAdapter, delta: _Delta, dtype: str
 ) -> Iterator[bytes]:
     for first, last in row_ranges(file.specs[name].shape):
         rows = file.rows(name, first, last)
-        rows += _product(adapter, delta, first, last)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows += _product(adapter, delta, first, last)
+        if not np.isfinite(rows).all():
+            raise DivergedAdapter(
+                f"This adapter has diverged: merged with it, {name} holds NaN or infinity. Go back "
+                "to an earlier checkpoint."
+            )
         yield from_float32(rows, dtype)
 
 
 def _product(adapter: PeftAdapter, delta: _Delta, first: int, last: int) -> Array:
-    """Rows of what the adapter adds to a weight."""
+    """Compute rows of the product that the adapter adds to a weight."""
     if delta.transposed:
         a = adapter.a(delta.module)[:, first:last]
         product = a.T @ adapter.b(delta.module).T
@@ -162,9 +203,10 @@ def _product(adapter: PeftAdapter, delta: _Delta, first: int, last: int) -> Arra
 
 
 def _config(config: Mapping[str, Any], dtype: str, *, untied: bool) -> dict[str, Any]:
-    """The base's config.json with what is different about the merged model."""
-    changed = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    changed["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[dtype][1]
+    """Return the base's config.json with the merged model's dtype and tying."""
+    changed = dict(config)
+    for field in [each for each in ("dtype", "torch_dtype") if each in config] or ["dtype"]:
+        changed[field] = DTYPES[dtype][1]
     if untied:
         changed["tie_word_embeddings"] = False
         if isinstance(text := changed.get("text_config"), dict):
@@ -173,4 +215,4 @@ def _config(config: Mapping[str, Any], dtype: str, *, untied: bool) -> dict[str,
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,8 @@
-"""What of an adapter vLLM can't serve as it is, and what to do about it.
+"""Serving limits: reports why vLLM cannot serve an adapter, and the options that it needs.
 
 From vLLM's sources (``vllm/config/lora.py``, ``vllm/lora/layers/logits_processor.py``): the rank is
-at most ``--max-lora-rank``, which is one of a few; an adapter of the output head is taken by some
-families of models only, others refuse to load it or leave it out, and with a large vocabulary none
-take it.
+bounded by ``--max-lora-rank``, which has a few allowed values. Only some model families load an
+adapter of the output head, others reject or ignore it, and none load it with a large vocabulary.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ _DEFAULT_RANK = 16
 
 
 def vllm_limits(adapter: PeftAdapter) -> list[str]:
-    """Why vLLM can't serve an adapter as it is; empty where it can."""
+    """Return the reasons why vLLM cannot serve an adapter, if any."""
     limits = []
     if adapter.rank > _RANKS[-1]:
         limits.append(f"its rank is {adapter.rank}, and vLLM takes {_RANKS[-1]} at most")
-    heads = [module for module in adapter.widths if is_head(module)]
+    heads = [module for module in adapter.widths if is_output_head(module)]
     if heads:
         limits.append(
-            f"it changes the output head ({', '.join(heads)}), which vLLM refuses or leaves out "
+            f"it changes the output head ({', '.join(heads)}), which vLLM rejects or ignores "
             "for most models"
         )
     return limits
 
 
 def vllm_options(adapter: PeftAdapter) -> str | None:
-    """What vLLM has to be started with for an adapter's rank; None: nothing, or nothing helps."""
+    """Return vLLM's option for an adapter's rank. None: it needs no option, or none suffices."""
     if not _DEFAULT_RANK < adapter.rank <= _RANKS[-1]:
         return None
     return f"--max-lora-rank {next(rank for rank in _RANKS if rank >= adapter.rank)}"
 
 
-def is_head(module: str) -> bool:
-    """Whether a projection is in no layer: it is the output head."""
+def is_output_head(module: str) -> bool:
+    """Whether a projection is the output head: it is in no layer."""
     return not any(part.isdecimal() for part in module.split("."))

@@ -1,13 +1,15 @@
-"""The ledger: one transactional database that is the queue and the write-ahead log."""
+"""Ledger: the transactional database that is both operation queue and write-ahead log."""
 
-from everstep.ledger.directory import CheckpointQuery, SessionQuery, Span, Stored
 from everstep.ledger.errors import (
+    Deleted,
+    InUse,
     LedgerDamaged,
     LedgerError,
     LedgerLocked,
     LedgerTooNew,
     NotWritten,
     SequenceConflict,
+    SessionFinished,
 )
 from everstep.ledger.ledger import Ledger
 from everstep.ledger.records import (
@@ -17,19 +19,25 @@ from everstep.ledger.records import (
     Failure,
     NewOperation,
     Operation,
+    Owned,
+    RecordedSample,
     Run,
     Sampler,
     Session,
+    Tombstone,
     WeightsToken,
-    as_texts,
+    as_strings,
 )
+from everstep.ledger.search import CheckpointQuery, OperationSpan, SessionQuery, StorageUsage
 
 __all__ = [
     "Backlog",
     "Checkpoint",
     "CheckpointQuery",
+    "Deleted",
     "Event",
     "Failure",
+    "InUse",
     "Ledger",
     "LedgerDamaged",
     "LedgerError",
@@ -38,13 +46,17 @@ __all__ = [
     "NewOperation",
     "NotWritten",
     "Operation",
+    "OperationSpan",
+    "Owned",
+    "RecordedSample",
     "Run",
     "Sampler",
     "SequenceConflict",
     "Session",
+    "SessionFinished",
     "SessionQuery",
-    "Span",
-    "Stored",
+    "StorageUsage",
+    "Tombstone",
     "WeightsToken",
-    "as_texts",
+    "as_strings",
 ]

@@ -1,6 +1,6 @@
-"""The audit log: what was done to checkpoints and projects, by whom, in the order it was done.
+"""Audit log: the changes of checkpoints and projects and their actors, in order.
 
-An event is written in the transaction of what it tells, so that neither is there without the other.
+An event is written in the transaction of the change that it records.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, select, update
 
 from everstep.ledger import queries as q
-from everstep.ledger import seals
 from everstep.ledger import tables as t
 from everstep.ledger.records import Event
-from everstep.ledger.writer import Writer
+from everstep.ledger.sqlite import row_checksums
+from everstep.ledger.store import Store
 
 
-def note(connection: Connection, event: Event | None) -> None:
-    """Write an event as part of a transaction; None: there is nothing to tell."""
+def record(connection: Connection, event: Event | None) -> None:
+    """Write an event as part of a transaction. None writes nothing."""
     if event is None:
         return
     values = {name: value for name, value in vars(event).items() if name != "number"}
@@ -25,21 +25,21 @@ def note(connection: Connection, event: Event | None) -> None:
     number = connection.execute(insert(t.audit).values(**values)).inserted_primary_key[0]  # type: ignore[index]
     mine = t.audit.c.number == number
     whole = connection.execute(select(t.audit).where(mine)).one()
-    sealed = seals.seal(dict(whole._mapping))
-    connection.execute(update(t.audit).where(mine).values(seal=sealed))
+    checksum = row_checksums.checksum(dict(whole._mapping))
+    connection.execute(update(t.audit).where(mine).values(seal=checksum))
 
 
 class AuditLog:
-    """Reads the log, and writes what belongs to no other transaction."""
+    """Queries of the log, and events that belong to no other transaction."""
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-    async def note(self, event: Event) -> None:
-        """Write an event; durable on return."""
-        await self._writer.run(lambda c: note(c, event))
+    async def record(self, event: Event) -> None:
+        """Write an event. It is durable on return."""
+        await self._store.run(lambda c: record(c, event))
 
-    async def between(
+    async def events_between(
         self,
         start: datetime,
         end: datetime,
@@ -48,14 +48,14 @@ class AuditLog:
         after: int = 0,
         limit: int | None = None,
     ) -> list[Event]:
-        """Events of a window of time, in the order of the log.
+        """Return the events of a window of time, in the order of the log.
 
         Args:
-            start: its begin.
-            end: its end, excluded.
-            resource: only events on this one: ``checkpoint``, ``project``.
-            after: the number of the last event that was seen.
-            limit: at most so many.
+            start: the start of the window.
+            end: the end of the window, exclusive.
+            resource: return only events on this kind of resource: ``checkpoint``, ``project``.
+            after: the number of the last event of the previous page.
+            limit: the maximum number of events.
         """
         columns = t.audit.c
         where = [columns.at >= start, columns.at < end, columns.number > after]
@@ -64,10 +64,10 @@ class AuditLog:
         query = select(t.audit).where(*where).order_by(columns.number).limit(limit)
 
         def work(connection: Connection) -> list[Event]:
-            rows = seals.intact(t.audit, connection.execute(query))
+            rows = row_checksums.intact(t.audit, connection.execute(query))
             return [_event(dict(row._mapping)) for row in rows]
 
-        return await self._writer.run(work)
+        return await self._store.read(work)
 
 
 def _event(values: dict[str, object]) -> Event:

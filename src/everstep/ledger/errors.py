@@ -1,11 +1,14 @@
-"""What the ledger raises.
+"""The ledger's exceptions.
 
 LedgerError
 ├── LedgerLocked       another service has the home
 ├── LedgerTooNew       a newer release wrote the database
-├── LedgerDamaged      the database does not hold what was written
+├── LedgerDamaged      the database does not hold the data that was written
 ├── SequenceConflict   a sequence id was reused for another request
-└── NotWritten         the database could not commit; nothing was acknowledged
+├── SessionFinished    the session of a new operation has ended
+├── Deleted            the run, session or sampler was deleted
+├── InUse              the run or session can't be deleted now
+└── NotWritten         the database could not commit, so nothing was acknowledged
 """
 
 
@@ -22,12 +25,35 @@ class LedgerTooNew(LedgerError):
 
 
 class LedgerDamaged(LedgerError):
-    """The database does not hold what was written, or not all of it."""
+    """The database does not hold the data that was written, or not all of it."""
 
 
 class SequenceConflict(LedgerError):
     """The same sequence id was used before, with another request."""
 
 
+class SessionFinished(LedgerError):
+    """The session of a new operation has ended.
+
+    Args:
+        session_id: the session.
+        reason: how it ended.
+    """
+
+    def __init__(self, session_id: str, reason: str | None) -> None:
+        super().__init__(
+            f"Session {session_id} is finished ({reason}) and takes no new operations. Open "
+            "another one, and go on from a checkpoint."
+        )
+
+
 class NotWritten(LedgerError):
-    """A commit failed, so that nothing of it was acknowledged."""
+    """A commit failed, so nothing of it was acknowledged."""
+
+
+class Deleted(LedgerError):
+    """The run, session or sampler was deleted. The text says when, and with what."""
+
+
+class InUse(LedgerError):
+    """The run or session can't be deleted now. The text says who uses it, and what to do."""

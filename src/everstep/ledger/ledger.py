@@ -1,103 +1,100 @@
-"""The ledger: operations, futures, runs, sessions, samplers, checkpoints, in one database."""
+"""Ledger: stores operations, futures, runs, sessions, samplers and checkpoints durably."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import select
 
-from everstep.ledger import audit, index, seals
+from everstep.ledger import audit, checkpoint_index, operation_rows, outcomes, session_rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.audit import AuditLog
-from everstep.ledger.database import HomeLock, open_engine, open_read_only
-from everstep.ledger.directory import Directory
-from everstep.ledger.position import Position, refuse_if_gone
-from everstep.ledger.publication import Publication
+from everstep.ledger.checkpoint_metadata import CheckpointMetadata
+from everstep.ledger.deletion import Deletions
+from everstep.ledger.memory import Memory
+from everstep.ledger.pins import Pins
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
     Event,
     NewOperation,
     Operation,
-    Place,
+    OperationRef,
     Run,
     Sampler,
     Session,
 )
-from everstep.ledger.samples import Samples, put_sampler
-from everstep.ledger.writer import Writer
+from everstep.ledger.samples import Samples
+from everstep.ledger.search import LedgerSearch
+from everstep.ledger.sqlite.store import SqliteStore
+from everstep.ledger.store import Store
 
 
 class Ledger:
-    """The queue and the write-ahead log. Every method returns when its writes are durable.
+    """The operation queue and write-ahead log. Every method returns when its writes are durable.
+
+    Args:
+        store: the database. The ledger closes it.
+        exclusive: False where another process writes the database. Nothing is held in memory.
 
     Attributes:
-        publication: lifetimes, publication, copies and tokens of checkpoints.
-        directory: lists of sessions, runs and checkpoints.
-        audit: what was done, by whom.
-        samples: clients of samplers, and what has ended of their samples.
+        checkpoint_metadata: expiry, publication, copies and access tokens of checkpoints.
+        search: lists of sessions, runs and checkpoints, and searches over them.
+        audit: the audit log.
+        samples: clients of samplers, and the samples that have ended.
+        deletions: deletes runs and sessions, and knows what was deleted.
+        pins: commands that are writing files to the vault.
     """
 
-    def __init__(
-        self, engine: Engine, lock: HomeLock | None = None, position: Position | None = None
-    ) -> None:
-        self._lock = lock
-        self._engine = engine
-        self._position = position
-        self._writer = Writer(engine, position)
-        self.publication = Publication(self._writer)
-        self.directory = Directory(self._writer)
-        self.audit = AuditLog(self._writer)
-        self.samples = Samples(self._writer)
+    def __init__(self, store: Store, *, exclusive: bool = True) -> None:
+        self._store = store
+        self._memory = Memory(enabled=exclusive)
+        store.listen(self._memory.forget)
+        self.deletions = Deletions(store)
+        self.checkpoint_metadata = CheckpointMetadata(store, self.deletions)
+        self.search = LedgerSearch(store)
+        self.audit = AuditLog(store)
+        self.samples = Samples(store, self._memory)
+        self.pins = Pins(store)
 
     @classmethod
-    async def open(cls, path: Path, *, anew: bool = False) -> Ledger:
+    async def open(cls, path: Path, *, allow_missing: bool = False) -> Ledger:
         """Open the database at a path, creating or migrating it.
 
         Args:
-            path: the database.
-            anew: when one was here and is gone, begin with an empty one.
+            path: the database file.
+            allow_missing: create an empty database even where one was here and is gone.
 
         Raises:
             LedgerLocked: another process has it open.
             LedgerTooNew: a newer release wrote it.
-            LedgerDamaged: it can't be read, or lacks what was acknowledged.
+            LedgerDamaged: it can't be read, or lacks acknowledged transactions.
         """
-        lock = HomeLock(path.with_name(path.name + ".lock"))
-        try:
-            return cls(*await asyncio.to_thread(_open, path, lock, anew))
-        except BaseException:
-            lock.release()
-            raise
+        return cls(await SqliteStore.open(path, allow_missing=allow_missing))
 
     @classmethod
     async def open_read_only(cls, path: Path) -> Ledger:
-        """Open the database beside a service that has it: reads only, a write is `NotWritten`.
+        """Open the database beside the service that has it. A write raises `NotWritten`.
 
         Raises:
-            LedgerError: it isn't there, or has another schema than this release's.
+            LedgerError: it doesn't exist, or has another schema than this release's.
+            LedgerDamaged: it can't be read, or lacks acknowledged transactions.
         """
-        return cls(await asyncio.to_thread(open_read_only, path))
+        return cls(await SqliteStore.open_read_only(path), exclusive=False)
 
     async def close(self) -> None:
-        """Write what was queued, then close."""
-        await asyncio.to_thread(self._writer.close)
-        self._engine.dispose()
-        if self._position is not None:
-            self._position.close()
-        if self._lock is not None:
-            self._lock.release()
+        """Commit the writes that are queued, then close the database."""
+        await self._store.close()
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed."""
-        return self._writer.commits
+        """The number of transactions that were committed since the ledger was opened."""
+        return self._store.commits
 
     # Operations
 
@@ -108,24 +105,42 @@ class Ledger:
         run: Run | None = None,
         replace_failed: bool = False,
         match_payload: bool = True,
+        open_session: bool = False,
     ) -> tuple[Operation, bool]:
-        """Append an operation, once: a retry finds the first one.
+        """Append an operation, once: a retry gets the one that was accepted first.
+
+        What it is checked against is read in the transaction that appends it. An operation of a
+        corrupted run is recorded as failed.
 
         Args:
-            new: the operation; unique by its scope and sequence id.
+            new: the operation, unique by its scope and sequence id.
             run: the run that it creates, written with it.
-            replace_failed: a failed operation gives up its place (its future still resolves).
-            match_payload: a retry has to have the same payload.
+            replace_failed: let a failed operation give up its sequence id to this one. The future
+                of the failed one still resolves.
+            match_payload: require a retry to have the same payload.
+            open_session: refuse a new operation whose session has ended.
 
         Returns:
             The operation, and whether it is new.
 
         Raises:
-            SequenceConflict: its place is taken by another request.
+            SequenceConflict: another request has used its sequence id.
+            SessionFinished: it is new, and its session has ended.
+            Deleted: its run, session or sampler was deleted.
         """
-        return await self._writer.run(
-            lambda c: q.accept(c, new, run, replace_failed, match_payload)
-        )
+
+        def work(connection: Any) -> tuple[Operation, bool]:
+            self.deletions.check(new.scope, new.session_id)
+            return operation_rows.accept(
+                connection,
+                new,
+                run,
+                replace_failed=replace_failed,
+                match_payload=match_payload,
+                open_session=open_session,
+            )
+
+        return await self._store.run(work, self._memory.accepted)
 
     async def succeed(
         self,
@@ -140,68 +155,56 @@ class Ledger:
         prune: bool = False,
         event: Event | None = None,
     ) -> Operation:
-        """Record that an operation succeeded, with what it made, in one transaction.
+        """Record that an operation succeeded, with everything it created, in one transaction.
 
         Args:
-            request_id: the operation; one that has ended already stays as it is, and what it
-                made is not written again.
-            result: what its future resolves to.
+            request_id: the operation. One that has ended already stays as it is, and none of the
+                other arguments is written.
+            result: the value that its future resolves to.
             media: the form of the result, ``json`` or ``protobuf``.
-            checkpoint: a checkpoint that now exists, replacing one with its path.
-            sampler: a sampler that now exists.
-            seconds: how long it was executed.
-            environment: the numeric environment that its run goes on in from now on.
-            prune: drop its payload: it will not be replayed.
-            event: what that is, for the audit log.
+            checkpoint: the checkpoint that it created, replacing one with the same path.
+            sampler: the sampler that it created.
+            seconds: how long its execution took.
+            environment: the numeric environment of the run from now on.
+            prune: drop its payload, because it will not be replayed.
+            event: the entry for the audit log.
         """
-
-        def work(connection: Any) -> Operation:
-            finished, ended = q.finish(
-                connection,
-                request_id,
-                status="succeeded",
-                result=result,
-                media=media,
-                seconds=seconds,
-                **(q.NO_PAYLOAD if prune else {}),
-            )
-            if ended and checkpoint is not None:
-                q.put(connection, t.checkpoints, checkpoint)
-            if ended and sampler is not None:
-                put_sampler(connection, sampler)
-            if ended and environment is not None:
-                q.update_run(connection, finished.scope, environment=environment)
-            if ended:
-                audit.note(connection, event)
-            return finished
-
-        return await self._writer.run(work)
+        work = partial(
+            outcomes.succeed,
+            request_id=request_id,
+            result=result,
+            media=media,
+            checkpoint=checkpoint,
+            sampler=sampler,
+            seconds=seconds,
+            environment=environment,
+            prune=prune,
+            event=event,
+        )
+        return await self._store.run(work, self._memory.finished)
 
     async def fail(self, request_id: str, message: str, category: str) -> Operation:
-        """Record that an operation failed. A run whose creation fails does not come to exist."""
-
-        def work(connection: Any) -> Operation:
-            failed, ended = q.finish(
-                connection, request_id, status="failed", error=message, category=category
-            )
-            if ended and failed.seq_id == 0:
-                connection.execute(delete(t.runs).where(t.runs.c.run_id == failed.scope))
-            return failed
-
-        return await self._writer.run(work)
+        """Record that an operation failed. A run whose creation failed is removed."""
+        work = partial(outcomes.fail, request_id=request_id, message=message, category=category)
+        return await self._store.run(work, self._memory.finished)
 
     async def operation(self, request_id: str) -> Operation | None:
-        """The operation of a future; raises `LedgerDamaged` where its result is damaged."""
+        """Return the operation of a future, raising `LedgerDamaged` if its result is damaged."""
+        known = self._memory.ended.get(request_id)
+        if known is not None:
+            return known
         mine = t.operations.c.request_id == request_id
-        return await self._writer.run(lambda c: q.operation_where(c, mine, payload=False))
+        return await self._store.read(
+            lambda c: q.operation_where(c, mine, payload=False), self._memory.finished
+        )
 
-    async def operation_at(self, scope: str, seq_id: int) -> Operation | None:
-        """The operation that has a place."""
+    async def operation_by_seq_id(self, scope: str, seq_id: int) -> Operation | None:
+        """Return the operation that has a sequence id, or None if there is none."""
         here = (t.operations.c.scope == scope, t.operations.c.seq_id == seq_id)
-        return await self._writer.run(lambda c: q.operation_where(c, *here))
+        return await self._store.read(lambda c: q.operation_where(c, *here))
 
-    async def place_before(self, scope: str, seq_id: int) -> Place | None:
-        """The last place below a sequence id that is taken, if any."""
+    async def previous_operation(self, scope: str, seq_id: int) -> OperationRef | None:
+        """Return the operation with the greatest sequence id below another, or None if none is."""
         columns = t.operations.c
         query = (
             select(columns.seq_id, columns.kind)
@@ -209,196 +212,173 @@ class Ledger:
             .order_by(columns.seq_id.desc())
             .limit(1)
         )
-        row = await self._writer.run(lambda c: c.execute(query).one_or_none())
-        return Place(row.seq_id, row.kind) if row is not None else None
+        row = await self._store.read(lambda c: c.execute(query).one_or_none())
+        return OperationRef(row.seq_id, row.kind) if row is not None else None
 
     async def operations(
         self, scope: str, *, after: int = -1, status: str | None = None, limit: int | None = None
     ) -> list[Operation]:
-        """The first operations of a scope above ``after``, by sequence id; all without a limit.
+        """Return the operations of a scope above ``after`` by sequence id, up to a limit.
 
         Raises:
-            LedgerDamaged: one of them is not what was written.
+            LedgerDamaged: the checksum of one of them does not match.
         """
         where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
         if status is not None:
             where.append(t.operations.c.status == status)
-        return await self._writer.run(lambda c: q.operations_where(c, *where, limit=limit))
+        return await self._store.read(lambda c: q.operations_where(c, *where, limit=limit))
 
     async def prune(self, scope: str, *, after: int, upto: int, kinds: Iterable[str]) -> int:
         """Drop the payloads of operations that have ended and that no replay will need.
 
-        What they asked is still known by its digest, so that a retry finds them.
+        The digest of a dropped payload stays, so a retry still finds its operation.
 
         Args:
-            scope: whose operations.
-            after: those up to this sequence id were pruned before.
+            scope: the operations' scope.
+            after: the sequence id up to which payloads were dropped before.
             upto: the last sequence id to prune.
-            kinds: of which kinds.
+            kinds: the kinds of operations to prune.
 
         Returns:
-            How many were pruned.
+            The number of payloads that were dropped.
         """
         total = 0
-        while True:  # in small transactions: others wait for the thread
-            done = await self._writer.run(lambda c: q.prune(c, scope, after, upto, set(kinds)))
+        while True:  # in small transactions, because other calls wait for the thread
+            done = await self._store.run(
+                lambda c: operation_rows.prune(c, scope, after, upto, set(kinds))
+            )
             total += done
-            if done < q.PRUNED_AT_ONCE:
+            if done < operation_rows.PRUNED_AT_ONCE:
                 return total
 
-    async def damaged(self) -> list[str]:
-        """Read every row; what is not what was written, by table and key."""
+    async def find_damaged_rows(self) -> list[str]:
+        """Read every row and return a message for each whose checksum does not match."""
         found: list[str] = []
-        for table in t.SEALED:
+        for table in t.CHECKSUMMED:
             last: Any = None
             while True:
-                page, last = await self._writer.run(partial(q.damaged, table=table, after=last))
+                page, last = await self._store.read(
+                    partial(q.damaged_rows, table=table, after=last)
+                )
                 found += page
                 if last is None:
                     break
         return found
 
     async def backlog(self) -> list[Backlog]:
-        """Every scope whose operations wait, the one with the most first."""
-        return await self._writer.run(q.backlog)
+        """Return every scope that has pending operations, the one with the most first."""
+        return await self._store.read(q.backlog)
 
     # Runs
 
     async def run(self, run_id: str) -> Run | None:
-        """A run."""
-        return await self._writer.run(lambda c: q.one(c, Run, t.runs, run_id))
+        """Return a run, or None if there is none."""
+        keep = partial(self._memory.runs.put, run_id)
+        return self._memory.runs.get(run_id) or await self._store.read(
+            lambda c: q.one(c, Run, t.runs, run_id), keep
+        )
 
-    async def note_environment(self, run_id: str, environment: dict[str, Any]) -> None:
-        """Record the numeric environment that a run goes on in."""
-        await self._writer.run(lambda c: q.update_run(c, run_id, environment=environment))
+    async def set_environment(self, run_id: str, **columns: Any) -> None:
+        """Record a run's ``environment`` from now on, and the ``environment_changes`` so far."""
+        await self._store.run(lambda c: q.update_run(c, run_id, **columns))
 
-    async def corrupt(self, run_id: str, fault: str) -> list[Operation]:
-        """Record that a run can't be brought back, and fail whatever waits on it.
+    async def mark_corrupted(self, run_id: str, fault: str) -> list[Operation]:
+        """Record that a run can't be restored, and fail its pending operations.
 
         Args:
             run_id: the run.
-            fault: what is wrong, with which operation, and what to do.
+            fault: the error message: the problem, the operation, and the remedy.
 
         Returns:
             The operations that failed.
         """
-        return await self._writer.run(lambda c: q.corrupt(c, run_id, fault))
+        return await self._store.run(lambda c: outcomes.mark_corrupted(c, run_id, fault))
 
     # Sessions and samplers
 
     async def create_session(self, session: Session, idempotency_key: str | None) -> Session:
-        """Open a session; the same key finds the same one."""
-
-        def work(connection: Any) -> Session:
-            if idempotency_key is not None:
-                mine = t.sessions.c.idempotency_key == idempotency_key
-                row = connection.execute(select(t.sessions).where(mine)).one_or_none()
-                if row is not None:
-                    seals.check(t.sessions, row)
-                    return q.record(Session, row)
-            values = {**vars(session), "idempotency_key": idempotency_key}
-            seals.add(connection, t.sessions, values)
-            return session
-
-        return await self._writer.run(work)
+        """Create a session. A retry with the same key gets the same one."""
+        return await self._store.run(lambda c: session_rows.create(c, session, idempotency_key))
 
     async def session(self, session_id: str) -> Session | None:
-        """A session."""
-        return await self._writer.run(lambda c: q.one(c, Session, t.sessions, session_id))
+        """Return a session, or None if there is none."""
+        return await self._store.read(lambda c: q.one(c, Session, t.sessions, session_id))
 
     async def touch_session(self, session_id: str) -> None:
-        """Note that a session's client is alive."""
-        mine = t.sessions.c.session_id == session_id
-        await self._writer.run(lambda c: seals.change(c, t.sessions, mine, last_seen_at=q.now()))
+        """Record that a session's client is alive."""
+        await self._store.run(lambda c: session_rows.touch(c, session_id))
 
     async def finish_session(self, session_id: str, reason: str, detail: str | None) -> None:
-        """End a session; its first end counts."""
-        mine = (t.sessions.c.session_id == session_id, t.sessions.c.finished.is_(None))
-        values = {"finished": reason, "detail": detail, "finished_at": q.now()}
-        await self._writer.run(lambda c: seals.change(c, t.sessions, *mine, **values))
+        """End a session. One that has ended keeps its first reason."""
+        await self._store.run(lambda c: session_rows.finish(c, session_id, reason, detail))
 
     async def create_sampler(self, sampler: Sampler, event: Event | None = None) -> Sampler:
-        """Create a sampler; one that exists stays as it is, and ``event`` is not noted again."""
+        """Create a sampler. One that exists stays as it is and ``event`` is not recorded again."""
 
         def work(connection: Any) -> Sampler:
+            self.deletions.check(sampler.sampler_id, sampler.session_id, sampler.model_path)
             known = q.one(connection, Sampler, t.samplers, sampler.sampler_id)
             if known is None:
                 q.put(connection, t.samplers, sampler)
-                audit.note(connection, event)
+                audit.record(connection, event)
             return known or sampler
 
-        return await self._writer.run(work)
+        return await self._store.run(work)
 
     async def sampler(self, sampler_id: str) -> Sampler | None:
-        """A sampler."""
-        return await self._writer.run(lambda c: q.one(c, Sampler, t.samplers, sampler_id))
+        """Return a sampler, or None if there is none."""
+        keep = partial(self._memory.samplers.put, sampler_id)
+        return self._memory.samplers.get(sampler_id) or await self._store.read(
+            lambda c: q.one(c, Sampler, t.samplers, sampler_id), keep
+        )
 
     # Checkpoints
 
     async def checkpoint(self, path: str) -> Checkpoint | None:
-        """A checkpoint that has not expired."""
+        """Return a checkpoint, or None if there is none, or it is expired or quarantined."""
         mine = t.checkpoints.c.path == path
-        found = await self._writer.run(lambda c: q.checkpoints_where(c, mine))
+        found = await self._store.read(lambda c: q.checkpoints_where(c, mine))
         return found[0] if found else None
 
     async def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        """A run's checkpoints that are listed and have not expired, oldest first."""
+        """Return a run's listed, unexpired checkpoints, oldest first."""
         where = (t.checkpoints.c.run_id == run_id, t.checkpoints.c.listed)
-        return await self._writer.run(lambda c: q.checkpoints_where(c, *where))
+        return await self._store.read(lambda c: q.checkpoints_where(c, *where))
 
     async def delete_checkpoint(self, path: str, event: Event | None = None) -> bool:
-        """Remove a checkpoint from the index; returns whether it was there."""
+        """Replace a checkpoint of the index by a tombstone, and return whether it existed."""
+        return await self._store.run(lambda c: checkpoint_index.remove(c, path, event))
 
-        def work(connection: Any) -> bool:
-            deleted = q.delete_checkpoint(connection, path)
-            audit.note(connection, event if deleted else None)
-            return deleted
+    # Maintenance of the index
 
-        return await self._writer.run(work)
-
-    async def was_deleted(self, path: str) -> bool:
-        """Whether a checkpoint was deleted: so that a second deletion is no error."""
-        query = select(t.deleted_checkpoints).where(t.deleted_checkpoints.c.path == path)
-        return await self._writer.run(lambda c: c.execute(query).one_or_none() is not None)
-
-    # Upkeep of the index
-
-    async def every_checkpoint(self) -> list[Checkpoint]:
-        """All rows of the index, also expired, quarantined and unlisted ones."""
-        return await self._writer.run(index.every_checkpoint)
+    async def all_checkpoints(self) -> list[Checkpoint]:
+        """Return all rows of the index, including expired, quarantined and unlisted ones."""
+        return await self._store.read(checkpoint_index.all_checkpoints)
 
     async def is_indexed(self, path: str) -> bool:
-        """Whether a checkpoint has a row, be it expired, quarantined or unlisted."""
-        return await self._writer.run(lambda c: index.is_indexed(c, path))
+        """Return whether a checkpoint has a row, even an expired, quarantined or unlisted one."""
+        return await self._store.read(lambda c: checkpoint_index.is_indexed(c, path))
 
     async def expired_checkpoints(self, before: datetime) -> list[Checkpoint]:
-        """Checkpoints that had expired at a time."""
-        return await self._writer.run(lambda c: index.expired(c, before))
+        """Return the checkpoints that had expired at a time."""
+        return await self._store.read(lambda c: checkpoint_index.expired(c, before))
 
     async def pending_operations(self, kinds: Iterable[str]) -> list[Operation]:
-        """Operations of some kinds that have not ended, of all scopes."""
-        return await self._writer.run(lambda c: index.pending(c, kinds))
+        """Return the pending operations of some kinds, over all scopes."""
+        return await self._store.read(lambda c: checkpoint_index.pending(c, kinds))
 
     async def set_quarantined(self, paths: Iterable[str]) -> int:
-        """Make exactly these checkpoints the quarantined ones; returns how many rows changed."""
-        return await self._writer.run(lambda c: index.set_quarantined(c, paths))
+        """Quarantine these checkpoints and release all others, and return how many rows changed."""
+        return await self._store.run(lambda c: checkpoint_index.set_quarantined(c, paths))
 
-    async def recreate(
+    async def insert_missing(
         self, runs: Iterable[Run], checkpoints: Iterable[Checkpoint]
     ) -> tuple[int, int]:
-        """Insert the runs and checkpoints that are neither there nor were deleted.
+        """Insert the runs and checkpoints that have no row and were not deleted.
 
         Returns:
-            How many runs and how many checkpoints were inserted.
+            The numbers of runs and of checkpoints that were inserted.
         """
-        return await self._writer.run(lambda c: index.recreate(c, runs, checkpoints))
-
-
-def _open(path: Path, lock: HomeLock, anew: bool) -> tuple[Engine, HomeLock, Position]:
-    refuse_if_gone(path, anew=anew)
-    engine = open_engine(path)
-    try:
-        return engine, lock, Position(path, engine)
-    except BaseException:
-        engine.dispose()
-        raise
+        return await self._store.run(
+            lambda c: checkpoint_index.insert_missing(c, runs, checkpoints)
+        )

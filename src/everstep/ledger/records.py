@@ -1,4 +1,4 @@
-"""The ledger's records. Times are aware datetimes in UTC."""
+"""Records: the ledger's rows as dataclasses. Times are aware datetimes in UTC."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal
 Status = Literal["pending", "succeeded", "failed"]
 
 
-def as_texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:
-    """Metadata as the protocol reads it back: what isn't text is told as JSON."""
+def as_strings(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return metadata in the protocol's form: values that aren't strings become JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in (metadata or {}).items()
@@ -32,14 +32,16 @@ class NewOperation:
     """An operation to accept.
 
     Attributes:
-        scope: what orders it: a run's id, or a sampler's.
-        seq_id: its place in the scope.
-        kind: what it does.
-        payload: what it does it with, in a canonical form.
-        failure: set when it is born failed: it takes its place and is never executed.
+        scope: the run or sampler whose operations are ordered by ``seq_id``.
+        seq_id: its sequence id in the scope.
+        kind: the name of the operation, such as ``optim_step``.
+        payload: its arguments in a canonical form.
+        failure: set for an operation recorded as failed. It consumes its sequence id and is never
+            executed.
         session_id: the session it belongs to.
-        samples: whether it is a sample, and its scope a sampler; it keeps the weights that the
-            sampler has when it is accepted.
+        is_sample: whether its scope is a sampler. A sample keeps the weights that the sampler has
+            when it is accepted.
+        uses: request ids of the recorded samples that it reads. It restarts their retention.
     """
 
     scope: str
@@ -48,7 +50,8 @@ class NewOperation:
     payload: bytes = field(repr=False)
     failure: Failure | None = None
     session_id: str | None = None
-    samples: bool = False
+    is_sample: bool = False
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Operation:
     """An accepted operation.
 
     Attributes:
-        pruned: its payload was dropped, no replay should need it.
-        retrieved: its result was dropped, its client said that it has it.
-        weights: of a sample, the path of the checkpoint; None: of the base model.
+        pruned: its payload was dropped because no replay will need it.
+        retrieved: its result was dropped because the client confirmed that it has it.
+        weights: for a sample, the checkpoint's path, or None for the base model.
     """
 
     request_id: str
@@ -78,8 +81,8 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place that is taken in a scope, and by what kind of operation."""
+class OperationRef:
+    """The sequence id and kind of an accepted operation."""
 
     seq_id: int
     kind: str
@@ -90,10 +93,12 @@ class Run:
     """A training run.
 
     Attributes:
-        status: ``live``; ``corrupted``: recovery found that it can't be brought back; ``copy``: it
-            holds copies of checkpoints, or imported ones, and takes no operations.
+        status: ``live``, ``corrupted`` when recovery could not restore it, ``copy`` when it only
+            holds copied or imported checkpoints and takes no operations.
         environment: the numeric environment of its results since its newest snapshot.
         fault: why it is corrupted.
+        environment_changes: when and how its environment has changed: ``at``, the last ``seq_id``
+            of the former one, and ``changed`` by name.
     """
 
     run_id: str
@@ -107,11 +112,12 @@ class Run:
     status: str = "live"
     environment: dict[str, Any] | None = None
     fault: str | None = None
+    environment_changes: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """How many operations of a scope wait, and the kind of one of them."""
+    """The number of pending operations of a scope, and the kind of one of them."""
 
     scope: str
     kind: str
@@ -120,7 +126,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Session:
-    """A client's session; ``finished`` is how it ended, ``detail`` what its client said of that."""
+    """A client's session. ``finished`` is how it ended, ``detail`` the client's reason."""
 
     session_id: str
     user_metadata: dict[str, Any]
@@ -137,11 +143,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a sampling session samples from: a checkpoint, or a base model.
+    """A sampling session on a checkpoint or a base model.
 
     Attributes:
         inflight_run: the run whose newest inflight save it samples from, where it follows one.
-        weights_position: the place of that save in the run.
+        weights_position: the sequence id of that save in the run.
         clients: how many clients have joined the one that created it.
     """
 
@@ -156,13 +162,33 @@ class Sampler:
 
 
 @dataclass(frozen=True)
+class RecordedSample:
+    """The tokens and logprobs of a sample, kept for passes that train on its sequences.
+
+    Attributes:
+        request_id: the sample's operation.
+        session_id: the session that it belongs to.
+        prompt: the prompt's token ids, in the encoding of the caller.
+        sequences: the sampled tokens and their logprobs, in the encoding of the caller.
+        last_used_at: when it was recorded, or accepted last in a pass. None: now.
+    """
+
+    request_id: str
+    session_id: str
+    prompt: bytes = field(repr=False)
+    sequences: bytes = field(repr=False)
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in the index.
 
     Attributes:
         listed: False for an unnamed sampler save.
-        quarantined: a file of it was found damaged; it exists for no client until that is healed.
-        unmarked: its lifetime, publication or tags were changed, and the vault has not been told.
+        quarantined: one of its files was found damaged. No client sees it until it is repaired.
+        unmarked: its expiry, publication or user metadata changed, and the vault's metadata file
+            is not written yet.
     """
 
     path: str
@@ -184,16 +210,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that was done, for the audit log.
+    """An entry of the audit log.
 
     Attributes:
         event: ``<resource>_<action>``.
         actor: who did it.
-        path: of the checkpoint that it was done to, if it was one.
-        run_id: of that checkpoint.
-        details: whatever else belongs to it.
-        at: when; None: as it is written.
-        number: its place in the log; None until it is written.
+        path: the checkpoint's path, for an event on a checkpoint.
+        run_id: that checkpoint's run.
+        details: further fields of the event.
+        at: when it happened, or None for the time at which it is written.
+        number: its position in the log, or None until it is written.
     """
 
     event: str
@@ -207,10 +233,68 @@ class Event:
 
 @dataclass(frozen=True)
 class WeightsToken:
-    """A token that lets its bearer read one checkpoint; only its digest is kept."""
+    """A token that lets its bearer read one checkpoint. Only its digest is stored."""
 
     token_id: str
     digest: str
     path: str
     created_at: datetime
     expires_at: datetime | None
+
+
+RUN, SESSION, SAMPLER = "run", "session", "sampler"
+"""Kinds of what can be deleted."""
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A deleted run, session or sampler.
+
+    Attributes:
+        kind: ``run``, ``session`` or ``sampler``.
+        deleted_with: the run or session with which it was deleted, or None if it was named itself.
+        unfinished: its operations or its files in the vault may still be there.
+        details: what it owned, for the answer to a request that is repeated.
+    """
+
+    id: str
+    kind: str
+    deleted_with: str | None
+    deleted_at: datetime
+    unfinished: bool
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What is deleted with a run or a session, which is the first of them.
+
+    Attributes:
+        kind: ``run`` or ``session``.
+        runs: its runs.
+        samplers: its samplers, and those that sample from checkpoints of its runs.
+        checkpoints: its rows in the index, whatever their state.
+        operations: the number of its operations.
+        pending: how many of them have not ended.
+    """
+
+    id: str
+    kind: str
+    runs: list[str]
+    samplers: list[str]
+    checkpoints: list[Checkpoint]
+    operations: int
+    pending: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A run that may be brought back, and the last of its operations that loads a checkpoint.
+
+    Attributes:
+        pending: whether one of the operations that load a checkpoint has not ended.
+    """
+
+    run_id: str
+    seq_id: int
+    pending: bool

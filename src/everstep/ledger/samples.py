@@ -1,4 +1,4 @@
-"""Samples and samplers: who samples, with which weights, what has ended and was retrieved."""
+"""Samples: clients and weights of samplers, and the samples that have ended or were retrieved."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from everstep.ledger import queries as q
-from everstep.ledger import seals
 from everstep.ledger import tables as t
+from everstep.ledger.memory import Memory
+from everstep.ledger.recorded_samples import RecordedSamples
 from everstep.ledger.records import Sampler
-from everstep.ledger.writer import Writer
+from everstep.ledger.sqlite import row_checksums
+from everstep.ledger.store import Store
 
 _DROPPED_AT_ONCE = 500
 
@@ -21,10 +23,10 @@ class Completion:
     """A sample that has ended.
 
     Attributes:
-        number: counts the ends in its sampler, from 1, in their order.
+        number: its position in the order in which the sampler's samples ended, from 1.
         request_id: its future.
         failed: whether it failed.
-        size: bytes of its result.
+        size: the size of its result in bytes.
     """
 
     number: int
@@ -34,13 +36,22 @@ class Completion:
 
 
 class Samples:
-    """What the ledger tells of samples; every method returns when its writes are durable."""
+    """Queries and changes of samples. Every method returns when its writes are durable.
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    Args:
+        store: the database.
+        memory: keeps the samples that have ended.
 
-    async def join(self, sampler_id: str) -> int | None:
-        """Count another client of a sampler, for good; its number, None: there is no sampler."""
+    Attributes:
+        recorded: tokens and logprobs of samples, for the passes that train on them.
+    """
+
+    def __init__(self, store: Store, memory: Memory) -> None:
+        self._store = store
+        self.recorded = RecordedSamples(store, memory)
+
+    async def add_client(self, sampler_id: str) -> int | None:
+        """Add a client to a sampler and return its number, or None if there is no sampler."""
 
         def work(connection: Connection) -> int | None:
             sampler = q.one(connection, Sampler, t.samplers, sampler_id)
@@ -48,43 +59,45 @@ class Samples:
                 return None
             number = (sampler.clients or 0) + 1
             mine = t.samplers.c.sampler_id == sampler_id
-            seals.change(connection, t.samplers, mine, clients=number)
+            row_checksums.update(connection, t.samplers, mine, clients=number)
             return number
 
-        return await self._writer.run(work)
+        return await self._store.run(work)
 
     async def completions(
-        self, sampler_id: str, places: range, after: int, limit: int
+        self, sampler_id: str, seq_ids: range, after: int, limit: int
     ) -> list[Completion]:
-        """The samples that have ended, in that order, those with a number up to ``after`` left out.
+        """Return the samples that have ended, in the order of their ends.
 
         Args:
-            sampler_id: whose.
-            places: which sequence ids: those of one client.
-            after: the last number that is not wanted.
-            limit: how many at most.
+            sampler_id: the sampler.
+            seq_ids: the sequence ids of one client.
+            after: return only completions with a greater number.
+            limit: the maximum number of completions.
         """
         columns = t.operations.c
         wanted = (columns.completion, columns.request_id, columns.status == "failed")
         query = (
             select(*wanted, func.coalesce(func.length(columns.result), 0))
-            .where(*_of(sampler_id, places), columns.completion > after)
+            .where(*_of(sampler_id, seq_ids), columns.completion > after)
             .order_by(columns.completion)
             .limit(limit)
         )
-        return await self._writer.run(lambda c: [Completion(*row) for row in c.execute(query)])
+        return await self._store.read(lambda c: [Completion(*row) for row in c.execute(query)])
 
-    async def drop(self, sampler_id: str, places: range, request_ids: Sequence[str]) -> None:
-        """Drop results that their client says it has; what isn't there is no error."""
+    async def drop_results(
+        self, sampler_id: str, seq_ids: range, request_ids: Sequence[str]
+    ) -> None:
+        """Drop results that their client has confirmed. An unknown request id is no error."""
         for begin in range(0, len(request_ids), _DROPPED_AT_ONCE):
             part = request_ids[begin : begin + _DROPPED_AT_ONCE]
-            await self._drop(sampler_id, places, part)
+            await self._drop_page(sampler_id, seq_ids, part)
 
-    async def _drop(self, sampler_id: str, places: range, request_ids: Sequence[str]) -> None:
+    async def _drop_page(self, sampler_id: str, seq_ids: range, request_ids: Sequence[str]) -> None:
         columns = t.operations.c
         named = columns.request_id.in_(request_ids)
         query = select(columns.request_id, columns.media).where(
-            *_of(sampler_id, places),
+            *_of(sampler_id, seq_ids),
             named,
             columns.status == "succeeded",
             columns.retrieved.is_(None),
@@ -94,13 +107,18 @@ class Samples:
             for request_id, media in connection.execute(query).all():
                 digest = q.result_digest(request_id, "succeeded", None, media, None, None)
                 values = {"result": None, "retrieved": True, "result_digest": digest}
-                seals.change(connection, t.operations, columns.request_id == request_id, **values)
+                row_checksums.update(
+                    connection, t.operations, columns.request_id == request_id, **values
+                )
 
-        await self._writer.run(work)
+        await self._store.run(work)
 
 
 def put_sampler(connection: Connection, sampler: Sampler) -> None:
-    """Insert a sampler; an inflight one takes all of its run's along to its weights."""
+    """Insert a sampler. An inflight one moves all inflight samplers of its run to its weights.
+
+    If one of them has newer weights already, the new sampler gets those.
+    """
     if sampler.inflight_run is not None:
         mine = t.samplers.c.inflight_run == sampler.inflight_run
         newest = select(t.samplers).where(mine).order_by(t.samplers.c.weights_position.desc())
@@ -109,11 +127,11 @@ def put_sampler(connection: Connection, sampler: Sampler) -> None:
             position = known.weights_position
             sampler = replace(sampler, model_path=known.model_path, weights_position=position)
         moved = {"model_path": sampler.model_path, "weights_position": sampler.weights_position}
-        seals.change(connection, t.samplers, mine, **moved)
+        row_checksums.update(connection, t.samplers, mine, **moved)
     q.put(connection, t.samplers, sampler)
 
 
-def _of(sampler_id: str, places: range) -> tuple[ColumnElement[bool], ...]:
+def _of(sampler_id: str, seq_ids: range) -> tuple[ColumnElement[bool], ...]:
     columns = t.operations.c
     here = columns.scope == sampler_id
-    return here, columns.place >= places.start, columns.place < places.stop
+    return here, columns.place >= seq_ids.start, columns.place < seq_ids.stop

@@ -1,4 +1,8 @@
-"""The tables, as SQLAlchemy Core; the migrations in ``migrations/versions`` create them."""
+"""Tables in SQLAlchemy Core. The migrations in ``migrations/versions`` create them.
+
+Some columns keep the names of the first releases: ``seal`` is the row checksum, ``place`` the
+sequence id with which an operation was accepted.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +29,19 @@ from sqlalchemy import (
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A time that is written and read in UTC, on databases without time zones as well."""
+    """A time in UTC, also on databases without time zones."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Refuse naive times; store UTC without its zone."""
+        """Reject naive times and store UTC without its zone."""
         if value is not None and value.tzinfo is None:
             raise ValueError(f"a naive time: {value}")
         return value.astimezone(UTC).replace(tzinfo=None) if value is not None else None
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Give times their zone back."""
+        """Attach the zone UTC."""
         return value.replace(tzinfo=UTC) if value is not None else None
 
 
@@ -48,8 +52,8 @@ operations = Table(
     metadata,
     Column("request_id", String, primary_key=True),
     Column("scope", String, nullable=False),
-    Column("seq_id", BigInteger),  # null once a failed creation has given up its place
-    Column("place", BigInteger, nullable=False),  # the sequence id it was accepted with
+    Column("seq_id", BigInteger),  # null once a failed creation was replaced by a retry
+    Column("place", BigInteger, nullable=False),  # the sequence id with which it was accepted
     Column("kind", String, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("session_id", String),
@@ -64,10 +68,10 @@ operations = Table(
     Column("payload_digest", LargeBinary),
     Column("result_digest", LargeBinary),
     Column("seal", LargeBinary),
-    Column("pruned", Boolean),  # its payload is dropped: no replay will need it
-    Column("completion", BigInteger),  # counts the ends in its scope, from 1
-    Column("retrieved", Boolean),  # its result is dropped: its client has it
-    Column("weights", String),  # of a sample: the checkpoint's path
+    Column("pruned", Boolean),  # the payload is dropped, no replay will need it
+    Column("completion", BigInteger),  # the position among the completions of its scope, from 1
+    Column("retrieved", Boolean),  # the result is dropped, its client has it
+    Column("weights", String),  # the path of the checkpoint that a sample is drawn from
     UniqueConstraint("scope", "seq_id"),
 )
 Index("operations_by_completion", operations.c.scope, operations.c.completion)
@@ -87,6 +91,7 @@ runs = Table(
     Column("status", String, nullable=False),
     Column("environment", JSON(none_as_null=True)),
     Column("fault", Text),
+    Column("environment_changes", JSON(none_as_null=True)),
     Column("seal", LargeBinary),
 )
 
@@ -122,6 +127,18 @@ samplers = Table(
     Column("weights_position", BigInteger),
 )
 
+recorded_samples = Table(
+    "recorded_samples",
+    metadata,
+    Column("request_id", String, primary_key=True),  # of the sample
+    Column("session_id", String, nullable=False),
+    Column("prompt", LargeBinary, nullable=False),
+    Column("sequences", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # of prompt and sequences
+    Column("last_used_at", UtcTime, nullable=False, index=True),
+    Column("seal", LargeBinary),
+)
+
 checkpoints = Table(
     "checkpoints",
     metadata,
@@ -143,11 +160,27 @@ checkpoints = Table(
     Column("seal", LargeBinary),
 )
 
+Index("checkpoints_by_kind", *(checkpoints.c[n] for n in ("run_id", "kind", "created_at", "path")))
+_COUNTED = ("created_at", "path", "kind", "listed", "quarantined", "expires_at")
+Index("checkpoints_by_time", *(checkpoints.c[name] for name in _COUNTED))
+
 deleted_checkpoints = Table(
     "deleted_checkpoints",
     metadata,
     Column("path", String, primary_key=True),
     Column("deleted_at", UtcTime, nullable=False),
+    Column("seal", LargeBinary),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", String, primary_key=True),  # of a deleted run, session or sampler
+    Column("kind", String, nullable=False),
+    Column("deleted_with", String),  # the run or session that was deleted, for what it owned
+    Column("deleted_at", UtcTime, nullable=False),
+    Column("unfinished", Boolean, nullable=False),  # operations or files of it are still there
+    Column("details", JSON, nullable=False),
     Column("seal", LargeBinary),
 )
 
@@ -192,15 +225,24 @@ weights_tokens = Table(
     Column("seal", LargeBinary),
 )
 
-SEALED = (
+pins = Table(
+    "pins",
+    metadata,
+    Column("pin", String, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+CHECKSUMMED = (
     operations,
     runs,
     sessions,
     samplers,
+    recorded_samples,
     checkpoints,
     deleted_checkpoints,
+    tombstones,
     audit,
     copies,
     weights_tokens,
 )
-"""Tables whose rows have a seal (`everstep.ledger.seals`)."""
+"""Tables whose rows have a checksum (`everstep.ledger.sqlite.row_checksums`)."""

@@ -1,22 +1,33 @@
-"""What the runtime raises.
+"""Errors: raised by the runtime.
 
 RuntimeFault
-├── Rejected          a request that can't be attributed to a run: an HTTP status and a text
-├── UnknownFuture     no operation has this request id
-├── WorkerLost        the worker process ended while it held the call
-├── RunUnavailable    the run can't be brought back as the service was started; it waits
-├── RunCorrupted      the run can't be brought back, or not to the same bits
-└── OperationFailed   an operation ended in a failure: a text and a category
-    └── VaultUnreachable  the vault's store did not answer: it may succeed later
+├── Rejected          a request is refused: an HTTP status and a text
+├── UnknownFuture     no operation has the request id
+├── WorkerLost        the worker ended before it replied
+├── RunUnavailable    this service can't bring the run back. The run waits
+└── RunCorrupted      the run can't be brought back bit for bit
+
+`OperationFailed` and `VaultUnreachable` are shared with the worker (`worker.protocol.errors`).
 """
 
 from __future__ import annotations
 
-from everstep.wire.errors import ErrorCategory
+from everstep.worker.protocol.errors import OperationFailed, VaultUnreachable
+
+__all__ = [
+    "OperationFailed",
+    "Rejected",
+    "RunCorrupted",
+    "RunUnavailable",
+    "RuntimeFault",
+    "UnknownFuture",
+    "VaultUnreachable",
+    "WorkerLost",
+]
 
 
 class RuntimeFault(Exception):
-    """Base of everything the runtime raises on purpose."""
+    """Base of the runtime's errors."""
 
 
 class Rejected(RuntimeFault):
@@ -24,8 +35,8 @@ class Rejected(RuntimeFault):
 
     Attributes:
         status: the HTTP status that fits (4xx).
-        detail: what was wrong, with which input, and what to do.
-        retry_after: seconds after which it may be sent again, where that helps.
+        detail: the problem, the input that caused it, and the remedy.
+        retry_after: seconds after which a retry may succeed, or None if it does not help.
     """
 
     def __init__(self, status: int, detail: str, *, retry_after: float | None = None) -> None:
@@ -40,43 +51,24 @@ class UnknownFuture(RuntimeFault):
 
 
 class WorkerLost(RuntimeFault):
-    """The worker process ended before it answered; the call may be made again.
+    """The worker ended before it replied. The call may be sent again.
 
     Attributes:
-        reason: how it ended.
-        blamed: whether it was executing this very call.
+        reason: how the worker ended.
+        blamed: whether it was executing this call, or writing its files.
+        killed: whether someone outside killed it, as far as can be known.
     """
 
-    def __init__(self, reason: str, *, blamed: bool = False) -> None:
+    def __init__(self, reason: str, *, blamed: bool = False, killed: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.blamed = blamed
+        self.killed = killed
 
 
 class RunUnavailable(RuntimeFault):
-    """The run can't be brought back as the service was started; nothing is lost, it waits."""
+    """This service can't bring the run back. The run waits, and nothing is lost."""
 
 
 class RunCorrupted(RuntimeFault):
-    """The run can't be brought back to what was recorded; the text says where it differs."""
-
-
-class OperationFailed(RuntimeFault):
-    """An operation ends in a failed future.
-
-    Attributes:
-        message: the text the client sees.
-        category: ``user`` when the request was wrong, ``server`` when we were.
-    """
-
-    def __init__(self, message: str, category: ErrorCategory = ErrorCategory.USER) -> None:
-        super().__init__(message)
-        self.message = message
-        self.category = category
-
-
-class VaultUnreachable(OperationFailed):
-    """The store that the vault lies in did not answer: that says nothing of what lies there."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCategory.SERVER)
+    """The run can't be brought back to its recorded results. The text names the difference."""

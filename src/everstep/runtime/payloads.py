@@ -1,4 +1,4 @@
-"""What requests become in the ledger: canonical payloads, and the rows of new runs."""
+"""Payloads: the canonical form of requests in the ledger, and the rows of new runs."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from everstep.ledger import Run, as_texts
-from everstep.runtime.encryption import check_recipients
+from everstep.ledger import Run, as_strings
 from everstep.runtime.errors import OperationFailed
 from everstep.wire import types
 from everstep.wire.paths import validate_name
+from everstep.worker.encryption import check_recipients
 
 _UNDISCLOSED = ("dimuon",)
-"""Families of the hosted service: their parameters are public, their arithmetic isn't."""
+"""Optimizers of the hosted service with public parameters and unpublished arithmetic."""
 
 
 def payload_json(value: Mapping[str, Any]) -> bytes:
-    """JSON in a canonical form: the same request gives the same bytes."""
+    """Encode as canonical JSON: equal requests give equal bytes."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
 def optimizer_of(config: Any) -> dict[str, Any]:
-    """An optimizer's configuration as JSON; AdamW where a request names none."""
+    """Return an optimizer's configuration as JSON. AdamW if the request has none."""
     return config.model_dump(mode="json") if config is not None else {"type": "adamw"}
 
 
 def check_optimizer(optimizer: Mapping[str, Any]) -> None:
-    """Raise `OperationFailed` for an optimizer that we don't have."""
+    """Raise `OperationFailed` for an optimizer that is not supported."""
     if optimizer["type"] != "adamw":
         undisclosed = optimizer["type"] in _UNDISCLOSED
         why = "how it is defined is not public" if undisclosed else "there is no such optimizer"
@@ -46,7 +46,7 @@ def new_run(
     optimizer: dict[str, Any],
     request: types.CreateModelRequest | types.LoadWeightsRequest,
 ) -> Run:
-    """The row of a run that a request creates."""
+    """Build the row of a run that a request creates."""
     now = datetime.now(UTC)
     return Run(
         run_id=run_id,
@@ -54,7 +54,7 @@ def new_run(
         base_model=base_model,
         lora=lora,
         optimizer=optimizer,
-        user_metadata=as_texts(request.user_metadata),
+        user_metadata=as_strings(request.user_metadata),
         created_at=now,
         last_request_at=now,
         status="live",
@@ -62,7 +62,7 @@ def new_run(
 
 
 def optim_step_payload(request: types.OptimStepRequest) -> dict[str, Any]:
-    """What one step of the optimizer takes; raises `OperationFailed` for values out of bounds."""
+    """Build the payload of an optimizer step. Raises `OperationFailed` for invalid values."""
     params = request.adam_params
     if params is None:
         other = request.optimizer_params
@@ -85,7 +85,7 @@ def optim_step_payload(request: types.OptimStepRequest) -> dict[str, Any]:
 
 
 def save_payload(request: types.SaveWeightsRequest) -> dict[str, Any]:
-    """What a save of the training state takes; raises `InvalidName`."""
+    """Build the payload of a save of the training state. Raises `InvalidName`."""
     name = request.path if request.path is not None else f"checkpoint-{request.seq_id:06d}"
     return {
         "name": validate_name(name),
@@ -96,7 +96,7 @@ def save_payload(request: types.SaveWeightsRequest) -> dict[str, Any]:
 
 
 def external_payload(request: types.SaveWeightsExternalRequest) -> dict[str, Any]:
-    """What a save of files to download takes; raises `InvalidName`, `OperationFailed`."""
+    """Build the payload of an external save. Raises `InvalidName`, `OperationFailed`."""
     check_recipients(request.age_encryption_recipients)
     return {
         "name": validate_name(request.path),

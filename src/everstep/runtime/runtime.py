@@ -1,139 +1,109 @@
-"""The runtime: accepts requests durably, has them executed in order, hands results out."""
+"""Runtime: accepts requests durably, dispatches them, and returns their results."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
-from everstep.engine.info import ModelInfo
+from everstep.engine.models.info import ModelInfo
 from everstep.failpoints import Failpoint
-from everstep.ledger import Ledger, NewOperation, Operation, SequenceConflict
-from everstep.runtime import names
-from everstep.runtime.accept import Acceptance, Entry, Request
-from everstep.runtime.access import Access
-from everstep.runtime.administration import Administration
-from everstep.runtime.care import Care
-from everstep.runtime.checkpoint_details import CheckpointDetails
-from everstep.runtime.checkpoints import Checkpoints
-from everstep.runtime.copies import Copies
-from everstep.runtime.downloads import Downloads
+from everstep.ledger import Ledger, NewOperation, Operation, SequenceConflict, SessionFinished
+from everstep.logs import get_logger
+from everstep.runtime import ids
+from everstep.runtime.admission.accept import Admission, Entry, Request
+from everstep.runtime.admission.gaps import check_not_far_ahead, skip_gap
+from everstep.runtime.authorization import Authorization
+from everstep.runtime.checkpoints.catalog import CheckpointCatalog
+from everstep.runtime.checkpoints.copy import CheckpointCopier
+from everstep.runtime.checkpoints.details import CheckpointDetails
+from everstep.runtime.checkpoints.downloads import Downloads
+from everstep.runtime.checkpoints.import_ import CheckpointImporter
+from everstep.runtime.checkpoints.metadata import CheckpointMetadata
+from everstep.runtime.checkpoints.signed_urls import SignedUrls
+from everstep.runtime.context import RuntimeContext
+from everstep.runtime.deletion import Deletion
 from everstep.runtime.errors import OperationFailed, Rejected
-from everstep.runtime.followers import SampleEvent
-from everstep.runtime.futures import future_of
-from everstep.runtime.gaps import skip_gap
-from everstep.runtime.housekeeping import Housekeeping
-from everstep.runtime.imports import Imports
-from everstep.runtime.lifetimes import Lifetimes
-from everstep.runtime.links import Links
-from everstep.runtime.scheduling import Scheduling
-from everstep.runtime.session_views import SessionViews
+from everstep.runtime.execution.futures import future_of
+from everstep.runtime.execution.scheduler import Scheduler
+from everstep.runtime.maintenance.background import BackgroundMaintenance
+from everstep.runtime.maintenance.on_request import VaultMaintenance
+from everstep.runtime.model_record import record_models
+from everstep.runtime.queries.audit import AuditQueries
+from everstep.runtime.queries.models import ModelQueries
+from everstep.runtime.queries.runs import RunQueries
+from everstep.runtime.queries.sessions import SessionQueries
+from everstep.runtime.queries.traces import Traces
+from everstep.runtime.sampling.openai import TextCompletions
+from everstep.runtime.sampling.stream import SampleEvent
 from everstep.runtime.sessions import Sessions
 from everstep.runtime.settings import Settings
-from everstep.runtime.text_completions import TextCompletions
-from everstep.runtime.tokenizers import tokenizer_files
-from everstep.runtime.traces import Traces
-from everstep.runtime.views import Views
-from everstep.runtime.worker_process import WorkerProcess
-from everstep.vault import Vault, open_vault
-from everstep.vault.location import settle
+from everstep.runtime.workers.base import PoolFactory, not_served
+from everstep.runtime.workers.local_process import local_process_pool
+from everstep.vault import open_vault
+from everstep.vault.open import settle
 from everstep.wire import types
+from everstep.worker.protocol.tokenizer_files import tokenizer_files
 
-_FARTHEST_AHEAD = 10_000
+_log = get_logger("everstep.runtime")
 _VALIDATED = Failpoint("runtime.accept.validated", "a request is sound, and not in the ledger")
 _ACCEPTED = Failpoint("runtime.accept.accepted", "a request is in the ledger, no one was told")
 
 
-@dataclass
-class Parts:
-    """The rooms that a runtime brings together."""
-
-    home: Path
-    ledger: Ledger
-    vault: Vault
-    worker: WorkerProcess
-    checkpoints: Checkpoints
-    settings: Settings
-
-
 class Runtime:
-    """One service's runs, samplers and futures over one home directory.
+    """The runs, samplers and futures of one service on one home directory.
 
     Attributes:
-        sessions: opening, heartbeats and ends of sessions; creation of samplers.
-        sampling: samples that are under way.
-        completions: samples that have ended.
-        views: what the service tells of models, runs and checkpoints.
-        checkpoints: look-up and deletion of checkpoints.
-        access: who may read which checkpoint.
-        lifetimes: how long checkpoints stay, and whether they are public.
-        copies: copies of checkpoints in other projects.
-        downloads: addresses of checkpoints' files, and the files.
-        imports: checkpoints that were made elsewhere.
-        text_completions: what completes a text, by a model's name.
-        session_views: what the service tells of sessions.
-        traces: time lines of sessions.
-        care: collecting and pruning on request.
-        details: what one checkpoint is made of, and whether it is as it was written.
-        administration: audit log and storage.
+        sessions: opens and ends sessions, and creates samplers.
+        sampling: executes, streams and cancels samples.
+        batch_poll: polls for all samples of a client.
+        text_completions: samplers by a model's name, for the OpenAI API.
+        authorization: decides who may read a checkpoint.
+        catalog: look-up and deletion of checkpoints.
+        checkpoint_metadata: expiry, publication and tags of checkpoints.
+        checkpoint_copier: copies checkpoints into other projects.
+        checkpoint_importer: imports adapters from elsewhere.
+        checkpoint_details: files and integrity of a checkpoint.
+        downloads: download addresses of checkpoints' files.
+        vault_maintenance: garbage collection and pruning on request.
+        model_queries: served models, and the models of runs.
+        run_queries: runs and checkpoints.
+        session_queries: sessions.
+        audit_queries: audit log and storage.
+        traces: timelines of sessions.
+        deletion: deletes runs and sessions.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._ledger = parts.ledger
-        self.access = Access(parts.ledger)
-        self.lifetimes = Lifetimes(parts.ledger, parts.vault, parts.checkpoints)
-        self._acceptance = Acceptance(
-            parts.ledger,
-            parts.checkpoints,
-            lambda: parts.worker.models,
-            parts.settings,
-            self.access,
-        )
-        self._housekeeping = Housekeeping(
-            parts.ledger,
-            parts.vault,
-            parts.worker,
-            parts.checkpoints,
-            self.lifetimes,
-            parts.settings,
-        )
-        self._scheduling = Scheduling(
-            parts.ledger, parts.vault, parts.worker, parts.checkpoints, parts.settings
-        )
-        self.sampling = self._scheduling.sampling
-        self.completions = self._scheduling.completions
+    def __init__(self, context: RuntimeContext) -> None:
+        self._context = context
+        self._ledger = context.ledger
+        self._admission = Admission(context)
+        self._scheduler = Scheduler(context)
         self._stopping = False
-        self.checkpoints = parts.checkpoints
-        self.sessions = Sessions(parts.ledger, parts.checkpoints, self._acceptance, self.access)
-        self.views = Views(
-            parts.ledger,
-            parts.checkpoints,
-            self._acceptance,
-            lambda: parts.worker.models,
-            self.access,
+        self._recording: asyncio.Task[None] | None = None
+        self.authorization = context.authorization
+        self.catalog = context.catalog
+        self.sampling = self._scheduler.sampling
+        self.batch_poll = self._scheduler.batch_poll
+        self.sessions = Sessions(context, self._admission)
+        self.text_completions = TextCompletions(context, self.sessions)
+        self.checkpoint_metadata = CheckpointMetadata(context)
+        self._maintenance = BackgroundMaintenance(context, self.checkpoint_metadata)
+        self.model_queries = ModelQueries(context, self._admission)
+        self.run_queries = RunQueries(context.ledger)
+        self.session_queries = SessionQueries(context.ledger)
+        self.checkpoint_copier = CheckpointCopier(context)
+        self.checkpoint_importer = CheckpointImporter(context)
+        self.vault_maintenance = VaultMaintenance(context)
+        self.checkpoint_details = CheckpointDetails(
+            context.vault, context.catalog, context.authorization, context.workers
         )
-        self.text_completions = TextCompletions(
-            parts.home, parts.ledger, parts.worker, self.sessions
-        )
-        self.session_views = SessionViews(parts.ledger)
-        self.copies = Copies(parts.ledger, parts.vault, parts.checkpoints, self.access)
-        self.imports = Imports(
-            parts.home,
-            parts.ledger,
-            parts.vault,
-            parts.worker,
-            parts.checkpoints,
-            parts.settings.import_bytes,
-        )
-        self.care = Care(parts.ledger, parts.vault, parts.worker, parts.checkpoints)
-        self.details = CheckpointDetails(parts.vault, parts.checkpoints, self.access)
-        self.administration = Administration(parts.ledger)
-        links = Links(parts.home)
-        self.traces = Traces(parts.home / "traces", parts.ledger, links)
-        self.downloads = Downloads(parts.ledger, parts.vault, parts.checkpoints, self.access, links)
+        self.audit_queries = AuditQueries(context.ledger)
+        links = SignedUrls(context.home)
+        self.traces, self.downloads = Traces(context, links), Downloads(context, links)
+        self.deletion = Deletion(context, self._scheduler, self.traces)
 
     @classmethod
     async def open(
@@ -142,20 +112,22 @@ class Runtime:
         models: Mapping[str, str],
         settings: Settings,
         vault_url: str | None = None,
+        open_pool: PoolFactory = local_process_pool,
     ) -> Runtime:
-        """Open a home directory, start the worker, and go on with what was unfinished.
+        """Open a home directory, start its workers, and resume unfinished operations.
 
-        Returns at once: models are loaded and runs brought back while the service answers.
+        Returns at once: models are loaded and runs are brought back while the service answers.
 
         Args:
-            home: everything the service keeps; created when it isn't there.
-            models: what is served: name → directory, hub id or ``everstep/pico``.
+            home: directory that holds everything the service keeps. Created if it is absent.
+            models: the served models: name → directory, hub id or ``everstep/pico``.
             settings: limits and intervals.
-            vault_url: the bucket that its vault lies in; None: where it lay so far.
+            vault_url: the bucket that holds the vault, or None for the vault that the home has.
+            open_pool: creates the workers of the home. It isn't started yet.
 
         Raises:
-            LedgerLocked: another service has the home.
-            VaultError: it can't have that vault.
+            LedgerLocked: another service uses the home.
+            VaultError: the home can't have that vault.
             StoreFailed: the bucket does not answer, or can't hold a vault.
         """
         await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
@@ -164,29 +136,41 @@ class Runtime:
             await asyncio.to_thread(settle, home, vault_url)
             retry = settings.vault_retry_seconds
             vault = await asyncio.to_thread(open_vault, home, writer=False, retry_seconds=retry)
-            worker = WorkerProcess(home, models, settings)
-            checkpoints = Checkpoints(ledger, vault, settings)
-            runtime = cls(Parts(home, ledger, vault, worker, checkpoints, settings))
-            await checkpoints.follow_quarantine()
-            await runtime.lifetimes.settle()
-            await runtime._scheduling.go_on()
+            workers = open_pool(home, models, settings)
+            catalog = CheckpointCatalog(ledger, vault, settings)
+            access = Authorization(ledger)
+            context = RuntimeContext(home, ledger, vault, workers, catalog, settings, access)
+            runtime = cls(context)
+            await ledger.pins.clear()  # no worker holds a command yet
+            await catalog.resume_deletions()
+            await catalog.follow_quarantine()
+            await runtime.checkpoint_metadata.settle()
+            await runtime._scheduler.resume()
         except BaseException:
             await ledger.close()
             raise
-        worker.start()
-        runtime._housekeeping.start()
+        workers.start()
+        runtime._recording = asyncio.create_task(runtime._record_models(), name="record models")
+        runtime._maintenance.start()
         return runtime
 
+    async def _record_models(self) -> None:
+        """Record the served models for commands that read the home, once they are loaded."""
+        with suppress(OperationFailed):  # none can be served: whoever needs one is told
+            await self.started()
+            models = self._context.workers.models
+            await asyncio.to_thread(record_models, self._context.home, models)
+
     async def started(self) -> None:
-        """Wait until models are loaded; at once when they are.
+        """Wait until models are loaded.
 
         Raises:
-            OperationFailed: a model can't be loaded; the service can't serve.
+            OperationFailed: a model can't be loaded, and the service can't serve.
         """
-        await self._parts.worker.started()
+        await self._context.workers.started()
 
     async def loaded(self) -> None:
-        """Wait until models are loaded; raises `Rejected` (503) where they can't be."""
+        """Wait until models are loaded. Raises `Rejected` (503) if they can't be."""
         try:
             await self.started()
         except OperationFailed as failure:
@@ -194,44 +178,51 @@ class Runtime:
 
     @property
     def ready(self) -> bool:
-        """Whether requests will succeed now."""
-        return self._parts.worker.ready and not self._stopping
+        """Whether the service can execute requests now."""
+        return self._context.workers.ready and not self._stopping
 
     @property
     def settings(self) -> Settings:
         """Limits and intervals."""
-        return self._parts.settings
+        return self._context.settings
 
     @property
     def models(self) -> list[ModelInfo]:
-        """The models that are served."""
-        return list(self._parts.worker.models.values())
-
-    async def tokenizer_files(self, model_name: str) -> dict[str, bytes]:
-        """A served model's tokenizer, as files by name; raises `Rejected` (404) for another.
-
-        Args:
-            model_name: as it is served, or where its tokenizer comes from.
-        """
-        await self.loaded()
-        for info in self._parts.worker.models.values():
-            if model_name in (info.name, info.tokenizer_id):
-                return await asyncio.to_thread(tokenizer_files, self._parts.home, info.name)
-        raise Rejected(404, f"Model {model_name} is not served here.")
+        """The served models."""
+        return list(self._context.workers.models.values())
 
     @property
-    def worker_pid(self) -> int | None:
-        """Process id of the worker."""
-        return self._parts.worker.pid
+    def refused_models(self) -> dict[str, str]:
+        """The models that can't be served, by name, with the reason."""
+        return dict(self._context.workers.refused)
+
+    async def tokenizer_files(self, model_name: str) -> dict[str, bytes]:
+        """Return the files of a served model's tokenizer, by name.
+
+        Args:
+            model_name: the model's name, or the source of its tokenizer.
+
+        Raises:
+            Rejected: the model is not served (404).
+        """
+        await self.loaded()
+        for info in self._context.workers.models.values():
+            if model_name in (info.name, info.tokenizer_id):
+                return await asyncio.to_thread(tokenizer_files, self._context.home, info.name)
+        raise Rejected(404, not_served(self._context.workers, model_name))
 
     async def close(self) -> None:
-        """Finish what executes, snapshot the runs, end the worker; bounded by the settings."""
+        """Snapshot the runs and end the workers, within the bound of the settings."""
         self._stopping = True
-        await self._housekeeping.close()
+        if self._recording is not None:
+            if not self._context.workers.models:
+                self._recording.cancel()
+            await asyncio.wait([self._recording])
+        await self._maintenance.close()
         await self.sampling.close()
         await self.traces.close()
-        await self._scheduling.actors.close()
-        await self._parts.worker.close()
+        await self._scheduler.runs.close()
+        await self._context.workers.close()
         await self._ledger.close()
 
     async def submit(
@@ -241,96 +232,97 @@ class Runtime:
         in_order: bool = False,
         patient: bool = False,
     ) -> types.UntypedAPIFuture:
-        """Accept a request durably and have it executed in its turn.
+        """Accept a request durably and dispatch it.
 
         Args:
             request: a typed request of the wire.
-            in_order: the client sends a run's operations one after the other: what it left out
-                before this one never comes.
-            patient: a sample waits for a place, for a while, before it is refused.
+            in_order: the client sends a run's operations one at a time, so sequence ids that it
+                skipped before this one are never sent.
+            patient: a sample waits for a free slot before it is refused.
 
         Returns:
-            The future; a retry of the same request gets the same one.
+            The future. A retry of the same request gets the same one.
 
         Raises:
-            Rejected: the request can't be attributed, or reuses a sequence id for another one; or
-                there is no place for a sample (429).
+            Rejected: its session, run or sampler is unknown, its sequence id was used for another
+                request, or no slot is free for a sample (429).
         """
         await self.loaded()
         if isinstance(request, types.UnloadModelRequest):
             return await self._unload(request)
-        entry = await self._acceptance.entry(request)
+        entry = await self._admission.entry(request)
         return await self._append(entry, in_order=in_order, patient=patient)
 
     async def create_custom_loss(
         self, request: types.CreateCustomLossRequest
     ) -> types.UntypedAPIFuture:
-        """Keep a loss of a user's own for its session; a retry gets the same future.
+        """Store a custom loss of a session. A retry gets the same future.
 
         Raises:
-            Rejected: there is no such session, it is finished, or the place is taken.
+            Rejected: the session is unknown or finished, or the sequence id is used.
         """
-        scope = names.loss_scope(request.session_id)
-        if await self._ledger.operation_at(scope, request.custom_loss_seq_id) is None:
-            await self._acceptance.session_id(request.session_id)
+        scope = ids.loss_scope(request.session_id)
+        if await self._ledger.operation_by_seq_id(scope, request.custom_loss_seq_id) is None:
+            await self._admission.session_id(request.session_id)
         if self._stopping:
             raise Rejected(503, "The service is stopping; try again.")
-        return future_of(await self._scheduling.custom_losses.create(request))
+        return future_of(await self._scheduler.custom_losses.create(request))
 
     async def refuse(
         self, kind: str, model_id: str, seq_id: int, message: str, *, in_order: bool = False
     ) -> types.UntypedAPIFuture:
-        """Accept, as failed, a request whose body can't be read but whose place is known.
+        """Record a request with an unreadable body as a failed operation.
+
+        It consumes its sequence id, so that later operations don't wait for it.
 
         Raises:
-            Rejected: there is no such run.
+            Rejected: the run is unknown.
         """
         await self.loaded()
-        entry = await self._acceptance.refused(kind, model_id, seq_id, message)
+        entry = await self._admission.refused(kind, model_id, seq_id, message)
         return await self._append(entry, in_order=in_order)
 
     async def waits_for(self, request_id: str) -> str | None:
-        """Why an operation is not executed at the moment; None where it is, or is queued."""
-        operation = await self._ledger.operation(request_id)
-        actor = self._scheduling.actors.find(operation.scope) if operation is not None else None
+        """Return why an operation waits, or None while it executes or is queued."""
+        scope = await self._scheduler.futures.scope(request_id)
+        actor = self._scheduler.runs.find(scope) if scope is not None else None
         if actor is not None and actor.waits_for is not None:
             return actor.waits_for
-        return None if self._parts.worker.ready else "the service's worker loads its models"
+        return None if self._context.workers.ready else "the service's worker loads its models"
 
     async def wait(self, request_id: str, seconds: float) -> Operation | None:
         """Wait for an operation to finish.
 
         Args:
-            request_id: what `submit` returned.
-            seconds: how long to wait at most.
+            request_id: from `submit`.
+            seconds: longest time to wait.
 
         Returns:
-            The finished operation; None when it is still unfinished.
+            The finished operation, or None if it is unfinished.
 
         Raises:
-            UnknownFuture: there is no such operation.
+            UnknownFuture: no operation has this request id.
         """
-        return await self._scheduling.futures.wait(request_id, seconds)
+        return await self._scheduler.futures.wait(request_id, seconds)
 
     async def follow(self, request_id: str, position: int = 0) -> AsyncIterator[SampleEvent]:
-        """Read a sample along as it is drawn.
+        """Stream a sample's tokens as they are drawn.
 
-        The sample goes on whether it is read or not, and may be followed again, by several at a
-        time, before and after its end, also of another process of the service: a position holds
-        the same tokens whenever it is read.
+        The sample does not depend on its readers. Several may read it at a time, before and after
+        its end, also after a restart of the service: a position always holds the same tokens.
 
         Args:
-            request_id: what `submit` returned for a sample.
-            position: the first position that is wanted.
+            request_id: from `submit`, of a sample.
+            position: the first position to read.
 
         Returns:
-            What was drawn at each position in order, and last the finished operation: its
-            `failure`, or its `result` for `decode_sample_response`. It ends without one when the
-            service stops.
+            The tokens of each position in order, then the finished operation with its `failure`, or
+            with its `result` for `decode_sample_response`. The stream ends without the operation
+            when the service stops.
 
         Raises:
-            UnknownFuture: there is no such operation.
-            Rejected: it is no sample.
+            UnknownFuture: no operation has this request id.
+            Rejected: the operation is not a sample.
         """
         return await self.sampling.follow(request_id, position)
 
@@ -340,14 +332,19 @@ class Runtime:
         self, entry: Entry, *, in_order: bool, patient: bool = False
     ) -> types.UntypedAPIFuture:
         new = entry.operation
-        if new.kind != names.SAMPLE:
-            await self._check_not_far_ahead(new.scope, new.seq_id)
-        for skipped in await skip_gap(self._ledger, new) if in_order else ():
-            self._scheduling.schedule(skipped)
-        if new.kind != names.SAMPLE:
+        try:
+            if new.kind == ids.SAMPLE:
+                async with self.sampling.admission(new, patient=patient):
+                    return await self._accept(entry)
+            actor = self._scheduler.runs.find(new.scope)
+            position = actor.position if actor is not None else -1
+            await check_not_far_ahead(self._ledger, new, position)
+            if in_order and position < new.seq_id - 1:
+                for skipped in await skip_gap(self._ledger, new):
+                    self._scheduler.dispatch(skipped)
             return await self._accept(entry)
-        async with self.sampling.admission(new, patient=patient):
-            return await self._accept(entry)
+        except SessionFinished as error:
+            raise Rejected(400, str(error)) from error
 
     async def _accept(self, entry: Entry) -> types.UntypedAPIFuture:
         new = entry.operation
@@ -355,51 +352,39 @@ class Runtime:
             raise Rejected(503, "The service is stopping; try again.")
         _VALIDATED()
         try:
-            operation, _ = await self._ledger.accept(
+            operation, is_new = await self._ledger.accept(
                 new,
                 run=entry.run,
-                replace_failed=new.seq_id == 0 and new.kind != names.SAMPLE,
+                replace_failed=new.seq_id == 0 and new.kind != ids.SAMPLE,
                 match_payload=entry.match_payload,
+                open_session=True,
             )
         except SequenceConflict as error:
-            operation = await self._gave_up(new, error)
+            operation, is_new = await self._missing_row(new, error), False
+        if is_new:
+            self._scheduler.futures.begin(operation)  # before anything else can end it
         _ACCEPTED()
         if entry.executes:
-            self._scheduling.schedule(operation)
+            self._scheduler.dispatch(operation)
         if entry.rejected is not None:
             raise entry.rejected
         return future_of(operation)
 
-    async def _gave_up(self, new: NewOperation, conflict: SequenceConflict) -> Operation:
-        """What was put into the place of an operation that comes too late; it says so."""
-        known = await self._ledger.operation_at(new.scope, new.seq_id)
-        if known is None or known.kind != names.MISSING:
+    async def _missing_row(self, new: NewOperation, conflict: SequenceConflict) -> Operation:
+        """Return the failed operation that took the sequence id of one that arrives too late."""
+        known = await self._ledger.operation_by_seq_id(new.scope, new.seq_id)
+        if known is None or known.kind != ids.MISSING:
             raise Rejected(400, str(conflict)) from conflict
         return known
 
-    async def _check_not_far_ahead(self, scope: str, seq_id: int) -> None:
-        """Raise `Rejected` (400) for a place that no client can have come to by counting."""
-        actor = self._scheduling.actors.find(
-            scope
-        )  # it counts from the start again while it is brought back
-        after = seq_id - _FARTHEST_AHEAD - 1
-        if after < 0 or (actor is not None and after < actor.position):
-            return
-        if not await self._ledger.operations(scope, after=after, limit=1):
-            raise Rejected(
-                400,
-                f"seq_id {seq_id} is too far ahead: none of the {_FARTHEST_AHEAD} before it came; "
-                "sequence ids count up by one.",
-            )
-
     async def _unload(self, request: types.UnloadModelRequest) -> types.UntypedAPIFuture:
-        """Let a run leave memory. It keeps everything, and comes back with its next request."""
-        run = await self._acceptance.run(request.model_id)
-        actor = self._scheduling.actors.find(run.run_id)
+        """Evict a run. It comes back with its next operation."""
+        run = await self._admission.run(request.model_id)
+        actor = self._scheduler.runs.find(run.run_id)
         if actor is not None:
             await actor.unload()
-        entry = self._acceptance.unload(
-            run, await self._ledger.operations(names.unload_scope(run.run_id))
+        entry = self._admission.unload(
+            run, await self._ledger.operations(ids.unload_scope(run.run_id))
         )
         operation, _ = await self._ledger.accept(entry)
         result = json.dumps({"model_id": run.run_id, "type": "unload_model"}).encode()

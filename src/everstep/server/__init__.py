@@ -1,6 +1,9 @@
-"""HTTP only: routes that validate and call the runtime."""
+"""HTTP server: routes that validate requests and call the runtime.
 
-from everstep.server.app import create_app
-from everstep.server.serve import PortTaken, run
+Modules are imported on first use, so that the process of `everstep.server.offload` starts without
+FastAPI and the runtime.
+"""
 
-__all__ = ["PortTaken", "create_app", "run"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

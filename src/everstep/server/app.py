@@ -1,31 +1,63 @@
-"""The application: routes under /api/v1, the runtime for its lifetime."""
+"""Application: the FastAPI app with its routes, and the runtime for its lifetime."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
+from everstep._version import __version__
 from everstep.runtime import OperationFailed, Rejected, Runtime
-from everstep.server import (
-    routes_administration,
-    routes_checkpoints,
-    routes_downloads,
-    routes_everstep,
-    routes_futures,
-    routes_hub,
-    routes_sampling,
-    routes_sessions,
-    routes_tokenizers,
-    routes_training,
-)
-from everstep.server.common import add_error_handlers, runtime_of
+from everstep.server.body import BodyRoute
+from everstep.server.direct import ExactPaths
+from everstep.server.errors import add_error_handlers
+from everstep.server.hosted_paths import HostedPaths
+from everstep.server.offload.pool import Offload
 from everstep.server.openai import router as openai_router
 from everstep.server.openapi import DESCRIPTION, describe, errors
+from everstep.server.requests import CurrentRuntime
+from everstep.server.routes import (
+    administration,
+    checkpoints,
+    downloads,
+    everstep,
+    futures,
+    hub,
+    sampling,
+    sessions,
+    tokenizers,
+    training,
+)
 from everstep.wire import types
+
+health = APIRouter(tags=["health"], route_class=BodyRoute)
+
+
+@health.get("/healthz", responses=errors())
+async def healthz(runtime: CurrentRuntime) -> types.HealthResponse:
+    """Return 200 once requests will succeed."""
+    if not runtime.ready:
+        raise Rejected(503, "The worker is not ready; try again.")
+    return types.HealthResponse()
+
+
+_PREFIX = "/api/v1"
+_API = (
+    health,
+    sessions.router,
+    training.router,
+    training.operations,
+    sampling.router,
+    futures.router,
+    checkpoints.router,
+    downloads.router,
+    administration.router,
+    everstep.router,
+    tokenizers.router,
+)
 
 
 def create_app(
@@ -33,16 +65,16 @@ def create_app(
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """Return the application. It answers at once; what needs a model waits until it is loaded.
+    """Return the application. It answers at once, and requests for models wait until they load.
 
     Args:
         open_runtime: opens the runtime when the application starts.
         on_ready: called once all requests will succeed.
-        on_failure: called when the home can't be opened or a model can't be loaded: they never
-            will. Without it, a home that can't be opened is raised.
+        on_failure: called when the home can't be opened or a model can't be loaded, so that
+            requests will never succeed. Without it, the error of opening the home is raised.
     """
 
-    async def tell(runtime: Runtime) -> None:
+    async def notify(runtime: Runtime) -> None:
         try:
             await runtime.started()
         except OperationFailed as failure:
@@ -63,41 +95,28 @@ def create_app(
             yield
             return
         app.state.runtime = runtime
-        telling = asyncio.create_task(tell(runtime))
+        notifying = asyncio.create_task(notify(runtime))
         yield
-        telling.cancel()
+        notifying.cancel()
         app.state.stopping.set()
         await runtime.close()
+        app.state.offload.close()
 
-    app = FastAPI(
-        title="Everstep", version=version("everstep"), description=DESCRIPTION, lifespan=lifespan
-    )
+    app = FastAPI(title="Everstep", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.stopping = asyncio.Event()
+    app.state.offload = Offload()
     add_error_handlers(app)
-    health = APIRouter(tags=["health"])
-
-    @health.get("/healthz", responses=errors())
-    async def healthz(request: Request) -> types.HealthResponse:
-        """Well only when requests will succeed."""
-        if not runtime_of(request).ready:
-            raise Rejected(503, "The worker is not ready; try again.")
-        return types.HealthResponse()
-
     app.include_router(health)
-    app.include_router(routes_hub.router)
-    for router in (
-        health,
-        routes_sessions.router,
-        routes_training.router,
-        routes_sampling.router,
-        routes_futures.router,
-        routes_checkpoints.router,
-        routes_downloads.router,
-        routes_administration.router,
-        routes_everstep.router,
-        routes_tokenizers.router,
-    ):
-        app.include_router(router, prefix="/api/v1")
+    app.include_router(hub.router)
+    for router in _API:
+        app.include_router(router, prefix=_PREFIX)
     app.include_router(openai_router)
+    app.router.routes.insert(0, ExactPaths(_direct_routes()))
     describe(app)
+    app.add_middleware(HostedPaths)
     return app
+
+
+def _direct_routes() -> Iterator[tuple[str, APIRoute]]:
+    for router in _API:
+        yield from ((_PREFIX, route) for route in router.routes if isinstance(route, APIRoute))

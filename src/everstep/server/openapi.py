@@ -1,7 +1,6 @@
-"""What /openapi.json says of bodies and answers.
+"""OpenAPI: descriptions of bodies and errors that FastAPI can't derive from the routes.
 
-The routes read their bodies themselves: they come compressed, as JSON of many releases of an SDK
-or as protobuf. So each route names here what it takes and how it can refuse it.
+Bodies are parsed by `everstep.server.body`, so their schemas are added to the document here.
 """
 
 from __future__ import annotations
@@ -14,30 +13,31 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from everstep.wire import types
-from everstep.wire.proto import PROTOBUF
+from everstep.wire.codecs.proto import PROTOBUF
 
 DESCRIPTION = """\
 Fine-tuning over the Tinker protocol, on a service of your own. What it has acknowledged is never
 lost, and what it restores is exact to the bit.
 
 * **Operations** (`create_model`, `forward_backward`, `optim_step`, `save_weights`, …) answer with
-  a `request_id` as soon as they are durable. `retrieve_future` waits for their result. One that
-  was wrong has a failed future: 200 with `error` and `category`.
-* **Order**: a run's operations are executed by their `seq_id`, 1, 2, 3, …, in whatever order they
-  arrive. A retry of a request gets the `request_id` that it got before.
-* **Errors** that can't be put into a future are `{"detail": …}` with a 4xx or 503 status.
+  a `request_id` as soon as they are durable. `retrieve_future` waits for their result. An invalid
+  operation has a failed future: 200 with `error` and `category`.
+* **Order**: a run's operations are executed by their `seq_id`, 1, 2, 3, …, in any order of
+  arrival. A retry of a request gets the same `request_id`.
+* **Errors** that can't be recorded in a future are `{"detail": …}` with a 4xx or 503 status.
 * **Bodies** may be compressed with gzip or zstd (`Content-Encoding`). Unknown fields are ignored,
   and a null stands for the field's default.
 """
 _REF = "#/components/schemas/"
 _ERRORS = {
-    400: "The request is wrong; the text says how",
-    403: "The link is not valid, or not any more",
-    404: "What it names does not exist",
+    400: "The request is invalid, the text says how",
+    403: "The URL's signature is invalid or expired",
+    404: "The object does not exist",
+    409: "The run or session is in use, the text says by what",
     410: "The session is finished, or the result was acknowledged and is dropped",
     413: "The body is over the limit",
-    429: "Too many at a time; send it again after `Retry-After`",
-    503: "Not ready; try again",
+    429: "Too many at a time, send it again after `Retry-After`",
+    503: "Not ready, try again",
 }
 _TENSOR: JsonSchemaValue = {
     "title": "TensorData",
@@ -62,25 +62,27 @@ _TENSOR: JsonSchemaValue = {
     "required": ["data"],
 }
 _read_tensor = TypeAdapter(types.TensorData).core_schema["function"]
-_described: dict[str, type[BaseModel]] = {}
+_request_models: dict[str, type[BaseModel]] = {}
 
 
-def takes(model: type[BaseModel], *, protobuf: str | None = None, empty: bool = False) -> Any:
-    """What a route's body is, as its ``openapi_extra``.
+def request_body(
+    model: type[BaseModel], *, protobuf: str | None = None, required: bool = True
+) -> dict[str, Any]:
+    """Describe a route's body, as its ``openapi_extra``.
 
     Args:
-        model: its JSON form.
-        protobuf: the message that may be sent instead.
-        empty: whether there may be no body.
+        model: the type of its JSON form.
+        protobuf: the description of the protobuf message that may be sent instead.
+        required: whether an empty body is an error.
     """
-    _described[model.__name__] = model
+    _request_models[model.__name__] = model
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF + model.__name__}}}
     if protobuf is not None:
-        content[PROTOBUF] = message(protobuf)
-    return {"requestBody": {"required": not empty, "content": content}}
+        content[PROTOBUF] = protobuf_content(protobuf)
+    return {"requestBody": {"required": required, "content": content}}
 
 
-TAKES_TAR: Any = {
+TAR_BODY: Any = {
     "requestBody": {
         "required": True,
         "content": {
@@ -90,11 +92,11 @@ TAKES_TAR: Any = {
         },
     }
 }
-"""The body of a route that takes an archive."""
+"""The body of a route that reads an archive, as its ``openapi_extra``."""
 
 
-def message(text: str) -> dict[str, Any]:
-    """The media type of a protobuf message; OpenAPI has no schema for one."""
+def protobuf_content(text: str) -> dict[str, Any]:
+    """Describe a protobuf message in words, because OpenAPI has no schema for one."""
     schema = {"type": "string", "contentMediaType": PROTOBUF, "description": text}
     return {"schema": schema}
 
@@ -102,17 +104,17 @@ def message(text: str) -> dict[str, Any]:
 def errors(
     *statuses: int, model: type[BaseModel] = types.ErrorResponse
 ) -> dict[int | str, dict[str, Any]]:
-    """The statuses with which a route refuses, as its ``responses``; 503 is always one.
+    """Describe the error statuses of a route, as its ``responses``. 503 is always one of them.
 
     Args:
-        statuses: the others.
-        model: the form of an error.
+        statuses: the other statuses.
+        model: the type of an error.
     """
     return {status: {"model": model, "description": _ERRORS[status]} for status in (*statuses, 503)}
 
 
 def stream_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`errors` of a route whose answer is a stream, and whose errors are JSON all the same."""
+    """Describe the error statuses of a route that streams, whose errors are JSON all the same."""
     content = {"application/json": {"schema": {"$ref": _REF + types.ErrorResponse.__name__}}}
     return {
         status: {"description": error["description"], "content": content}
@@ -121,7 +123,7 @@ def stream_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Have the application's document hold what its routes named."""
+    """Complete the application's document with the schemas of request bodies."""
     generate = app.openapi
 
     def document() -> dict[str, Any]:
@@ -133,7 +135,7 @@ def describe(app: FastAPI) -> None:
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the schemas of bodies; remove the error that FastAPI would give, and we don't."""
+    """Add the schemas of bodies, and remove FastAPI's own validation error, which is never sent."""
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -155,7 +157,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_streams(content: dict[str, Any]) -> None:
-    """Say of streams what OpenAPI 3.1 can say; FastAPI describes their items as 3.2 does."""
+    """Describe streams as OpenAPI 3.1 can. FastAPI describes their items in OpenAPI 3.2."""
     for form in content.values():
         if form.pop("itemSchema", None) is not None:
             form["schema"] = {"type": "string", "description": "Server-sent events"}
@@ -163,7 +165,7 @@ def _describe_streams(content: dict[str, Any]) -> None:
 
 def _request_schemas() -> dict[str, Any]:
     _, schema = models_json_schema(
-        [(model, "validation") for model in _described.values()],
+        [(model, "validation") for model in _request_models.values()],
         ref_template=_REF + "{model}",
         schema_generator=_LenientSchema,
     )
@@ -172,7 +174,7 @@ def _request_schemas() -> dict[str, Any]:
 
 
 def _renamed(schema: Any, names: dict[str, str]) -> Any:
-    """The schema with its references changed."""
+    """Return a schema with its references renamed."""
     if isinstance(schema, list):
         return [_renamed(item, names) for item in schema]
     if not isinstance(schema, dict):
@@ -184,14 +186,14 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
 
 
 def _open(schema: JsonSchemaValue) -> JsonSchemaValue:
-    """The schema, with fields allowed that it does not know: whoever reads it ignores them."""
+    """Allow unknown fields in a schema, because readers ignore them."""
     if schema.get("additionalProperties") is False:
         del schema["additionalProperties"]
     return schema
 
 
 class _LenientSchema(GenerateJsonSchema):
-    """The schemas as the service reads them."""
+    """Generates the schemas of messages as the service parses them."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         return _open(super().model_schema(schema))

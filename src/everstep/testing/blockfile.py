@@ -1,11 +1,11 @@
-"""The process behind a recorded disk: a file system of two files, spoken to the kernel directly.
+"""Block file: the process behind a recorded disk. It serves a FUSE file system of two files.
 
-    disk     an image; every write to it, and every flush, is appended to a log
-    marks    what is written here is appended to the same log: what a program was told by then
+    disk     an image. Every write to it, and every flush, is appended to a log
+    marks    reports of a program. Every write to it is appended to the same log
 
-The kernel's FUSE protocol (linux/fuse.h, version 7) needs a dozen messages for that, so there is
-no library to install. `blocktrace` starts this, with the FUSE device, the image and the log; it
-ends when its standard input does, or the file system is unmounted.
+It speaks the kernel's FUSE protocol (linux/fuse.h, version 7) itself: a dozen messages, without a
+library to install. `blocktrace` starts it with the FUSE device, the image and the log. It ends when
+its standard input ends, or the file system is unmounted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _FOREVER = 1 << 30
 
 
 class BlockFile:
-    """Answers the kernel.
+    """Answers the kernel's requests.
 
     Args:
         device: the open FUSE device.
         image: the disk's content.
-        log: what was written to it.
+        log: receives the writes and flushes.
     """
 
     def __init__(self, device: int, image: BinaryIO, log: BinaryIO) -> None:
@@ -140,7 +140,7 @@ class BlockFile:
 
 
 def main() -> None:
-    """Serve what the command line names."""
+    """Serve the device, image and log of the command line."""
     device, image, log = sys.argv[1:]
     with open(image, "r+b") as disk, open(log, "ab") as record:  # noqa: PTH123
         BlockFile(int(device), disk, record).serve(sys.stdin.fileno())

@@ -1,9 +1,9 @@
-"""Every block that a file system wrote, and every state in which a power cut may leave the disk.
+"""Block traces: every block that a file system wrote, and the possible states after a power cut.
 
-A `RecordedFS` is a real file system on a disk that keeps a log: writes, flushes, and the marks of
-a program that says what it was told. A disk may lose or reorder what it was not told to flush; so
-after a cut at any place of the log, what was written before the last flush is there, and of what
-came after it any subset of the sectors. `Trace.states` draws such states, `Replay` mounts them.
+A `RecordedFS` is a real file system on a disk that keeps a log of writes, flushes, and the reports
+of a program. A disk may lose or reorder writes that were not flushed. So after a cut anywhere in
+the log, all writes before the last flush are there, and any subset of the sectors of later writes.
+`Trace.states` draws such states, `Replay` mounts them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _SUBSETS = ("none", "all", "half", "few", "most", "prefix")
 
 
 class RecordedFS:
-    """A mounted file system, empty at first, of which every write is logged.
+    """A mounted file system, initially empty, that logs every write.
 
     Args:
-        directory: where everything is made; a memory file system is fastest.
+        directory: holds image, log and mount points. A memory file system is fastest.
         kind: ``ext4`` or ``xfs``.
-        size: of the disk in bytes; None: the smallest that is useful.
+        size: size of the disk in bytes, None for the smallest useful one.
 
     Attributes:
-        root: where it is mounted.
-        marks: a file; each write to it takes its place among the disk's, before it returns.
+        root: the mount point.
+        marks: a file for reports. A write to it is in the log, in order, when it returns.
     """
 
     def __init__(self, directory: Path, kind: str = "ext4", *, size: int | None = None) -> None:
@@ -74,7 +74,7 @@ class RecordedFS:
         shutil.rmtree(self._base)
 
     def trace(self) -> Trace:
-        """What was written until now, or until it was unmounted."""
+        """Return the log up to now, or up to the unmount."""
         return Trace.read(self._base / "pristine", self._log, self._kind)
 
     def _serve(self) -> None:
@@ -93,7 +93,7 @@ class RecordedFS:
 
 
 def why_not(kind: str = "ext4") -> str | None:
-    """Why nothing can be recorded here; None when it can."""
+    """Return why nothing can be recorded on this machine, or None if it can."""
     if not Path("/dev/fuse").exists():
         return "there is no FUSE"
     return devices.why_not(kind)
@@ -110,12 +110,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class State:
-    """A state in which a disk may be after a power cut.
+    """A possible state of a disk after a power cut.
 
     Attributes:
         position: the cut comes before this entry of the log.
-        flushed: what comes before this entry is there.
-        kept: of the entries between, the parts that are there: entry, first byte, byte after.
+        flushed: all entries before this one survive.
+        kept: the parts of later entries that survive: entry, first byte, byte after the last.
     """
 
     position: int
@@ -125,12 +125,12 @@ class State:
 
 @dataclass(frozen=True)
 class Trace:
-    """A log of a disk.
+    """The log of a disk.
 
     Attributes:
-        kind: of file system.
-        size: of the disk.
-        pristine: its blocks at the beginning, by number; those of zeros are left out.
+        kind: kind of file system.
+        size: size of the disk.
+        pristine: its initial blocks by number, without those of zeros.
         entries: the log.
     """
 
@@ -141,7 +141,7 @@ class Trace:
 
     @classmethod
     def read(cls, pristine: Path, log: Path, kind: str) -> Trace:
-        """Read what was recorded."""
+        """Read a recording."""
         blocks = {}
         with pristine.open("rb") as file:
             for number in range(pristine.stat().st_size // _BLOCK):
@@ -159,11 +159,11 @@ class Trace:
 
     @property
     def flushes(self) -> int:
-        """How often the disk was told to make everything durable."""
+        """Number of flushes."""
         return sum(entry.kind == FLUSH for entry in self.entries)
 
     def marks(self, position: int) -> list[bytes]:
-        """What the program had said before an entry."""
+        """Return the program's reports before an entry."""
         said = b"".join(each.data for each in self.entries[:position] if each.kind == MARK)
         return said.splitlines()
 
@@ -171,8 +171,8 @@ class Trace:
         """Draw different states, by position.
 
         Args:
-            chance: draws them.
-            count: how many; fewer when there aren't so many.
+            chance: the source of randomness.
+            count: the number of states. Fewer are drawn if there are not enough.
             start: no cut comes before this entry.
         """
         drawn: set[State] = set()

@@ -27,17 +27,17 @@ _NO_LOG_FLUSH = 2
 
 
 class CrashFS:
-    """A mounted file system, empty at first.
+    """A mounted file system, initially empty, whose power can be cut.
 
     Args:
-        directory: where the image and the mount point are made; a memory file system is fastest.
+        directory: holds the image and the mount point. A memory file system is fastest.
         kind: ``ext4`` or ``xfs``.
-        size: of the image in bytes; None: the smallest that is useful.
-        mkfs: more options of mkfs, as ``("-N", "64")`` for 64 inodes.
+        size: size of the image in bytes, None for the smallest useful one.
+        mkfs: further options of mkfs, such as ``("-N", "64")`` for 64 inodes.
 
     Attributes:
-        root: where it is mounted.
-        cuts: how often its power was cut.
+        root: the mount point.
+        cuts: number of power cuts.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class CrashFS:
         self.cuts += 1
 
     def power_on(self) -> None:
-        """Mount what is left. No process may still have a file of it open."""
+        """Mount the surviving state. No process may still have a file of it open."""
         devices.unmount(self.root)
         devices.mount_image(self._image, self.root, self._kind)
 
     def cut(self) -> None:
-        """Cut the power and mount what is left."""
+        """Cut the power and mount the surviving state."""
         self.power_off()
         self.power_on()
 
 
 @functools.cache
 def scratch() -> Path:
-    """A directory in memory for images, where there is one; else one for temporary files."""
+    """Return a directory in memory for images if there is one, else one for temporary files."""
     memory = Path("/dev/shm")
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     return memory if usable else Path(tempfile.gettempdir())

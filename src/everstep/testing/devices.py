@@ -31,7 +31,7 @@ SMALLEST = {"ext4": 16 << 20, "xfs": 300 << 20}
 
 @functools.cache
 def why_not(kind: str = "ext4") -> str | None:
-    """Why file systems of a kind can't be mounted here; None when they can."""
+    """Return why file systems of a kind can't be mounted here, or None if they can."""
     if os.geteuid() != 0:
         return "mounting a file system needs root"
     if shutil.which(f"mkfs.{kind}") is None:
@@ -65,7 +65,7 @@ def make(kind: str, image: Path, size: int, *extra: str) -> None:
 
 @contextmanager
 def attached(image: Path) -> Iterator[Path]:
-    """A loop device on an image; it lasts as long as this, or as what is mounted from it."""
+    """Attach a loop device to an image, for as long as the context or a mount of it lasts."""
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -104,29 +104,29 @@ def mount(source: Path | str, target: Path, kind: str, options: str | None = Non
     Args:
         source: the device.
         target: an empty directory.
-        kind: of file system.
-        options: of the mount; by default such that nothing is written by waiting.
+        kind: kind of file system.
+        options: mount options. By default nothing is written merely because time passes.
     """
     data = _OPTIONS[kind] if options is None else options
     _call("mount", str(source).encode(), bytes(target), kind.encode(), 0, data.encode())
 
 
 def mount_image(image: Path, target: Path, kind: str) -> None:
-    """Mount an image; its device goes away when it is unmounted."""
+    """Mount an image. Its device is detached at the unmount."""
     with attached(image) as device:
         mount(device, target, kind)
 
 
 def unmount(target: Path) -> None:
-    """Unmount; no one may still use it."""
+    """Unmount a file system that nobody uses."""
     _call("umount2", bytes(target), 0)
 
 
 def release(target: Path) -> None:
-    """Unmount at any price, also while someone uses it: it is then gone when they are.
+    """Unmount even a file system in use, which then disappears with its last user.
 
     Args:
-        target: the directory; one on which nothing is mounted is left as it is.
+        target: the mount point. A directory without a mount is left as it is.
     """
     try:
         _call("umount2", bytes(target), _DETACH)

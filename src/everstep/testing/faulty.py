@@ -1,7 +1,7 @@
-"""Calls of the operating system that fail, hang or do nothing, as Python makes them.
+"""Faulty calls: system calls of Python code that fail, hang or do nothing.
 
-What C code does by itself (SQLite, safetensors) is not seen; for that there are `crashfs`,
-`blocktrace` and ``strace -e inject``.
+Calls of C code (SQLite, safetensors) are not intercepted. Use `crashfs`, `blocktrace` or
+``strace -e inject`` for those.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Sort = Literal["files", "directories"]
 
 
 class Calls:
-    """The calls that change something below a directory, while this is entered.
+    """Intercepts the calls that change something below a directory, while it is entered.
 
     Args:
         root: the directory.
-        before: called with each call's name and path; what it raises is the call's outcome.
+        before: called with each call's name and path. An exception of it replaces the call.
 
     Attributes:
-        count: how many there were.
+        count: number of calls.
     """
 
     def __init__(self, root: Path, before: Callable[[str, Path], None]) -> None:
@@ -58,13 +58,13 @@ class Calls:
 
 @contextmanager
 def failing(root: Path, name: str, nth: int, code: int) -> Iterator[Failing]:
-    """Let the n-th call of a name fail; a later fsync of a file whose fsync failed is noted.
+    """Let the n-th call of a name fail. Records an fsync that is retried after its failure.
 
     Args:
-        root: below which directory.
-        name: of the call: ``write``, ``fsync``, …; ``any`` counts them all.
-        nth: which, counted from 1.
-        code: the error, as `errno.EIO`.
+        root: the directory below which calls count.
+        name: the call: ``write``, ``fsync``, …, or ``any`` for all of them.
+        nth: which call, counted from 1.
+        code: the error, such as `errno.EIO`.
     """
     failure = Failing(name, nth, code)
     with Calls(root, failure.before):
@@ -72,12 +72,12 @@ def failing(root: Path, name: str, nth: int, code: int) -> Iterator[Failing]:
 
 
 class Failing:
-    """What `failing` saw.
+    """The record of `failing`.
 
     Attributes:
-        fired: whether the call came.
-        path: of what.
-        tried_again: files whose fsync was tried again after it had failed.
+        fired: whether the call was made.
+        path: its path.
+        tried_again: files whose fsync was retried after it had failed.
     """
 
     def __init__(self, name: str, nth: int, code: int) -> None:
@@ -106,13 +106,13 @@ class Failing:
 
 @contextmanager
 def without_fsync(which: Sort | int) -> Iterator[list[Path]]:
-    """Have fsync do nothing: what a forgotten call would do.
+    """Make fsync do nothing, as if the call were forgotten.
 
     Args:
-        which: all of files, all of directories, or only the n-th call of all, counted from 1.
+        which: all calls for files, all for directories, or the n-th call, counted from 1.
 
     Yields:
-        Of what fsync was called, in order, grows.
+        The paths for which fsync was called so far, in order.
     """
     real = os.fsync
     called: list[Path] = []

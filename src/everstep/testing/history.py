@@ -1,13 +1,12 @@
-"""What a program was told, and so what must be found after it died.
+"""History: the acknowledgements of a program, and the states that they allow after its death.
 
-A program reports what it does, one line of JSON each: that it begins to change things, and that it
-was told that the change is made, or that it failed. A thing has a name and a value; a value is
-None, where there is no such thing, or an object of JSON. From that follows what each thing may be
-after a crash:
+A program reports its changes, one line of JSON each: that it begins to change things, and that the
+change was acknowledged, or failed. A thing has a name and a value: a JSON object, or None if the
+thing does not exist. From this follows the possible state of each thing after a crash:
 
-- what was acknowledged is there, with every bit of its value (a hash of the bytes, say);
-- what was begun and not acknowledged is there or not, whole: the old value or the new one;
-- changes that were begun as one are all there or all not.
+- An acknowledged change is there, with every bit of its value (for example a hash of the bytes).
+- A change without an acknowledgement is there or absent, whole: the old value or the new one.
+- Changes that were begun together are all there or all absent.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _write = os.write  # faulty calls are for the program, not for its reports
 
 @dataclass(frozen=True)
 class Violation:
-    """What should never be.
+    """A broken invariant.
 
     Attributes:
-        rule: what is broken, in a few words.
-        thing: with what.
-        detail: what was found, and what should have been.
+        rule: the invariant, in a few words.
+        thing: the affected thing.
+        detail: the value that was found, and the expected one.
     """
 
     rule: str
@@ -42,12 +41,12 @@ class Violation:
 
 
 class Reporter:
-    """Tells what a program does.
+    """Reports the changes of a program.
 
     Args:
-        sink: a pipe, or any file where one write is one line; or what takes the lines.
-        pause_after: hang after so many acknowledgements.
-        pause_on: count only those of things whose names begin like this.
+        sink: a pipe or file, where one write is one line, or a function that receives the lines.
+        pause_after: hang after this many acknowledgements.
+        pause_on: count only acknowledgements of things whose names begin like this.
     """
 
     def __init__(
@@ -72,11 +71,13 @@ class Reporter:
 
     @contextmanager
     def doing(self, changes: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
-        """Report that changes are begun, and how that ends.
+        """Report that changes begin, and how they end.
 
         Args:
-            changes: the new value of each thing; what is only known afterwards may be added to
-                what this gives.
+            changes: the new value of each thing.
+
+        Yields:
+            A copy of the changes, to which values may be added that are only known afterwards.
         """
         self._count += 1
         number = self._count
@@ -93,29 +94,29 @@ class Reporter:
             self.hang()
 
     def hang(self) -> None:
-        """Report that nothing more comes, and do nothing more."""
+        """Report a pause, and hang."""
         self.tell(paused=True)
         while True:
             os.read(self._never(), 1)
 
     def _never(self) -> int:
-        """The end of a pipe into which no one writes."""
+        """Return the end of a pipe into which nobody writes."""
         ours, self._other_end = os.pipe()
         return ours
 
 
 @dataclass
 class History:
-    """Everything that was reported, and what it means.
+    """All reports of a program, and their meaning.
 
     Attributes:
-        known: each thing's last sure value.
+        known: each thing's last certain value.
         pending: changes without an end, by number.
-        failures: changes that failed, in words.
-        broken: what the program itself found to be wrong.
-        acknowledged: how many changes were.
-        paused: whether it hangs.
-        done: whether it came to its end.
+        failures: changes that failed, as text.
+        broken: invariants that the program itself found broken.
+        acknowledged: number of acknowledged changes.
+        paused: whether the program hangs.
+        done: whether the program ended.
     """
 
     known: dict[str, Value] = field(default_factory=dict)
@@ -127,13 +128,13 @@ class History:
     done: bool = False
 
     def feed(self, lines: Iterable[bytes | str], *, heard: bool = True) -> None:
-        """Take more reports.
+        """Add reports.
 
         Args:
-            lines: of JSON.
-            heard: whether anyone could hear them. While the power goes a kernel may still say of
-                a write that it is durable, and on a real machine no one would live to be told; so
-                of what was not heard only counts what was begun.
+            lines: lines of JSON.
+            heard: whether anyone could have received them. During a power cut a kernel may still
+                report a write as durable, although on a real machine nobody would receive that.
+                Of reports that were not heard, only the beginnings of changes count.
         """
         for each in lines:
             line = json.loads(each)
@@ -159,15 +160,15 @@ class History:
         self.done |= "done" in line
 
     def allowed(self, thing: str) -> list[Value]:
-        """What a thing may be: its last sure value, or that of a change that had no end."""
+        """Return a thing's possible values: the last certain one and those of pending changes."""
         begun = [each[thing] for each in self.pending.values() if thing in each]
         return [self.known.get(thing), *begun]
 
     def judge(self, found: Mapping[str, Value]) -> list[Violation]:
-        """Compare with what was found.
+        """Compare the history with a state that was found.
 
         Args:
-            found: every thing that is there; one that can't be read is ``{"damaged": why}``.
+            found: every thing that exists. One that can't be read is ``{"damaged": why}``.
         """
         things = {*self.known, *found}.union(*self.pending.values())
         wrong = [v for thing in sorted(things) for v in self._wrong(thing, found.get(thing))]
@@ -179,7 +180,7 @@ class History:
         return wrong
 
     def settle(self, found: Mapping[str, Value]) -> None:
-        """What was found after a restart is from now on what is sure."""
+        """Take a state that was found after a restart as the certain one."""
         self.known = dict(found)
         self.pending.clear()
         self.failures.clear()
@@ -203,7 +204,7 @@ class History:
 
 
 def fits(expected: Value, found: Value) -> bool:
-    """Whether what was found has all that was expected, and maybe more."""
+    """Return whether a found value has everything that was expected, and maybe more."""
     if expected is None or found is None:
         return expected is found
     return all(name in found and found[name] == value for name, value in expected.items())

@@ -1,9 +1,8 @@
-"""What must hold of a home of Everstep, whatever happened to it: its vault and its ledger.
+"""Invariants of an Everstep home, after any fault: of its vault and its ledger.
 
-`find` says what is there, in the words of `history`; `check` compares that with what was told,
-and looks for what no one was told either: that each row of the ledger has its checkpoint, that
-verification and SQLite find no damage, that a collection takes nothing that is needed and leaves
-nothing that is not, and that the home goes on working.
+`find` returns the state of a home as values of a `history`. `check` compares it with the history,
+and checks further invariants: each row of the ledger has its checkpoint, verification and SQLite
+find no damage, a collection keeps exactly the files that are needed, and the home still works.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from everstep.ledger import Checkpoint, Ledger, LedgerError, NewOperation, Operation
-from everstep.ledger.copying import check_database
+from everstep.ledger.sqlite.copy import check_database
 from everstep.testing.history import History, Value, Violation
-from everstep.vault import CheckpointId, Manifest, Vault, VaultError
-from everstep.vault.keys import BLOBS, KINDS, digest_of
+from everstep.vault import CheckpointId, Manifest, Vault, VaultError, gc
+from everstep.vault.storage.keys import BLOBS, KINDS, digest_of
 from everstep.vault.verify import verify
 
 RUNS = ("run:0", "run:1")
@@ -29,38 +28,38 @@ Found = dict[str, Value]
 
 
 def digest(data: bytes | memoryview) -> str:
-    """A hash that is not the vault's own."""
+    """Return a hash that differs from the vault's."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
 def thing_of(checkpoint: CheckpointId) -> str:
-    """What a checkpoint is called in a history."""
+    """Return a checkpoint's name in a history."""
     return f"vault:{checkpoint}"
 
 
 def row_of(path: str) -> str:
-    """What a row of the index is called in a history."""
+    """Return the name of an index row in a history."""
     return f"row:{path}"
 
 
 def operation_of(scope: str, seq_id: int) -> str:
-    """What an operation is called in a history."""
+    """Return an operation's name in a history."""
     return f"operation:{scope}/{seq_id}"
 
 
 def describe(manifest: Manifest, contents: Mapping[str, bytes | memoryview]) -> Value:
-    """A checkpoint, as a value."""
+    """Return a checkpoint as a value of a history."""
     files = {f"file {name}": digest(content) for name, content in contents.items()}
     return {"step": manifest.step, **files}
 
 
 def find(home: Path) -> Found:
-    """Everything that a home says it has, opened as after a restart."""
+    """Return the state of a home, opened as after a restart."""
     return {**find_in_vault(Vault(home / VAULT)), **asyncio.run(find_in_ledger(home / LEDGER))}
 
 
 def find_in_vault(vault: Vault) -> Found:
-    """Every checkpoint that is listed, read to the last byte."""
+    """Return every listed checkpoint, read to the last byte."""
     found: Found = {}
     for kind in KINDS:
         for run, name in vault.names(kind):
@@ -75,12 +74,12 @@ def find_in_vault(vault: Vault) -> Found:
 
 
 async def find_in_ledger(path: Path) -> Found:
-    """Every operation and every row of the index."""
+    """Return every operation and every row of the index."""
     found: Found = {}
     ledger = await Ledger.open(path)
     try:
         reads = [ledger.operations(scope) for scope in RUNS]
-        operations, rows = await asyncio.gather(asyncio.gather(*reads), ledger.every_checkpoint())
+        operations, rows = await asyncio.gather(asyncio.gather(*reads), ledger.all_checkpoints())
     finally:
         await ledger.close()
     for operation in itertools.chain.from_iterable(operations):
@@ -91,7 +90,7 @@ async def find_in_ledger(path: Path) -> Found:
 
 
 def operation_value(operation: Operation) -> Value:
-    """An operation, as a value."""
+    """Return an operation as a value of a history."""
     value: dict[str, Any] = {
         "request_id": operation.request_id,
         "payload": digest(operation.payload),
@@ -103,20 +102,20 @@ def operation_value(operation: Operation) -> Value:
 
 
 def row_value(row: Checkpoint) -> Value:
-    """A row of the index, as a value."""
+    """Return an index row as a value of a history."""
     return {"kind": row.kind, "run": row.run_id, "name": row.name, "size": row.size_bytes}
 
 
 def check(home: Path, history: History, *, thorough: bool = True) -> tuple[list[Violation], Found]:
-    """Compare a home with what was told of it, and try whether it still works.
+    """Compare a home with its history, and check that it still works.
 
     Args:
         home: holds ``vault`` and ``ledger.sqlite``.
-        history: what was told.
+        history: the reports of the programs that used it.
         thorough: also verify, collect, and write something new.
 
     Returns:
-        What is wrong, and what was found.
+        The violations, and the state that was found.
     """
     found: Found = {}
     wrong = []
@@ -135,11 +134,11 @@ def check(home: Path, history: History, *, thorough: bool = True) -> tuple[list[
 
 
 def check_vault(root: Path, history: History) -> tuple[list[Violation], Found]:
-    """The same for a vault alone.
+    """Like `check`, for a vault without a ledger.
 
     Args:
         root: the vault's directory.
-        history: what was told.
+        history: the reports of the programs that used it.
     """
     found: Found = {}
     try:
@@ -153,7 +152,7 @@ def check_vault(root: Path, history: History) -> tuple[list[Violation], Found]:
 
 
 def _rows_without_checkpoint(found: Found) -> Iterator[Violation]:
-    """The ledger is told of a checkpoint when that is durable, and of its end before that."""
+    """Check that each indexed checkpoint exists: it is indexed after, and removed before it."""
     for thing, row in found.items():
         if row is not None and thing.startswith("row:"):
             checkpoint = thing_of(CheckpointId(row["kind"], row["run"], row["name"]))
@@ -169,13 +168,13 @@ def _sqlite_damage(home: Path) -> Iterator[Violation]:
 
 
 def _upkeep(root: Path, found: Found) -> Iterator[Violation]:
-    """Verify, collect, save something new."""
+    """Check that the home can be verified and collected, and takes a new save."""
     vault = Vault(root)
     for damage in verify(vault, everything=True).damaged:
         yield Violation("verification finds damage", damage.key, damage.reason)
     yield from _collection(vault, found)
     probe = CheckpointId("sampler", "probe", "probe")
-    with vault.pinned():
+    with vault.gc_paused():
         files = {"adapter": vault.put([b"probe"])}
         vault.commit(draft(probe, files, step=0), overwrite=True)
     if bytes(vault.read(vault.manifest(*probe), "adapter")) != b"probe":
@@ -184,13 +183,13 @@ def _upkeep(root: Path, found: Found) -> Iterator[Violation]:
 
 
 def _collection(vault: Vault, found: Found) -> Iterator[Violation]:
-    """It leaves what is reachable, and nothing else."""
-    vault.collect(0)
+    """Check that a collection keeps exactly the reachable files."""
+    gc.collect(vault, 0)
     after = find_in_vault(vault)
     for thing, value in found.items():
         if thing.startswith("vault:") and value != after.get(thing):
             yield Violation("collected, and needed", thing, f"{after.get(thing)}, was {value}")
-    needed = {ref.blake3 for each in vault.all_recorded() for ref in each.files.values()}
+    needed = {ref.blake3 for each in vault.read_manifests() for ref in each.files.values()}
     for key in vault.storage.keys(BLOBS):
         if digest_of(key) not in needed:
             yield Violation("left by a collection", key, "no checkpoint names it")
@@ -214,7 +213,7 @@ async def _next(ledger: Ledger, scope: str) -> int:
 
 
 def draft(checkpoint: CheckpointId, files: Mapping[str, Any], *, step: int) -> Manifest:
-    """The manifest of a checkpoint for a test."""
+    """Return the manifest of a checkpoint for a test."""
     return Manifest(
         kind=checkpoint.kind,
         run_id=checkpoint.run_id,

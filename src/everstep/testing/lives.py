@@ -1,4 +1,4 @@
-"""Lives of a program on a disk, each of which ends with a power cut; and what is left after it."""
+"""Lives: a program runs on a disk again and again until a power cut, and the disk is checked."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class End:
     """How a life ended.
 
     Attributes:
-        reached: whether it came to the moment that was wanted.
-        acknowledged: how many changes the program was told of, in this life.
-        pending: how many had no end.
-        failures: what failed while there was power.
-        violations: what should not be.
+        reached: whether it reached the chosen moment.
+        acknowledged: number of changes that were acknowledged in this life.
+        pending: number of changes without an end.
+        failures: changes that failed while there was power.
+        violations: broken invariants.
     """
 
     reached: bool
@@ -45,10 +45,10 @@ class Lives:
     """One home on one disk, and the programs that live on it, one after the other.
 
     Args:
-        nursery: where they come from.
-        disk: whose power is cut.
-        target: the program, as `Nursery.start` has it.
-        check: what must hold afterwards.
+        nursery: starts the processes.
+        disk: the disk whose power is cut.
+        target: the program, as for `Nursery.start`.
+        check: checks the home afterwards.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Lives:
 
     @property
     def home(self) -> Path:
-        """What the program gets as its home; it makes it."""
+        """The home of the program, which creates it."""
         return self._disk.root / "home"
 
     def until_failpoint(self, name: str, nth: int, **arguments: Any) -> End:

@@ -1,18 +1,18 @@
-"""A model of a file system: what a power cut may leave of what a program did. Needs no root.
+"""Model file system: the states that a power cut may leave behind a program. Needs no root.
 
     with Recorded(directory) as log:
         my_program(directory)
     state = log.crash(position, chance)
-    state.write(elsewhere)          # and now see what your program finds there
+    state.write(elsewhere)          # now see how your program starts there
 
-The program runs on a real directory while its calls are recorded. The model promises only what
-POSIX does: the bytes of a file are there once it was fsynced, a name once its directory was. Of
-what was not synced, bytes may be absent, partly there, or zeros of the right length; names may be
-absent or still there. An *ordered* crash keeps the order of names, as journaling file systems do;
-another keeps any of them. A rename is never half done in the way that loses the file.
+The program runs on a real directory while its calls are recorded. The model guarantees only what
+POSIX does: the bytes of a file survive once it was fsynced, a name once its directory was. Bytes
+that were not synced may be absent, partly there, or zeros of the right length. Names that were not
+synced may be absent or still there. An *ordered* crash keeps the order of names, as journaling file
+systems do. An unordered one keeps any of them. A rename never loses the file.
 
-Calls that C code makes by itself are not seen. What is written through `open` is noticed at the
-next call that is: fsync, rename, link; or at the end.
+Calls that C code makes are not recorded. Writes through `open` are noticed at the next recorded
+call (fsync, rename or link) or at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DELETED = " (deleted)"
 
 @dataclass(frozen=True)
 class Write:
-    """Bytes of a file; what lay behind them is gone if ``whole``."""
+    """Bytes written to a file. The file ends behind them if ``whole``."""
 
     node: int
     offset: int
@@ -50,11 +50,11 @@ class Sync:
 
 @dataclass(frozen=True)
 class Names:
-    """Names that change at once: directory, name, and what has it now (None: nothing).
+    """Names that change at once.
 
     Attributes:
-        gained: the name that something gets.
-        lost: the name that something loses.
+        gained: directory, name and node of a new name.
+        lost: directory and name of a removed name.
     """
 
     gained: tuple[int, str, int] | None = None
@@ -62,27 +62,27 @@ class Names:
 
     @property
     def directories(self) -> set[int]:
-        """Where names change."""
+        """The directories whose names change."""
         return {each[0] for each in (self.gained, self.lost) if each is not None}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What the program said."""
+    """A report of the program."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class Crash:
-    """What is left: the content of each file, and each directory, by path."""
+    """The state after a crash: the content of each file, and the directories, by path."""
 
     position: int
     files: dict[str, bytes]
     directories: list[str]
 
     def write(self, directory: Path) -> None:
-        """Make it real in an empty directory."""
+        """Write the state into an empty directory."""
         for name in self.directories:
             (directory / name).mkdir(parents=True)
         for name, content in self.files.items():
@@ -90,11 +90,11 @@ class Crash:
 
 
 class Log:
-    """What a program did, in order.
+    """The calls of a program, in order.
 
     Attributes:
-        entries: the calls, and what the program said between them.
-        directories: which nodes are directories.
+        entries: the calls, and the program's reports between them.
+        directories: the nodes that are directories.
     """
 
     def __init__(self) -> None:
@@ -102,21 +102,21 @@ class Log:
         self.directories = {_ROOT}
 
     def mark(self, data: bytes) -> None:
-        """Note what the program says."""
+        """Record a report of the program."""
         self.entries.append(Mark(data))
 
     def said(self, position: int) -> list[bytes]:
-        """What the program had said before an entry."""
+        """Return the program's reports before an entry."""
         marks = (each.data for each in self.entries[:position] if isinstance(each, Mark))
         return b"".join(marks).splitlines()
 
     def crash(self, position: int, chance: random.Random, *, ordered: bool = False) -> Crash:
-        """What may be left when the power is cut before an entry.
+        """Return a possible state after a power cut before an entry.
 
         Args:
             position: the entry.
-            chance: decides what becomes of what was not synced.
-            ordered: names that changed later are only there if those that changed earlier are.
+            chance: decides about everything that was not synced.
+            ordered: whether a later change of names survives only if all earlier ones do.
         """
         tree = self._tree(position, chance, ordered)
         files: dict[str, bytes] = {}
@@ -148,7 +148,7 @@ class Log:
     def _tree(
         self, position: int, chance: random.Random, ordered: bool
     ) -> dict[int, dict[str, int]]:
-        """Names by directory."""
+        """Return the names by directory."""
         changes = [
             (number, each)
             for number, each in enumerate(self.entries[:position])
@@ -213,7 +213,7 @@ def _written(content: bytes, entry: object, *, zeros: bool = False) -> bytes:
 
 
 class Recorded:
-    """Records the calls on a directory that is empty at first.
+    """Records the calls on a directory that is initially empty.
 
     Args:
         root: the directory.
@@ -309,7 +309,7 @@ class Recorded:
             self._live[entry.node] = _written(self._live.get(entry.node, b""), entry)
 
     def _place(self, path: Path) -> tuple[int, str] | None:
-        """The directory's node and the name; None outside of the root."""
+        """Return the directory's node and the name, or None outside of the root."""
         absolute = Path(os.path.realpath(path.parent)) / path.name
         if not absolute.is_relative_to(self._root) or absolute == Path(self._root):
             return None
@@ -317,7 +317,7 @@ class Recorded:
         return None if directory is None else (directory, absolute.name)
 
     def _node(self, named: Any, *_: Any, **__: Any) -> int | None:
-        """The node of a path that is there, made known if it isn't; None outside of the root."""
+        """Return the node of an existing path, recording it if it is new. None outside the root."""
         path = Path(named)
         if os.path.realpath(path) == self._root:
             return _ROOT
@@ -343,7 +343,7 @@ class Recorded:
         return self._node(path)
 
     def _catch_up(self, node: int, path: Path) -> None:
-        """Notice what was written unseen."""
+        """Record writes that were not intercepted."""
         if node not in self._log.directories and path.is_file():
             content = path.read_bytes()
             if content != self._live.get(node, b""):
@@ -355,7 +355,7 @@ def _path_of(handle: int) -> Path:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Done before most calls."""
+    """Do nothing: called before most calls."""
 
 
 def _followed(

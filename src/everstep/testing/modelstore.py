@@ -1,4 +1,4 @@
-"""A store of checkpoints as simple as can be: what a real one must agree with.
+"""Model store: the simplest store of checkpoints, the reference for a real one.
 
 store, model = YourStore(directory), ModelStore()
 for step in program:  # of `strategies.steps`
@@ -23,15 +23,15 @@ class ModelStore:
         self.held: dict[str, bytes] = {}
 
     def apply(self, step: Step) -> None:
-        """Do what a step says.
+        """Apply a step.
 
         Args:
-            step: ``save`` stores a content under a name, over one that is there; ``fork`` gives
-                the content of the first name another one, where there is any; ``delete`` takes
-                one away, if it is there; ``collect`` changes nothing that can be seen.
+            step: ``save`` stores a content under a name and replaces an existing one. ``fork``
+                stores the content of the first name, if any, under another name. ``delete``
+                removes a name if it exists. ``collect`` has no visible effect.
 
         Raises:
-            ValueError: it says something else.
+            ValueError: the step is unknown.
         """
         what, name, content = step
         if what == "save":

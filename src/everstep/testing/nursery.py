@@ -1,7 +1,6 @@
-"""A process that has everything loaded but Everstep, and forks children in milliseconds.
+"""Nursery: a process that has imported what its children need, and forks them in milliseconds.
 
-Everstep reads its failpoints from the environment when it is imported; so each child imports it
-itself, with an environment of its own.
+Failpoints are armed in each child, from its own environment.
 
     with Nursery() as nursery:
         child = nursery.start("package.module:function", {"home": "/x"}, environment={...})
@@ -26,12 +25,15 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from everstep import failpoints
+
 LOADED = (
     "alembic.command",
     "alembic.ddl.sqlite",
     "alembic.runtime.environment",
     "asyncio",
     "blake3",
+    "everstep.testing.workload",
     "pydantic",
     "sqlalchemy.dialects.sqlite.pysqlite",
     "sqlite3",
@@ -41,10 +43,10 @@ _PATIENCE = 30.0
 
 
 class Child:
-    """A child, and what it reports.
+    """A child process and its reports.
 
     Attributes:
-        pid: its process.
+        pid: its process id.
         ended: whether it has closed its end of the pipe.
     """
 
@@ -57,7 +59,7 @@ class Child:
         self.ended = False
 
     def lines(self, timeout: float | None = None) -> list[bytes]:
-        """Whole lines that came; waits for the first ones, or for the end."""
+        """Return complete lines. Waits for the first ones, or for the end."""
         if self.ended or not select.select([self._events], [], [], timeout)[0]:
             return []
         data = os.read(self._events, _LARGEST)
@@ -66,7 +68,7 @@ class Child:
         return whole
 
     def kill(self) -> list[bytes]:
-        """SIGKILL, wait until it is gone; returns the lines that were on their way."""
+        """Send SIGKILL and wait for the end. Return the lines that were still in the pipe."""
         if not self._reaped:
             os.kill(self.pid, signal.SIGKILL)
             self._nursery.reap(self.pid)
@@ -118,9 +120,9 @@ class Nursery:
 
         Args:
             target: ``module:function``.
-            arguments: what it is called with, as JSON.
-            environment: added to its environment before anything of Everstep is imported.
-            events: what it reports to; None: the child that is returned.
+            arguments: its keyword arguments, as JSON.
+            environment: added to its environment, from which its failpoints are armed.
+            events: file descriptor for its reports, None for the returned child.
         """
         ours, theirs = os.pipe()
         order = {"target": target, "arguments": arguments, "environment": environment or {}}
@@ -161,6 +163,7 @@ def _live(order: dict[str, Any], events: int, _lifeline: int) -> None:
     code = 1
     try:
         os.environ.update(order["environment"])
+        failpoints.rearm()
         module, _, function = order["target"].partition(":")
         getattr(importlib.import_module(module), function)(events=events, **order["arguments"])
         code = 0

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: programs of a vault, and crashes of what was recorded."""
+"""Hypothesis strategies: programs for a vault, and crashes of a recording."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def steps(longest: int = 12) -> st.SearchStrategy[list[Step]]:
     """Programs for `workload.run_steps`: saves, forks, deletions, collections.
 
     Args:
-        longest: at most so many steps.
+        longest: maximum number of steps.
     """
     what = st.sampled_from(("save", "save", "save", "fork", "delete", "collect"))
     each = st.tuples(what, st.sampled_from(("x", "y", "z")), st.sampled_from(_CONTENTS))
@@ -23,7 +23,7 @@ def steps(longest: int = 12) -> st.SearchStrategy[list[Step]]:
 
 @st.composite
 def crashes(draw: st.DrawFn, log: Log) -> Crash:
-    """What a power cut at some moment may leave of what was recorded."""
+    """A possible state after a power cut at some moment of a recording."""
     position = draw(st.integers(0, len(log.entries)))
     chance = draw(st.randoms(use_true_random=False))
     return log.crash(position, chance, ordered=draw(st.booleans()))

@@ -1,8 +1,8 @@
-"""A program that uses a vault and a ledger as the service does, and reports what it was told.
+"""Workload: a program that uses a vault and a ledger like the service, and reports each step.
 
-It saves, overwrites, forks, deletes and collects checkpoints, also at the same time, and accepts
-and ends operations, one by one and in groups. What it does follows from a seed and from what the
-home holds when it begins. It imports nothing that is slow.
+It saves, overwrites, forks, deletes and collects checkpoints, also concurrently, and accepts and
+ends operations, singly and in groups. Its actions follow from a seed and from the contents of the
+home at its start. It imports nothing slow.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from everstep.testing.invariants import (
     row_value,
     thing_of,
 )
-from everstep.vault import CheckpointId, Vault
+from everstep.vault import CheckpointId, FileRef, Manifest, Vault, gc
 
 _NAMES = ("a", "b", "c")
 _KINDS = ("training", "sampler")
+_PIN_TIMEOUT = 60.0
 _SHARED = (b"the same config", b"", b"shared" * 3000)
 
 
@@ -50,17 +51,17 @@ def live(
     hang_at_call: int | None = None,
     forget_fsync: faulty.Sort | None = None,
 ) -> None:
-    """Do so many things.
+    """Run the workload.
 
     Args:
-        events: where to report.
+        events: file descriptor for the reports.
         home: holds ``vault`` and ``ledger.sqlite``.
-        seed: what is done follows from it.
-        steps: how many things.
-        pause_after: hang after so many acknowledgements.
-        pause_on: count only those of things whose names begin like this.
-        hang_at_call: hang before this call of the operating system that changes the vault.
-        forget_fsync: of what; to show that it is noticed.
+        seed: determines the actions.
+        steps: number of actions.
+        pause_after: hang after this many acknowledgements.
+        pause_on: count only acknowledgements of things whose names begin like this.
+        hang_at_call: hang before this system call that changes the vault.
+        forget_fsync: skip fsyncs of files or directories, to show that this is noticed.
     """
     reporter = Reporter(events, pause_after, pause_on)
     try:
@@ -93,7 +94,7 @@ class Workload:
     Args:
         home: its home.
         seed: of what it does.
-        reporter: told what it was told.
+        reporter: receives the reports.
     """
 
     def __init__(self, home: Path, seed: int, reporter: Reporter) -> None:
@@ -103,10 +104,11 @@ class Workload:
         self._next = dict.fromkeys(RUNS, 0)
 
     async def run(self, steps: int) -> None:
-        """Open everything, do so many things, close it."""
+        """Open the home, run some actions, close it."""
         self._home.mkdir(exist_ok=True)
         self._ledger = await Ledger.open(self._home / LEDGER)
         self._vault = await asyncio.to_thread(Vault, self._home / VAULT)
+        await self._ledger.pins.clear()
         for scope in RUNS:
             known = await self._ledger.operations(scope)
             self._next[scope] = 1 + max((each.seq_id for each in known), default=-1)
@@ -118,7 +120,7 @@ class Workload:
     # The ledger
 
     async def _accept(self) -> None:
-        """A few operations at once, each of which may end."""
+        """Accept a few operations at once. Each of them may end."""
         scope = self._chance.choice(RUNS)
         payloads = [self._bytes(400) for _ in range(self._chance.randint(1, 3))]
         ids = await asyncio.gather(*[self._accept_one(scope, each) for each in payloads])
@@ -165,35 +167,45 @@ class Workload:
     # Checkpoints
 
     async def _save(self) -> None:
-        """What a save does: accepted, written, committed, recorded."""
+        """Save like the service: accept, pin, write, commit, record."""
         checkpoint = self._checkpoint()
         contents = {"adapter": self._content(), "config": self._chance.choice(_SHARED)}
         payload = self._bytes(100)
         seq_id, request_id, _ = await self._accept_one(checkpoint.run_id, payload)
+        await self._ledger.pins.add(request_id)
 
         def write() -> int:
-            with self._vault.pinned():
-                files = {
-                    name: self._vault.put([content[:1000], content[1000:]])
-                    for name, content in contents.items()
-                }
-                manifest = draft(checkpoint, files, step=seq_id)
-                value = describe(manifest, contents)
-                with self._reporter.doing({thing_of(checkpoint): value}):
-                    self._vault.commit(manifest, overwrite=True)
-            return manifest.size
+            with self._vault.writing(), ExitStack() as saving:
+
+                def manifest_of(files: dict[str, FileRef]) -> Manifest:
+                    manifest = draft(checkpoint, files, step=seq_id)
+                    value = describe(manifest, contents)
+                    saving.enter_context(self._reporter.doing({thing_of(checkpoint): value}))
+                    return manifest
+
+                halves = {k: [each[:1000], each[1000:]] for k, each in contents.items()}
+                return self._vault.save(halves, manifest_of, overwrite=True).size
 
         size = await asyncio.to_thread(write)
         row = _row(checkpoint, size)
         await self._succeed(checkpoint.run_id, seq_id, request_id, payload, row)
 
     async def _save_and_collect(self) -> None:
-        """A collection while a save goes on, and one after it."""
-        await asyncio.gather(asyncio.to_thread(self._vault.collect, 0), self._save())
-        await asyncio.to_thread(self._vault.collect, 0)
+        """Collect during a save, and again after it."""
+        await asyncio.gather(self._collect(), self._save())
+        await self._collect()
+
+    async def _collect(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def pins_ended() -> bool:
+            wait = self._ledger.pins.wait(_PIN_TIMEOUT)
+            return asyncio.run_coroutine_threadsafe(wait, loop).result()
+
+        await asyncio.to_thread(gc.collect, self._vault, 0, pins_ended=pins_ended)
 
     async def _fork(self) -> None:
-        """A checkpoint of another one's files."""
+        """Commit a checkpoint of another one's files."""
         known = list(self._vault.manifests())
         if not known:
             return
@@ -205,7 +217,7 @@ class Workload:
             await asyncio.to_thread(self._vault.commit, manifest, overwrite=True)
 
     async def _delete(self) -> None:
-        """First from the index, then from the vault."""
+        """Delete a checkpoint from the index, then from the vault."""
         checkpoint = self._checkpoint()
         path = _row(checkpoint, 0).path
         with self._reporter.doing({row_of(path): None}):
@@ -213,7 +225,7 @@ class Workload:
         with self._reporter.doing({thing_of(checkpoint): None}):
             await asyncio.to_thread(self._vault.delete, *checkpoint)
 
-    # What it is done with
+    # Parameters
 
     def _checkpoint(self) -> CheckpointId:
         chance = self._chance
@@ -229,29 +241,29 @@ class Workload:
 
 
 Step = tuple[str, str, bytes]
-"""A step of `run_steps`: what, which checkpoint, with which content."""
+"""A step of `run_steps`: action, checkpoint and content."""
 
 
 def run_steps(vault: Vault, steps: Iterable[Step], reporter: Reporter, *, first: int = 0) -> None:
-    """A program without a ledger, in this process, of steps that someone else thought of.
+    """Run given steps on a vault, without a ledger, in this process.
 
     Args:
         vault: the vault.
         steps: each ``save``, ``fork``, ``delete`` or ``collect``.
-        reporter: told what the program was told.
+        reporter: receives the reports.
         first: the number of the first step.
     """
     for number, (what, name, content) in enumerate(steps, first):
         checkpoint = CheckpointId("training", RUNS[0], name)
         known = [each for each in vault.manifests() if what == "fork"]
         if what == "collect":
-            vault.collect(0)
+            gc.collect(vault, 0)
         elif what == "delete":
             with reporter.doing({thing_of(checkpoint): None}):
                 vault.delete(*checkpoint)
         elif what == "save" or known:
             taken = [*vault.names(checkpoint.kind, checkpoint.run_id)]
-            with vault.pinned():
+            with vault.gc_paused():
                 if what == "save":
                     files = {"adapter": vault.put([content]), "config": vault.put([b"shared"])}
                     contents: dict[str, Any] = {"adapter": content, "config": b"shared"}

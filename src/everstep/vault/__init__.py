@@ -1,4 +1,4 @@
-"""The vault: durable, verified checkpoints. Knows nothing of HTTP, torch or databases."""
+"""Vault: durable, verified checkpoints. Independent of HTTP, torch and databases."""
 
 from everstep.vault.errors import (
     CheckpointDamaged,
@@ -13,10 +13,10 @@ from everstep.vault.errors import (
     VaultElsewhere,
     VaultError,
 )
-from everstep.vault.keys import CheckpointId
-from everstep.vault.location import open_vault
 from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.quarantine import Note
+from everstep.vault.open import open_vault
+from everstep.vault.quarantine import QuarantineRecord
+from everstep.vault.storage.keys import CheckpointId
 from everstep.vault.vault import Vault
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "FileRef",
     "FormatTooNew",
     "Manifest",
-    "Note",
+    "QuarantineRecord",
     "StoreFailed",
     "UnsafeName",
     "Vault",

@@ -1,12 +1,12 @@
-"""Backups: what several moments of a home need, files once each.
+"""Backups: copies of a home at several moments, which share their files.
 
     <directory>/blobs/ab/<blake3>                       shared by all backups in it
     <directory>/backups/<id>/ledger.sqlite              the database as of one moment
     <directory>/backups/<id>/manifests/<kind>/<run>/<name>.json
-    <directory>/backups/<id>/backup.json                what this one is, and what it left out
-    <directory>/tmp/                                    what is being written
+    <directory>/backups/<id>/backup.json                its description
+    <directory>/tmp/                                    files while they are written
 
-A backup is whole or absent: it is written under ``tmp`` and appears in one rename.
+A backup is whole or absent: it is written under ``tmp`` and appears by one rename.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from typing import BinaryIO
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
+from everstep.durable_files import sync_directory, write_new
 from everstep.vault.errors import CheckpointDamaged, VaultBusy, VaultError
-from everstep.vault.inspection import blob_damage
-from everstep.vault.keys import (
+from everstep.vault.integrity import blob_damage
+from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.storage.base import Storage
+from everstep.vault.storage.keys import (
     BLOBS,
     MANIFESTS,
     blob_key,
@@ -33,10 +36,8 @@ from everstep.vault.keys import (
     digest_of,
     manifest_key,
 )
-from everstep.vault.local import LocalStorage, sync_directory, write_synced
-from everstep.vault.locks import Locks
-from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.storage import Storage
+from everstep.vault.storage.local import LocalStorage
+from everstep.vault.storage.locks import Locks
 
 DATABASE = "ledger.sqlite"
 _ID = "%Y%m%dT%H%M%S.%fZ"
@@ -45,16 +46,16 @@ _CHUNK = 8 << 20
 
 
 class BackupNote(BaseModel):
-    """What a backup is.
+    """The description of a backup.
 
     Attributes:
-        id: its name: when its ledger was copied.
-        made_at: the same, as a time.
-        checkpoints: how many checkpoints and snapshots it has.
-        files: how many files those name.
-        size: bytes of them.
+        id: its name, derived from the time at which its ledger was copied.
+        made_at: that time.
+        checkpoints: number of checkpoints and snapshots.
+        files: number of files that those name.
+        size: bytes of the files.
         ledger: hash and size of its copy of the ledger.
-        left_out: checkpoints that it could not take, with why.
+        left_out: checkpoints that could not be copied, with the reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,14 +68,14 @@ class BackupNote(BaseModel):
     left_out: dict[str, str]
 
     def encode(self) -> bytes:
-        """The note as it is written, with a hash of itself."""
+        """Encode the description with its hash."""
         content = self.model_dump_json()
         sealed = {"note": content, "blake3": blake3(content.encode()).hexdigest()}
         return json.dumps(sealed, indent=1).encode()
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> BackupNote:
-        """Read a note; raises `CheckpointDamaged` when it is not what was written."""
+        """Decode a description, or raise `CheckpointDamaged` if it is not as written."""
         try:
             sealed = json.loads(data)
             note = cls.model_validate_json(sealed["note"])
@@ -89,11 +90,11 @@ class BackupDirectory:
     """A directory of backups, for one process at a time.
 
     Args:
-        path: where; it is created, or holds earlier backups.
+        path: the directory. It is created, or holds earlier backups.
 
     Raises:
-        VaultError: something else is there.
-        VaultBusy: another process is at it.
+        VaultError: the directory holds something else.
+        VaultBusy: another process uses it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,15 +110,15 @@ class BackupDirectory:
             raise VaultBusy(f"Another backup or restore is at {path}; wait for it.")
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the directory for other processes."""
         self._open.close()
 
     def ids(self) -> list[str]:
-        """The backups in it, oldest first."""
+        """List the backups, oldest first."""
         return sorted(path.name for path in (self.path / "backups").iterdir())
 
     def next_id(self, now: datetime) -> str:
-        """The id of a backup that is made now: after all others, whatever the clock says."""
+        """Return an id for a new backup. It sorts after all others, even if the clock went back."""
         earlier = self.ids()
         if earlier:
             last = datetime.strptime(earlier[-1], _ID).replace(tzinfo=UTC)
@@ -125,11 +126,11 @@ class BackupDirectory:
         return now.strftime(_ID)
 
     def of(self, backup_id: str) -> Path:
-        """Where a backup lies."""
+        """Return the directory of a backup."""
         return self.path / "backups" / backup_id
 
     def note(self, backup_id: str) -> BackupNote:
-        """What a backup is; raises `CheckpointDamaged` when that can't be read."""
+        """Read a backup's description, or raise `CheckpointDamaged`."""
         path = self.of(backup_id) / _NOTE
         try:
             data = path.read_bytes()
@@ -138,10 +139,13 @@ class BackupDirectory:
         return BackupNote.decode(data, str(path))
 
     def ledger(self, backup_id: str) -> Iterator[bytes]:
-        """A backup's copy of the ledger; a damaged one ends in `CheckpointDamaged`.
+        """Read a backup's copy of the ledger in chunks.
 
         Args:
-            backup_id: which.
+            backup_id: the backup.
+
+        Raises:
+            CheckpointDamaged: after the last chunk, if the copy is damaged.
         """
         path = self.of(backup_id) / DATABASE
         with path.open("rb") as file:
@@ -150,7 +154,7 @@ class BackupDirectory:
             raise CheckpointDamaged(f"{path} is damaged: its bytes are not those that were written")
 
     def manifests(self, backup_id: str) -> Iterator[Manifest]:
-        """What a backup has; raises `CheckpointDamaged` on a manifest that is not as written."""
+        """Read a backup's manifests, raising `CheckpointDamaged` on one that is not as written."""
         root = self.of(backup_id)
         for path in sorted((root / MANIFESTS).rglob("*.json")):
             manifest = Manifest.decode(path.read_bytes(), str(path))
@@ -160,7 +164,7 @@ class BackupDirectory:
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """An empty directory to write a backup in; a broken one leaves nothing of itself."""
+        """Yield an empty directory for a new backup. It is removed if writing fails."""
         for leftover in (self.path / "tmp").iterdir():  # of a process that died
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         stage = self.path / "tmp" / "stage"
@@ -174,13 +178,16 @@ class BackupDirectory:
     def take(
         self, source: Storage, ref: FileRef, *, link: bool, on_read: Callable[[int], None]
     ) -> str | None:
-        """Have a file here, read back from here; returns what is wrong with it, if anything.
+        """Copy a file here unless it exists, and verify the copy.
 
         Args:
-            source: the storage of the vault that has it.
+            source: the storage of the vault.
             ref: the file.
-            link: give it a second name instead of a copy, where that can be done.
-            on_read: told of every so many bytes that were verified.
+            link: create a hard link instead of a copy where possible.
+            on_read: called with the size of each verified chunk.
+
+        Returns:
+            The damage of the source, or None.
         """
         key = blob_key(ref.blake3)
         for _ in range(2):  # what an earlier backup has here may be damaged: then once more
@@ -212,8 +219,8 @@ class BackupDirectory:
         for manifest in manifests:
             path = stage / manifest_key(*manifest.id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(path, [manifest.encode()])
-        write_synced(stage / _NOTE, [note.encode()])
+            write_new(path, [manifest.encode()])
+        write_new(stage / _NOTE, [note.encode()])
         for directory, _, _ in os.walk(stage, topdown=False):
             sync_directory(Path(directory))
         stage.rename(self.of(note.id))
@@ -221,7 +228,7 @@ class BackupDirectory:
         sync_directory(self.path / "tmp")
 
     def check(self, backup_id: str) -> None:
-        """Raise `CheckpointDamaged` unless a backup's ledger, manifests and files are all here."""
+        """Raise `CheckpointDamaged` unless a backup's ledger, manifests and files all exist."""
         for _ in self.ledger(backup_id):
             pass
         for manifest in self.manifests(backup_id):
@@ -230,7 +237,7 @@ class BackupDirectory:
                     raise CheckpointDamaged(f"backup {backup_id}: {manifest.id}: no whole {name}")
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest so many backups, and files that none needs."""
+        """Remove all but the newest backups, and the files that none of these needs."""
         for old in self.ids()[:-keep]:
             doomed = self.path / "tmp" / old
             self.of(old).rename(doomed)
@@ -248,7 +255,7 @@ class BackupDirectory:
 
 
 def file_ref(path: Path) -> FileRef:
-    """Hash and size of a file."""
+    """Return hash and size of a file."""
     with path.open("rb") as file:
         hashed = _hashed(file)
         while True:
@@ -260,7 +267,7 @@ def file_ref(path: Path) -> FileRef:
 
 
 def _hashed(file: BinaryIO) -> Generator[bytes, None, FileRef]:
-    """A file's chunks; returns its hash and size."""
+    """Yield a file's chunks, and return its hash and size."""
     hasher, size = blake3(), 0
     while chunk := file.read(_CHUNK):
         hasher.update(chunk)

@@ -1,19 +1,19 @@
-"""What the vault raises.
+"""Errors of the vault.
 
 VaultError
-├── CheckpointNotFound       nothing lies under that name
+├── CheckpointNotFound       no checkpoint has that name
 ├── CheckpointExists         the name is taken
-├── CheckpointDamaged        what lies there is not what was written; names the file
-│   ├── CheckpointQuarantined    that was found before, and the file was moved away
+├── CheckpointDamaged        bytes are not those that were written. Names the file
+│   ├── CheckpointQuarantined    the damage was found before, and the file was moved away
 │   └── FormatTooNew             a newer release wrote it
-├── DiskFull                 there is no room; names the path, what is needed and what is free
+├── DiskFull                 not enough space. Names the path, the needed and the free bytes
 ├── VaultElsewhere           the home belongs to another vault, or the vault to another home
-├── VaultBusy                what was asked for can't be done beside what is going on
+├── VaultBusy                the operation can't run beside another one that is going on
 └── UnsafeName               a kind, run or name that may not become a file name
 
 OSError
 ├── DiskFull
-└── StoreFailed              the object store refused, or did not answer: it says nothing of a file
+└── StoreFailed              the object store refused or did not answer. Files may be sound
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class CheckpointExists(VaultError):
 
 
 class CheckpointDamaged(VaultError):
-    """A checkpoint whose bytes are not those that were written.
+    """A checkpoint's bytes are not those that were written.
 
     Attributes:
-        key: the damaged file, as the storage calls it; None where none can be blamed.
+        key: storage key of the damaged file, None if no file can be blamed.
     """
 
     def __init__(self, text: str, key: str | None = None) -> None:
@@ -46,21 +46,39 @@ class CheckpointDamaged(VaultError):
         self.key = key
 
 
+HOW_TO_HEAL = (
+    "Load another checkpoint. Restoring the file from a backup ('everstep restore') or saving the "
+    "same bytes again heals it."
+)
+
+
+def damaged(label: str, file: str, damage: str, key: str) -> CheckpointDamaged:
+    """Return the error for a file that is not as it was written.
+
+    Args:
+        label: the checkpoint, as messages name it.
+        file: which of its files.
+        damage: what is wrong with it.
+        key: its storage key.
+    """
+    return CheckpointDamaged(f"{label} is damaged: {file} {damage}. {HOW_TO_HEAL}", key)
+
+
 class CheckpointQuarantined(CheckpointDamaged):
-    """A checkpoint of which a file was found damaged and moved to quarantine."""
+    """A file of the checkpoint was found damaged and moved to quarantine."""
 
 
 class FormatTooNew(CheckpointDamaged):
-    """A manifest of a newer release: nothing is wrong with it, but it can't be read here."""
+    """A newer release wrote the file. It is sound, but this release can't read it."""
 
 
 class DiskFull(VaultError, OSError):
-    """There is no room for what is to be written.
+    """There is not enough space for a write.
 
     Attributes:
-        path: where.
-        needed: bytes that are to be written, the reserve included.
-        free: bytes that are free.
+        path: the vault's directory.
+        needed: bytes to be written, including the reserve.
+        free: free bytes.
     """
 
     def __init__(self, text: str, path: str, needed: int, free: int) -> None:
@@ -72,19 +90,19 @@ class DiskFull(VaultError, OSError):
 
 
 class StoreFailed(OSError):
-    """The object store refused, or did not answer; whether it did what was asked may be unknown.
+    """The object store refused or did not answer. The effect of the request may be unknown.
 
-    As an error of a disk it is no `VaultError`: nothing is known of what lies there.
+    Like an error of a disk it is no `VaultError`: it says nothing about the files.
     """
 
     @classmethod
     def of(cls, store: str, what: str, error: Exception) -> StoreFailed:
-        """An error of the client library in our words, without what is secret in it.
+        """Translate an error of the client library, and remove secrets from its text.
 
         Args:
             store: the store's URL.
-            what: was done to what.
-            error: the library's.
+            what: the operation, or the key.
+            error: the library's error.
         """
         kind = type(error).__name__
         if kind in ("PermissionDeniedError", "UnauthenticatedError"):
@@ -104,7 +122,7 @@ class VaultElsewhere(VaultError):
 
 
 class VaultBusy(VaultError):
-    """What was asked for can't be done beside what is going on in the vault."""
+    """The operation can't run beside another one that is going on."""
 
 
 class UnsafeName(VaultError, ValueError):
@@ -112,7 +130,7 @@ class UnsafeName(VaultError, ValueError):
 
 
 def _without_secrets(text: str) -> str:
-    """A text without values that the environment keeps under the name of a secret."""
+    """Remove the values of environment variables that are named like secrets."""
     for name, value in os.environ.items():
         if len(value) >= 8 and name.endswith(("KEY", "KEY_ID", "SECRET", "TOKEN")):
             text = text.replace(value, f"<{name}>")

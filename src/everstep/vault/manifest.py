@@ -1,6 +1,7 @@
-"""Manifests: what a checkpoint is, and the hashes of its files.
+"""Manifests: a checkpoint's description and the hashes of its files.
 
-A manifest is one sealed JSON object, and never changes; what is changed later lies in `marks`.
+A manifest is one self-hashed JSON object and never changes. Values that change later are in
+`everstep.vault.mutable_metadata`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from everstep.vault import sealed
+from everstep.vault import self_hashed_json
 from everstep.vault.errors import CheckpointDamaged, FormatTooNew
-from everstep.vault.keys import CheckpointId
+from everstep.vault.storage.keys import CheckpointId
 
 FORMAT_VERSION = 1
 
@@ -26,31 +27,32 @@ class FileRef(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a checkpoint is.
+    """The description of a checkpoint.
 
     Attributes:
-        format_version: of this layout.
+        format_version: version of this layout.
         kind: ``training``, ``sampler``, ``external`` or ``snapshot``.
-        run_id: whose it is.
+        run_id: the run that it belongs to.
         name: unique among the run's checkpoints of that kind.
-        created_at: when.
+        created_at: time of creation.
         base_model: the base model's name.
-        base_fingerprint: a hash of the base model's weights and configuration.
-        lora: rank, alpha, seed and what the adapter is put on.
-        optimizer: the optimizer's family; None without optimizer state.
+        base_fingerprint: hash of the base model's weights and configuration.
+        lora: rank, alpha, seed and target modules of the adapter.
+        optimizer: the optimizer's family, None without optimizer state.
         step: how many optimizer steps the state has seen.
-        position: the sequence id of the last operation that the state includes.
-        request_id: the operation that made it.
+        position: sequence id of the last operation that the state includes.
+        request_id: the operation that created it.
         rng: state of random generators, if any.
-        parents: paths of the checkpoints it descends from.
-        imported: of one that was brought in, where from, and the BLAKE3 of what was.
-        user_metadata: the user's.
-        expires_at: when it may be collected; None: never.
+        parents: paths of the checkpoints that it descends from.
+        imported: source and file hashes of an imported checkpoint.
+        user_metadata: the user's tags.
+        expires_at: when it expires, None for never.
         public: whether others may read it.
         listed: False for an unnamed sampler save.
-        run_metadata: the user's, of the run.
-        environment: the numeric environment that made it.
-        files: by name, what they hold.
+        run_metadata: the user's metadata of the run.
+        environment: the numeric environment that it was computed in.
+        diverged: whether a weight is NaN or infinite. Written only if it is.
+        files: hash and size of each file, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,35 +77,37 @@ class Manifest(BaseModel):
     listed: bool = True
     run_metadata: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
+    diverged: bool = False
     files: dict[str, FileRef]
 
     @property
     def id(self) -> CheckpointId:
-        """Kind, run and name."""
+        """The checkpoint's id."""
         return CheckpointId(self.kind, self.run_id, self.name)
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size of the files in bytes."""
         return sum(ref.size for ref in self.files.values())
 
     def encode(self) -> bytes:
-        """The manifest as it is written."""
-        return sealed.encode(self.model_dump(mode="json"))
+        """Encode the manifest with its hash."""
+        content = self.model_dump(mode="json", exclude=None if self.diverged else {"diverged"})
+        return self_hashed_json.encode(content)
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Manifest:
-        """Read a manifest.
+        """Decode a manifest and verify its hash.
 
         Args:
             data: the file's bytes.
-            where: what to call it in an error.
+            where: its name in an error message.
 
         Raises:
-            CheckpointDamaged: it is not what was written.
+            CheckpointDamaged: the bytes are not those that were written.
             FormatTooNew: a newer release wrote it.
         """
-        content = sealed.decode(data, f"{where}: the manifest")
+        content = self_hashed_json.decode(data, f"{where}: the manifest")
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise FormatTooNew(

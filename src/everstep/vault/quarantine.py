@@ -1,10 +1,10 @@
-"""Quarantine: damaged files, moved out of the way, with a note that says what and why.
+"""Quarantine: damaged files that were moved away, each with a record of the damage.
 
-    <root>/quarantine/notes/<key>.json     what was found, when, and whom it touches
+    <root>/quarantine/notes/<key>.json     the record
     <root>/quarantine/content/<key>        the damaged bytes, as they were found
 
-A file is quarantined while it has a note and does not lie under its key: whoever puts the same
-bytes again heals it, and the note is then history.
+A file is quarantined while it has a record and its key does not exist. Putting the same bytes again
+heals it. The record is then obsolete.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from everstep.vault.errors import CheckpointQuarantined, StoreFailed
-from everstep.vault.keys import CheckpointId, checkpoint_of, digest_of
-from everstep.vault.storage import Storage
+from everstep.vault.errors import HOW_TO_HEAL, CheckpointQuarantined, StoreFailed
+from everstep.vault.storage.base import Storage
+from everstep.vault.storage.keys import CheckpointId, checkpoint_of, digest_of
 
 _NOTES = "quarantine/notes/"
 _CONTENT = "quarantine/content/"
 _DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 
 
-class Note(BaseModel):
-    """What is known of a quarantined file.
+class QuarantineRecord(BaseModel):
+    """The record of a quarantined file.
 
     Attributes:
-        key: where it lay in the vault.
+        key: its storage key in the vault.
         found_at: when the damage was found.
-        reason: what is wrong with it.
-        checkpoints: whose manifests name it, or whose manifest it is: kind, run and name.
+        reason: the damage.
+        checkpoints: the checkpoints whose manifests name it, or whose manifest it is.
         runs: the runs of those.
-        files: hashes of the files that a damaged manifest seems to name; they are kept.
+        files: hashes that a damaged manifest seems to contain. Garbage collection keeps the files.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,16 +56,16 @@ class Quarantine:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def put_away(self, key: str, reason: str, checkpoints: Iterable[CheckpointId]) -> Note:
-        """Move a file here, durably; one that is missing only gets its note.
+    def add(self, key: str, reason: str, checkpoints: Iterable[CheckpointId]) -> QuarantineRecord:
+        """Move a file here, durably. A missing file only gets a record.
 
         Args:
             key: the file.
-            reason: what is wrong with it.
-            checkpoints: whom that touches.
+            reason: the damage.
+            checkpoints: the affected checkpoints.
         """
         touched = sorted(set(checkpoints))
-        note = Note(
+        note = QuarantineRecord(
             key=key,
             found_at=datetime.now(UTC),
             reason=reason,
@@ -78,34 +78,34 @@ class Quarantine:
         self._storage.move(key, _CONTENT + key)
         return note
 
-    def of(self, key: str) -> Note | None:
-        """The note of a file that is quarantined now."""
+    def get(self, key: str) -> QuarantineRecord | None:
+        """Return the record of a file, or None if it isn't quarantined now."""
         try:
             data = bytes(self._storage.read(f"{_NOTES}{key}.json"))
         except FileNotFoundError:
             return None
         return _read(key, data) if self._storage.size(key) is None else None
 
-    def standing(self) -> Iterator[Note]:
-        """The notes of all files that are quarantined now."""
+    def records(self) -> Iterator[QuarantineRecord]:
+        """Yield the records of all files that are quarantined now."""
         for note_key in self._storage.keys(_NOTES):
-            note = self.of(note_key.removeprefix(_NOTES).removesuffix(".json"))
+            note = self.get(note_key.removeprefix(_NOTES).removesuffix(".json"))
             if note is not None:
                 yield note
 
-    def forget(self, key: str) -> bool:
-        """Remove a file and its note from here; returns whether it was quarantined."""
-        stood = self.of(key) is not None
+    def discard(self, key: str) -> bool:
+        """Remove a file and its record. Return whether it was quarantined."""
+        stood = self.get(key) is not None
         self._storage.delete(_CONTENT + key)
         self._storage.delete(f"{_NOTES}{key}.json")
         return stood
 
     def prune(self, reachable: set[str], grace_seconds: float) -> None:
-        """Forget files that no checkpoint names any more, and such as were healed.
+        """Remove healed files, and files that no checkpoint names any more.
 
         Args:
             reachable: hashes of the files that checkpoints name.
-            grace_seconds: how old a note has to be.
+            grace_seconds: the minimum age of a record.
         """
         for note_key in list(self._storage.keys(_NOTES)):
             key = note_key.removeprefix(_NOTES).removesuffix(".json")
@@ -113,10 +113,10 @@ class Quarantine:
             wanted = checkpoint_of(key) is not None or digest_of(key) in reachable
             old = time.time() - self._storage.modified(note_key) >= grace_seconds
             if old and (healed or not wanted):
-                self.forget(key)
+                self.discard(key)
 
     def _named_in(self, key: str) -> list[str]:
-        """What looks like a hash in a damaged manifest."""
+        """Return everything in a damaged manifest that looks like a hash."""
         if not key.endswith(".json") or not self._storage.size(key):
             return []
         try:
@@ -128,31 +128,30 @@ class Quarantine:
         return sorted({found.decode() for found in _DIGEST.findall(content)})
 
 
-def refusal(label: str, file: str, note: Note) -> CheckpointQuarantined:
-    """What is raised for a checkpoint that needs a quarantined file.
+def refusal(label: str, file: str, note: QuarantineRecord) -> CheckpointQuarantined:
+    """Return the error for a checkpoint that needs a quarantined file.
 
     Args:
-        label: what the checkpoint is called.
+        label: the checkpoint's name in the message.
         file: which of its files.
-        note: of that file.
+        note: the file's record.
     """
     return CheckpointQuarantined(
         f"{label} is quarantined: {file} ({note.key}) was found damaged at "
-        f"{note.found_at:%Y-%m-%d %H:%M:%S} UTC: {note.reason}. Load another checkpoint; saving "
-        "the same bytes again heals it.",
+        f"{note.found_at:%Y-%m-%d %H:%M:%S} UTC: {note.reason}. {HOW_TO_HEAL}",
         note.key,
     )
 
 
-def _read(key: str, data: bytes) -> Note:
-    """A note; one that is damaged itself still says that the file is quarantined."""
+def _read(key: str, data: bytes) -> QuarantineRecord:
+    """Decode a record. A damaged one still shows that the file is quarantined."""
     try:
-        return Note.model_validate_json(data)
+        return QuarantineRecord.model_validate_json(data)
     except ValidationError:
-        return Note(
+        return QuarantineRecord(
             key=key,
             found_at=datetime.fromtimestamp(0, UTC),
-            reason="its note can't be read",
+            reason="its record can't be read",
             checkpoints=[],
             runs=[],
             files=[],

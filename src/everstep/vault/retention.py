@@ -1,8 +1,8 @@
-"""Retention: which checkpoints a policy lets go. Pure: manifests in, manifests out.
+"""Retention: selects the checkpoints that a policy deletes. Pure: manifests in, manifests out.
 
-A policy is applied to each run and kind by itself. Whatever it says, one checkpoint that is good
-stays in each, if there is one; where none is good, nothing goes. Snapshots are the service's own
-and not a policy's.
+A policy is applied to each run and kind separately. Each keeps at least one checkpoint that
+verifies. If none verifies, nothing is deleted. Snapshots belong to the service and are never
+selected.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from everstep.vault.manifest import Manifest
 
 @dataclass(frozen=True)
 class Policy:
-    """What to keep. A checkpoint goes when nothing here keeps it.
+    """The rules that keep checkpoints. One that no rule keeps is deleted.
 
     Attributes:
-        keep_last: the newest so many.
-        keep_best: the best so many by a metric.
-        metric: a name in ``user_metadata`` whose value is a number; a checkpoint that has none
-            is not among the best.
-        mode: whether the smallest or the largest is best.
-        ttl: what is younger than that, as well.
+        keep_last: how many of the newest to keep.
+        keep_best: how many of the best by a metric to keep.
+        metric: key in ``user_metadata`` whose value is a number. A checkpoint without one is
+            never among the best.
+        mode: whether the smallest or the largest value is best.
+        ttl: keep everything younger than this.
     """
 
     keep_last: int = 0
@@ -52,13 +52,13 @@ def to_delete(
     now: datetime,
     good: Callable[[Manifest], bool],
 ) -> list[Manifest]:
-    """Which checkpoints to delete, oldest first.
+    """Select the checkpoints to delete, oldest first.
 
     Args:
-        manifests: of any runs and kinds.
-        policy: what to keep.
-        now: the time.
-        good: whether a checkpoint verifies; asked only as often as needed.
+        manifests: checkpoints of any runs and kinds.
+        policy: the rules that keep checkpoints.
+        now: the current time.
+        good: returns whether a checkpoint verifies. Called only as often as needed.
     """
     groups: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
     for manifest in manifests:
@@ -70,7 +70,7 @@ def to_delete(
 
 
 def metric_of(manifest: Manifest, name: str) -> float | None:
-    """A number of a checkpoint's ``user_metadata``; None where there is no finite one."""
+    """Return a number in a checkpoint's ``user_metadata``, or None if it isn't finite."""
     text = (manifest.user_metadata or {}).get(name)
     try:
         value = float(text) if text is not None else math.nan
@@ -96,7 +96,7 @@ def _of_group(
 
 
 def _best(newest_first: list[Manifest], policy: Policy) -> list[Manifest]:
-    """The best by the metric; of equals the newer."""
+    """Return the best by the metric, the newer one of equals first."""
     if policy.metric is None:
         return []
     sign = 1 if policy.mode == "min" else -1

@@ -1,60 +1,67 @@
-"""The vault: content-addressed files and the manifests that make checkpoints of them."""
+"""Vault: content-addressed files, and the manifests that make checkpoints of them."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from blake3 import blake3
 
-from everstep.vault import marks
-from everstep.vault.collection import Collection
+from everstep.durable_files import Buffer
+from everstep.vault import mutable_metadata
+from everstep.vault.disk_guard import DiskGuard, size_of
 from everstep.vault.errors import (
+    HOW_TO_HEAL,
     CheckpointDamaged,
     CheckpointExists,
     CheckpointNotFound,
     CheckpointQuarantined,
     FormatTooNew,
+    damaged,
 )
-from everstep.vault.export import export
-from everstep.vault.keys import (
+from everstep.vault.gc_journal import GcJournal
+from everstep.vault.manifest import FileRef, Manifest
+from everstep.vault.quarantine import Quarantine, refusal
+from everstep.vault.storage.base import NewContent, Storage, as_bytes
+from everstep.vault.storage.keys import (
     KINDS,
     MANIFESTS,
     CheckpointId,
     blob_key,
     manifest_key,
-    marks_key,
+    metadata_key,
     part,
 )
-from everstep.vault.local import LocalStorage
-from everstep.vault.locks import Locks
-from everstep.vault.manifest import FileRef, Manifest
-from everstep.vault.quarantine import Quarantine, refusal
-from everstep.vault.room import Room, size_of
-from everstep.vault.storage import Buffer, Storage, as_bytes
+from everstep.vault.storage.local import LocalStorage
+from everstep.vault.storage.locks import Locks
 
 _PARALLEL_FROM = 1 << 20
 
 
 class Vault:
-    """Checkpoints in a directory, or another storage; safe to use from several threads.
+    """Checkpoints in a directory or a bucket. Safe to use from several threads and processes.
 
         <root>/blobs/ab/<blake3>                        files, once each
         <root>/manifests/<kind>/<run>/<name>.json       checkpoints
-        <root>/marks/<kind>/<run>/<name>.json           what was changed of them since
-        <root>/quarantine/                              damaged files and notes of them
-        <root>/tmp/                                     what is being written
+        <root>/marks/<kind>/<run>/<name>.json           their mutable metadata
+        <root>/quarantine/                              damaged files, with records of them
+        <root>/tmp/                                     files that are being written
+        <root>/gc.journal                               see `everstep.vault.gc_journal`
 
     Args:
-        root: the directory; of another storage, where processes lock each other out.
-        writer: whether this process writes: it removes what a crash left in ``tmp``.
-        reserve_bytes: what a save has to leave free on the disk.
-        storage: where files lie instead (`location.open_vault`).
+        root: the directory. For a bucket, the directory of the locks and the journal.
+        writer: whether this process writes checkpoints: it removes temporary files of a crash.
+        reserve_bytes: bytes that a save has to leave free on the disk.
+        storage: the storage. None for the directory itself. `open_vault` chooses it.
 
     Attributes:
+        storage: where the files lie, for functions that work on files rather than checkpoints.
         quarantine: the damaged files that were moved away.
+        locks: the locks between processes.
+        journal: the journal that `everstep.vault.gc` reads.
     """
 
     def __init__(
@@ -65,129 +72,197 @@ class Vault:
         reserve_bytes: int = 0,
         storage: Storage | None = None,
     ) -> None:
-        storage = LocalStorage(root) if storage is None else storage
-        self._storage: Storage = storage
-        self._locks = Locks(root)
-        self._room = Room(storage, root, reserve_bytes)
-        self.quarantine = Quarantine(storage)
-        self._collection = Collection(self, self._locks)
+        self.storage: Storage = LocalStorage(root) if storage is None else storage
+        self.locks = Locks(root)
+        self.journal = GcJournal(root)
+        self.quarantine = Quarantine(self.storage)
+        self._disk_guard = DiskGuard(self.storage, root, reserve_bytes)
         if writer:
-            with self._locks.alone() as alone:  # another process may just be marking a checkpoint
-                if alone:
-                    storage.clean()
+            with self.locks.exclusive() as exclusive:  # another process may be writing
+                if exclusive:
+                    self.storage.clean()
+
+    # Writing
 
     def put(self, chunks: Iterable[Buffer]) -> FileRef:
-        """Store a file by its content; durable on return.
+        """Store a file under the hash of its content. Durable on return.
 
-        What is there already under that hash is replaced by the same bytes, so that a damaged
-        copy is healed and never trusted. Until `commit` names the file, keep it with `pinned`.
+        A file that is there already under the same hash is replaced by the same bytes, so that a
+        damaged copy is healed and never trusted. Until `commit` names the file, its command has
+        to be pinned in the ledger, or the caller inside `gc_paused`.
 
         Args:
             chunks: the content.
 
         Raises:
-            DiskFull: there is no room; nothing of it stays.
+            DiskFull: there is not enough space. Nothing of the file stays.
         """
-        expected = size_of(chunks)
-        self.check_room(expected or 0)
-        hasher = blake3()
-        size = 0
+        hashed = _Hashed(chunks, self.journal)
+        self.check_free_space(hashed.expected or 0)
+        with self.locks.writing(), self._disk_guard.translating(hashed.expected):
+            self.storage.write_all([hashed.content])
+        return hashed.ref
 
-        def hashed() -> Iterator[Buffer]:
-            nonlocal size
-            for chunk in chunks:
-                view = as_bytes(chunk)
-                hasher.update(view)
-                size += len(view)
-                yield view
+    def save(
+        self,
+        contents: Mapping[str, Iterable[Buffer]],
+        manifest_of: Callable[[dict[str, FileRef]], Manifest],
+        *,
+        stored: Mapping[str, FileRef] | None = None,
+        overwrite: bool = False,
+    ) -> Manifest:
+        """Store a checkpoint's files and make it appear: `put` of each and `commit`, in one go.
 
-        def key() -> str:
-            self._collection.keep(hasher.hexdigest())
-            return blob_key(hasher.hexdigest())
+        Args:
+            contents: the files by name.
+            manifest_of: returns the checkpoint, given the files' hashes and sizes.
+            stored: further files of it, which are in the vault.
+            overwrite: replace a checkpoint of the same name, which stays as it is until then.
 
-        with self._locks.writing(), self._room.told(expected):
-            self._storage.write(hashed(), key, replace=True)
-        return FileRef(blake3=hasher.hexdigest(), size=size)
+        Returns:
+            The checkpoint.
 
-    def check_room(self, size: int) -> None:
+        Raises:
+            CheckpointExists: the name is taken.
+            CheckpointDamaged: a stored file does not exist, or has another size.
+            DiskFull: there is not enough space. Nothing of the checkpoint stays.
+        """
+        stored = stored or {}
+        hashed = {name: _Hashed(chunks, self.journal) for name, chunks in contents.items()}
+        total = sum(each.expected or 0 for each in hashed.values())
+        self.check_free_space(total)
+        made: list[Manifest] = []
+
+        def encoded() -> Iterator[bytes]:
+            manifest = manifest_of({**stored, **{k: each.ref for k, each in hashed.items()}})
+            self._keep(manifest, stored)
+            made.append(manifest)
+            yield manifest.encode()
+
+        last = NewContent(encoded(), lambda: manifest_key(*made[0].id))
+        with self.locks.writing(), self._disk_guard.translating(total):
+            try:
+                self.storage.write_all(
+                    [each.content for each in hashed.values()], last, replace=overwrite
+                )
+            except FileExistsError as error:
+                raise CheckpointExists(f"{_label(made[0])} exists already") from error
+        return made[0]
+
+    def check_free_space(self, size: int) -> None:
         """Raise `DiskFull` unless so many bytes fit on the disk and the reserve stays free."""
-        self._room.check(size)
-
-    @property
-    def storage(self) -> Storage:
-        """Where everything lies, for what looks at files rather than checkpoints."""
-        return self._storage
+        self._disk_guard.check(size)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep every process from collecting anything, as a backup does while it copies."""
-        with self._locks.holding():
+    def writing(self) -> Iterator[None]:
+        """Keep every process from moving files to quarantine, from the first `put` to `commit`."""
+        with self.locks.writing():
+            yield
+
+    @contextmanager
+    def gc_paused(self) -> Iterator[None]:
+        """Keep every process from collecting garbage. Waits for a running collection.
+
+        For backups, and for writers without a ledger that could pin their files.
+        """
+        with self.locks.pausing_gc():
             yield
 
     @property
-    def is_held(self) -> bool:
-        """Whether a backup, or a collection, of some process goes on: then nothing is collected."""
-        return self._collection.held
+    def is_gc_paused(self) -> bool:
+        """Whether a backup, or another collection, keeps garbage from being collected."""
+        with self.locks.collecting() as free:
+            return not free
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Move a damaged file away while no process writes; gives whether that is so."""
-        with self._locks.alone() as alone:
-            yield alone
-
-    @contextmanager
-    def pinned(self) -> Iterator[None]:
-        """Keep every file that is put inside from being collected before it is committed."""
-        with self._collection.pinned(), self._locks.writing():
-            yield
+    def exclusive(self) -> Iterator[bool]:
+        """Lock the vault against writers, without waiting. Yields whether it is locked."""
+        with self.locks.exclusive() as exclusive:
+            yield exclusive
 
     def commit(self, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Make a checkpoint appear: whole, durable, at once.
 
         Args:
-            manifest: names files that were put.
-            overwrite: replace one with the same name; until then that one stays as it is.
+            manifest: the checkpoint. Its files were put.
+            overwrite: replace a checkpoint of the same name, which stays as it is until then.
 
         Raises:
             CheckpointExists: the name is taken.
-            CheckpointDamaged: a file that it names is not there in its size.
-            DiskFull: there is no room for the manifest.
+            CheckpointDamaged: a file that it names does not exist, or has another size.
+            DiskFull: there is not enough space for the manifest.
         """
         key = manifest_key(*manifest.id)
-        with self.pinned():
-            self._collection.keep(*(ref.blake3 for ref in manifest.files.values()))
-            for name, ref in manifest.files.items():
-                if self._storage.size(blob_key(ref.blake3)) != ref.size:
-                    raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
+        with self.locks.writing():
             try:
-                with self._room.told():
-                    self._storage.write([manifest.encode()], lambda: key, replace=overwrite)
+                with self._disk_guard.translating():
+                    self._keep(manifest, manifest.files)
+                    self.storage.write([manifest.encode()], lambda: key, replace=overwrite)
             except FileExistsError as error:
                 raise CheckpointExists(f"{_label(manifest)} exists already") from error
+
+    def _keep(self, manifest: Manifest, files: Mapping[str, FileRef]) -> None:
+        """Have garbage collection keep files that a manifest will name, and check their sizes."""
+        if not files:
+            return
+        self.journal.note(*(blob_key(ref.blake3) for ref in files.values()))
+        for name, ref in files.items():
+            if self.storage.size(blob_key(ref.blake3)) != ref.size:
+                raise CheckpointDamaged(f"{_label(manifest)}: {name} was not stored")
+
+    def set_metadata(
+        self,
+        manifest: Manifest,
+        *,
+        expires_at: datetime | None,
+        public: bool,
+        user_metadata: dict[str, str] | None = None,
+    ) -> None:
+        """Replace a checkpoint's mutable metadata. Durable on return.
+
+        Args:
+            manifest: the checkpoint.
+            expires_at: when it expires, None for never.
+            public: whether others may read it.
+            user_metadata: the user's tags, None for those of the manifest.
+        """
+        with self.locks.writing(), self._disk_guard.translating():
+            self.journal.note(metadata_key(*manifest.id))
+            mutable_metadata.write(self.storage, manifest, expires_at, public, user_metadata)
+
+    def delete(self, kind: str, run_id: str, name: str) -> bool:
+        """Remove a checkpoint. Return whether it existed. Its files stay until a collection."""
+        key = manifest_key(kind, run_id, name)
+        deleted = self.storage.delete(key)
+        if kind != "snapshot":
+            self.storage.delete(metadata_key(kind, run_id, name))
+        return self.quarantine.discard(key) or deleted
+
+    # Reading
 
     def manifest(self, kind: str, run_id: str, name: str) -> Manifest:
         """Read a checkpoint's manifest.
 
         Raises:
-            CheckpointNotFound: there is none.
-            CheckpointDamaged: it is not what was written.
-            CheckpointQuarantined: it, or a file that it names, was found damaged before.
+            CheckpointNotFound: it does not exist.
+            CheckpointDamaged: its bytes are not those that were written.
+            CheckpointQuarantined: it, or a file that it names, is in quarantine.
         """
-        manifest = self.recorded(kind, run_id, name)
+        manifest = self.read_manifest(kind, run_id, name)
         for file, ref in manifest.files.items():
-            note = self.quarantine.of(blob_key(ref.blake3))
+            note = self.quarantine.get(blob_key(ref.blake3))
             if note is not None:
                 raise refusal(_label(manifest), file, note)
         return manifest
 
-    def recorded(self, kind: str, run_id: str, name: str) -> Manifest:
-        """Read a manifest, whatever became of the files that it names; raises as `manifest`."""
+    def read_manifest(self, kind: str, run_id: str, name: str) -> Manifest:
+        """Read a manifest, even if its files are missing or quarantined. Raises as `manifest`."""
         key = manifest_key(kind, run_id, name)
-        label = f"checkpoint {run_id}/{kind}/{name}"
+        label = CheckpointId(kind, run_id, name).label
         try:
-            data = bytes(self._storage.read(key))
+            data = bytes(self.storage.read(key))
         except FileNotFoundError as error:
-            note = self.quarantine.of(key)
+            note = self.quarantine.get(key)
             if note is not None:
                 raise refusal(label, "its manifest", note) from error
             raise CheckpointNotFound(f"{label} does not exist") from error
@@ -196,7 +271,7 @@ class Vault:
         except FormatTooNew:
             raise
         except CheckpointDamaged as error:
-            raise CheckpointDamaged(str(error), key) from error
+            raise CheckpointDamaged(f"{error}. {HOW_TO_HEAL}", key) from error
         if manifest.id != (kind, run_id, name):
             raise CheckpointDamaged(
                 f"{label}: the manifest there is that of {_label(manifest)}", key
@@ -215,35 +290,32 @@ class Vault:
             raise CheckpointNotFound(f"{_label(manifest)} has no file {filename}")
         key = blob_key(ref.blake3)
         try:
-            data = self._storage.read(key)
+            data = self.storage.read(key)
         except FileNotFoundError as error:
             raise self.missing(manifest, filename) from error
         if len(data) != ref.size:
-            raise CheckpointDamaged(
-                f"{_label(manifest)}: {filename} has {len(data)} bytes instead of {ref.size}", key
-            )
+            found = f"has {len(data)} bytes instead of {ref.size}"
+            raise damaged(manifest.id.label, filename, found, key)
         threads = blake3.AUTO if len(data) >= _PARALLEL_FROM else 1
         found = blake3(data, max_threads=threads).hexdigest()
         if found != ref.blake3:
-            raise CheckpointDamaged(
-                f"{_label(manifest)}: {filename} hashes to {found[:16]}… instead of "
-                f"{ref.blake3[:16]}…",
-                key,
-            )
+            found = f"hashes to {found[:16]}… instead of {ref.blake3[:16]}…"
+            raise damaged(manifest.id.label, filename, found, key)
         return data
 
     def missing(self, manifest: Manifest, filename: str) -> CheckpointDamaged:
-        """What to raise for a file of a checkpoint that is not where it should be."""
+        """Return the error for a checkpoint's file that is not where it should be."""
         key = blob_key(manifest.files[filename].blake3)
-        note = self.quarantine.of(key)
+        note = self.quarantine.get(key)
         if note is not None:
             return refusal(_label(manifest), filename, note)
-        return CheckpointDamaged(f"{_label(manifest)}: {filename} is missing", key)
+        return damaged(manifest.id.label, filename, "is missing", key)
 
     def manifests(self, run_id: str | None = None, kind: str | None = None) -> Iterator[Manifest]:
-        """All checkpoints, or those of a run or kind, without quarantined ones.
+        """Read all checkpoints, or those of a run or kind, without quarantined ones.
 
-        Raises `CheckpointDamaged` on a bad one.
+        Raises:
+            CheckpointDamaged: a manifest is damaged.
         """
         for each in KINDS if kind is None else (kind,):
             for run, name in self.names(each, run_id):
@@ -253,90 +325,73 @@ class Vault:
                     continue  # deleted since it was listed, or not to be loaded
 
     def names(self, kind: str, run_id: str | None = None) -> Iterator[tuple[str, str]]:
-        """Run and name of all checkpoints of a kind, or of a run's, unread."""
+        """List run and name of all checkpoints of a kind, or of a run's, without reading them."""
         prefix = f"{MANIFESTS}{part(kind)}/" + ("" if run_id is None else f"{part(run_id)}/")
-        for key in self._storage.keys(prefix):
+        for key in self.storage.keys(prefix):
             *_, run, name = key.split("/")
             yield run, name.removesuffix(".json")
 
-    def all_recorded(self) -> Iterator[Manifest]:
-        """All manifests, also those of which a file is missing or quarantined.
+    def read_manifests(self, without: Container[CheckpointId] = ()) -> Iterator[Manifest]:
+        """Read the manifests of all checkpoints but some, whatever the state of their files.
 
-        Raises `CheckpointDamaged` on a manifest that can't be read.
+        Raises:
+            CheckpointDamaged: a manifest can't be read.
         """
-        for kind in KINDS:
-            for run, name in self.names(kind):
-                try:
-                    yield self.recorded(kind, run, name)
-                except (CheckpointNotFound, CheckpointQuarantined):
-                    continue
+        for each in (CheckpointId(kind, *names) for kind in KINDS for names in self.names(kind)):
+            if each in without:
+                continue
+            try:
+                yield self.read_manifest(*each)
+            except (CheckpointNotFound, CheckpointQuarantined):
+                continue
 
-    def delete(self, kind: str, run_id: str, name: str) -> bool:
-        """Remove a checkpoint; returns whether it was there. Its files stay until `collect`."""
-        key = manifest_key(kind, run_id, name)
-        deleted = self._storage.delete(key)
-        if kind != "snapshot":
-            self._storage.delete(marks_key(kind, run_id, name))
-        return self.quarantine.forget(key) or deleted
-
-    def mark(
-        self,
-        manifest: Manifest,
-        *,
-        expires_at: datetime | None,
-        public: bool,
-        user_metadata: dict[str, str] | None = None,
-    ) -> None:
-        """Change what is told of a checkpoint, and how long it stays; durable on return.
-
-        Args:
-            manifest: the checkpoint's.
-            expires_at: when it may be collected; None: never.
-            public: whether others may read it.
-            user_metadata: the user's; None: what it was saved with.
-        """
-        with self._locks.writing(), self._room.told():
-            marks.write(self._storage, manifest, expires_at, public, user_metadata)
-
-    def marked(self, manifest: Manifest) -> Manifest:
-        """A manifest with what `mark` changed since the checkpoint was saved."""
-        return marks.applied(self._storage, self.quarantine, manifest)
-
-    def collect(
-        self,
-        grace_seconds: float = 3600.0,
-        *,
-        dry_run: bool = False,
-        without: Container[CheckpointId] = (),
-    ) -> list[FileRef]:
-        """Remove files that no checkpoint names.
-
-        A file that is younger than the grace period stays, and so does every file while one is
-        pinned or `held`: its checkpoint may be about to be committed. What a quarantined manifest
-        seems to name stays as well: someone may repair it.
-
-        Args:
-            grace_seconds: how old a file has to be.
-            dry_run: only say what would be removed.
-            without: for a dry run, checkpoints that would be deleted before.
-
-        Returns:
-            What was removed.
-        """
-        return self._collection.collect(grace_seconds, dry_run=dry_run, without=without)
-
-    def export(
-        self, manifest: Manifest, directory: Path, *, only: Container[str] | None = None
-    ) -> list[Path]:
-        """Copy a checkpoint's files, durably, under their own names; none unless all verify.
-
-        Args:
-            manifest: the checkpoint.
-            directory: created when it isn't there; files of the same names are replaced.
-            only: names of the files that are wanted; None: all.
-        """
-        return export(self, manifest, directory, only)
+    def with_metadata(self, manifest: Manifest) -> Manifest:
+        """Return a manifest with the mutable metadata in place of the values at its save."""
+        return mutable_metadata.applied(self.storage, self.quarantine, manifest)
 
 
 def _label(manifest: Manifest) -> str:
-    return f"checkpoint {manifest.run_id}/{manifest.kind}/{manifest.name}"
+    return manifest.id.label
+
+
+class _Hashed:
+    """A file's content that is hashed while it is written.
+
+    Args:
+        chunks: the content.
+        journal: where the key is noted before the file gets it.
+
+    Attributes:
+        expected: the bytes of all chunks, None if they are generated.
+        content: what the storage is to write.
+    """
+
+    def __init__(self, chunks: Iterable[Buffer], journal: GcJournal) -> None:
+        self.expected = size_of(chunks)
+        self.content = NewContent(self._read(chunks), self._key, self.expected)
+        self._journal = journal
+        self._hasher = blake3()
+        self._size = 0
+
+    @property
+    def ref(self) -> FileRef:
+        """Hash and size, once the last chunk was read."""
+        return FileRef(blake3=self._hasher.hexdigest(), size=self._size)
+
+    def _read(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        with ThreadPoolExecutor(1, "hash") as pool:  # starts a thread for a large chunk only
+            for chunk in chunks:
+                view = as_bytes(chunk)
+                self._size += len(view)
+                if len(view) < _PARALLEL_FROM:
+                    self._hasher.update(view)
+                    yield view
+                else:
+                    hashing = pool.submit(self._hasher.update, view)
+                    yield view
+                    hashing.result()
+
+    def _key(self) -> str:
+        key = blob_key(self.ref.blake3)
+        self._journal.note(key)
+        return key

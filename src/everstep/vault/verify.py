@@ -1,7 +1,7 @@
-"""Verification: every manifest, and every file that one names, read through once and hashed.
+"""Verification: reads every manifest and every file that one names, and checks the hashes.
 
-Nothing is changed, so that it can go on beside a running service. What is saved, overwritten,
-deleted or collected meanwhile is no damage: whatever looks wrong is looked at again at the end.
+It changes nothing, so it can run beside a service. Files that are saved, overwritten, deleted or
+collected during the run are not damage: each finding is checked again before it is reported.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from everstep.vault import inspection
+from everstep.vault import integrity
 from everstep.vault.errors import CheckpointDamaged, CheckpointNotFound, CheckpointQuarantined
-from everstep.vault.keys import (
+from everstep.vault.quarantine import QuarantineRecord
+from everstep.vault.storage.keys import (
     BLOBS,
     MANIFESTS,
-    MARKS,
+    METADATA,
     CheckpointId,
     blob_key,
     checkpoint_of,
     digest_of,
 )
-from everstep.vault.quarantine import Note
 from everstep.vault.vault import Vault
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were read and those that will be."""
+"""Called with the bytes read so far and the total."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Damage:
     """A damaged file.
 
     Attributes:
-        key: where it lies in the vault.
-        reason: what is wrong with it.
-        checkpoints: those that it touches.
+        key: its storage key.
+        reason: the damage.
+        checkpoints: the affected checkpoints.
     """
 
     key: str
@@ -44,43 +44,43 @@ class Damage:
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The runs that it touches."""
+        """The affected runs."""
         return tuple(sorted({each.run_id for each in self.checkpoints}))
 
 
 @dataclass
 class Report:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        checkpoints: manifests that were read.
-        files: files that were read through.
+        checkpoints: number of manifests read.
+        files: number of files read through.
         size: bytes of those.
-        damaged: what is wrong.
-        quarantined: what was found before, and is out of the way.
+        damaged: the damage found.
+        quarantined: damage that was found before, and moved away.
     """
 
     checkpoints: int = 0
     files: int = 0
     size: int = 0
     damaged: list[Damage] = field(default_factory=list)
-    quarantined: list[Note] = field(default_factory=list)
+    quarantined: list[QuarantineRecord] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """Whether no damage was found."""
         return not self.damaged
 
 
 @dataclass
-class Survey:
-    """What lies in a vault, by its manifests.
+class VaultContents:
+    """The contents of a vault according to its manifests.
 
     Attributes:
-        checkpoints: manifests that can be read.
-        unreadable: keys of the others, with what is wrong.
-        owners: by the hash of a file, the checkpoints that name it.
-        sizes: by the hash of a file, its bytes as the manifests have it.
+        checkpoints: number of manifests that can be read.
+        unreadable: keys of the others, and of damaged metadata, with the reason.
+        owners: the checkpoints that name a file, by its hash.
+        sizes: the size of a file according to the manifests, by its hash.
     """
 
     checkpoints: int = 0
@@ -89,16 +89,16 @@ class Survey:
     sizes: dict[str, int] = field(default_factory=dict)
 
 
-def survey(vault: Vault) -> Survey:
+def scan(vault: Vault) -> VaultContents:
     """Read all manifests."""
-    found = Survey()
+    found = VaultContents()
     for key in vault.storage.keys(MANIFESTS):
         checkpoint = checkpoint_of(key)
         if checkpoint is None:
             found.unreadable[key] = "no manifest is called that"
             continue
         try:
-            manifest = vault.recorded(*checkpoint)
+            manifest = vault.read_manifest(*checkpoint)
         except (CheckpointNotFound, CheckpointQuarantined):
             continue  # gone since it was listed
         except CheckpointDamaged as error:
@@ -108,8 +108,8 @@ def survey(vault: Vault) -> Survey:
         for ref in set(manifest.files.values()):
             found.owners[ref.blake3].append(checkpoint)
             found.sizes[ref.blake3] = ref.size
-    for key in vault.storage.keys(MARKS):
-        reason = inspection.marks_damage(vault, key)
+    for key in vault.storage.keys(METADATA):
+        reason = integrity.metadata_damage(vault, key)
         if reason is not None:
             found.unreadable[key] = reason
     return found
@@ -120,11 +120,11 @@ def verify(vault: Vault, *, everything: bool = False, progress: Progress | None 
 
     Args:
         vault: the vault.
-        everything: read files that no manifest names as well.
-        progress: told how far it is.
+        everything: also read files that no manifest names.
+        progress: called after each chunk.
     """
-    found = survey(vault)
-    report = Report(checkpoints=found.checkpoints, quarantined=list(vault.quarantine.standing()))
+    found = scan(vault)
+    report = Report(checkpoints=found.checkpoints, quarantined=list(vault.quarantine.records()))
     report.damaged += _unreadable(vault, found)
     away = {note.key for note in report.quarantined}
     files = {key: size for key, size in _files(vault, found, everything) if key not in away}
@@ -137,20 +137,20 @@ def verify(vault: Vault, *, everything: bool = False, progress: Progress | None 
 
     for key in files:
         report.files += 1
-        if inspection.blob_damage(vault.storage, key, on_read=advance) is not None:
+        if integrity.blob_damage(vault.storage, key, on_read=advance) is not None:
             report.damaged += _confirmed(vault, key, found)
     return report
 
 
-def _unreadable(vault: Vault, found: Survey) -> Iterator[Damage]:
+def _unreadable(vault: Vault, found: VaultContents) -> Iterator[Damage]:
     for key, reason in sorted(found.unreadable.items()):
         checkpoint = checkpoint_of(key)
         if vault.storage.size(key) is not None:
             yield Damage(key, reason, (checkpoint,) if checkpoint else ())
 
 
-def _files(vault: Vault, found: Survey, everything: bool) -> Iterator[tuple[str, int]]:
-    """Keys and sizes of the files to read."""
+def _files(vault: Vault, found: VaultContents, everything: bool) -> Iterator[tuple[str, int]]:
+    """Yield keys and sizes of the files to read."""
     for digest in sorted(found.owners):
         yield blob_key(digest), found.sizes[digest]
     if everything:
@@ -159,18 +159,18 @@ def _files(vault: Vault, found: Survey, everything: bool) -> Iterator[tuple[str,
                 yield key, vault.storage.size(key) or 0
 
 
-def _confirmed(vault: Vault, key: str, found: Survey) -> Iterator[Damage]:
-    """The damage, unless the file was healed or is needed no more."""
+def _confirmed(vault: Vault, key: str, found: VaultContents) -> Iterator[Damage]:
+    """Yield the damage, unless the file was healed or is no longer needed."""
     still = tuple(each for each in found.owners.get(digest_of(key), ()) if _names(vault, each, key))
     if still or vault.storage.size(key) is not None:
-        again = inspection.blob_damage(vault.storage, key)
+        again = integrity.blob_damage(vault.storage, key)
         if again is not None:
             yield Damage(key, again, still)
 
 
 def _names(vault: Vault, checkpoint: CheckpointId, key: str) -> bool:
     try:
-        manifest = vault.recorded(*checkpoint)
+        manifest = vault.read_manifest(*checkpoint)
     except (CheckpointNotFound, CheckpointDamaged):
         return False
     return any(ref.blake3 == digest_of(key) for ref in manifest.files.values())

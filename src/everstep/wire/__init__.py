@@ -1,4 +1,4 @@
-"""The protocol, shared by client and server: types, paths, errors, codecs. No I/O, no torch."""
+"""Wire protocol: messages, paths, errors and codecs of client and server, without I/O or torch."""
 
 from everstep.wire.base import parse
 

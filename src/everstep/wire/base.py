@@ -1,66 +1,241 @@
-"""The base of every type on the wire, and the lenient parse of the server.
+"""Bases of all messages, and the lenient parser of the server.
 
-A client that misspells a field is told so when it builds the request. A server takes what any
-release of an SDK sends: unknown fields are ignored, a null stands for the default, ``type`` may
-be absent.
+A client that misspells a field gets an error when it builds the request. A server accepts the
+requests of every SDK release: it reads a null as the default, and doesn't require ``type``. One
+null is an error: that of a float which has to be a number, because the official client sends NaN
+and infinity as null. An unknown field is an error unless it is off (null, false or empty): a
+misspelt ``learning_rate`` must not train with the default. An SDK that is newer than this release
+may send further fields in a request, but not in its parts (`parse`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, from_json
 
+from everstep.json_values import check_json
+from everstep.logs import get_logger
 from everstep.wire.errors import InvalidRequest
+from everstep.wire.fields import fields_of
 
 Model = TypeVar("Model", bound=BaseModel)
+_log = get_logger("everstep.wire")
+_LENIENT = "lenient"
+_NOT_A_NUMBER = "a number is required, not null. Clients send NaN and infinity as null"
 
 
 class Request(BaseModel):
-    """Base of what a client sends."""
+    """Base of requests. Unknown fields are errors when one is built, and floats are finite.
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=False)
+    Whatever a request holds can be stored and served back: see `check_json`. Where a request has a
+    part, it takes any object with that part's fields: see `fields_of`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), frozen=False, allow_inf_nan=False
+    )
+
+    ignores_unknown: ClassVar[bool] = False
+    """Whether a server ignores fields that it does not know: no result depends on them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            value = fields_of(value, cls.model_fields)
+        if not isinstance(value, dict):
+            return value
+        _check_no_flags(cls, value)
+        return _read_leniently(cls, value) if info.context == _LENIENT else value
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        """Check the values that no field's type bounds."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, int | dict):
+                check_json(value, name)
+        return self
+
+
+def _read_leniently(model: type[Request], value: dict[str, Any]) -> dict[str, Any]:
+    """Drop the nulls that mean a default, and the unknown fields that ask for nothing.
+
+    Raises:
+        ValueError: an unknown field asks for something.
+    """
+    known = _names(model)
+    if not model.ignores_unknown and not known.issuperset(value):
+        for name in value.keys() - known:
+            if not _asks_nothing(value[name]):
+                others = ", ".join(sorted(known - {"type"}))
+                raise ValueError(f"there is no field {str(name)!r}; there are {others}")
+    if None not in value.values():
+        return value
+    numbers = _float_fields(model)
+    return {name: each for name, each in value.items() if each is not None or name in numbers}
+
+
+def _asks_nothing(value: Any) -> bool:
+    """Return whether an unknown field is off, as newer SDKs send what their callers left out."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _check_no_flags(model: type[Request], value: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a boolean where a number is meant: it would become 0 or 1."""
+    for name in _number_fields(model):
+        given = value.get(name)
+        for each in given.values() if isinstance(given, dict) else (given,):
+            if isinstance(each, bool):
+                raise ValueError(f"{name} takes a number; got {str(each).lower()}")
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names under which a model's fields are read."""
+    found = set(model.model_fields)
+    for field in model.model_fields.values():
+        alias = field.validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        found |= {each for each in choices if isinstance(each, str)}
+    return frozenset(found)
+
+
+@cache
+def _number_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the names of a model's fields that hold numbers, alone or as a mapping's values."""
+    found = []
+    for name, field in model.model_fields.items():
+        kinds = set(_alternatives(field.annotation))
+        if kinds & {int, float} and bool not in kinds:
+            found.append(name)
+    return tuple(found)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a union, those of a mapping's values, and what annotations annotate."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _alternatives(inner[0])
+    elif origin in (Union, UnionType):
+        for each in inner:
+            yield from _alternatives(each)
+    elif origin is dict:
+        yield from _alternatives(inner[1])
+    else:
+        yield annotation
+
+
+@cache
+def _float_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of a model's fields that hold a float and can't be None."""
+    return frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if field.annotation is float
+        or (float in get_args(field.annotation) and type(None) not in get_args(field.annotation))
+    )
 
 
 class Response(BaseModel):
-    """Base of what a server answers."""
+    """Base of responses. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-def parse(model: type[Model], body: bytes | Mapping[str, Any]) -> Model:
-    """Read a request as leniently as the protocol asks.
+def parse(
+    model: type[Model], body: bytes | Mapping[str, Any], *, newer_client: bool = False
+) -> Model:
+    """Parse a request leniently, as the protocol requires.
 
     Args:
-        model: the type that is wanted.
-        body: JSON bytes, or what they hold.
+        model: the type of the message.
+        body: JSON bytes, or their decoded object.
+        newer_client: the client is an SDK of a later release than any that is known here. Fields
+            of the message itself that are unknown are then ignored, and logged once.
 
     Raises:
-        InvalidRequest: it can't be read; the text names each field that is wrong.
+        InvalidRequest: the body is invalid. The text names each invalid field.
     """
     try:
-        content = from_json(body) if isinstance(body, bytes | bytearray) else dict(body)
-    except ValueError as error:  # also of text that is not UTF-8, and of nesting without end
+        content = from_json(_unmarked(body)) if isinstance(body, bytes | bytearray) else dict(body)
+    except ValueError as error:  # also for text that is not UTF-8, and for excessive nesting
         raise InvalidRequest(f"The body is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidRequest(f"The body has to be a JSON object, not {type(content).__name__}.")
+    if newer_client and not (known := _names(model)).issuperset(content):
+        _log_ignored(model.__name__, ", ".join(sorted(content.keys() - known)))
+        content = {name: value for name, value in content.items() if name in known}
     try:
-        return model.model_validate(_without_nulls(content), extra="ignore")
+        return model.model_validate(content, extra="ignore", context=_LENIENT)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: "
-            f"{problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)[:5]
-        )
-        raise InvalidRequest(f"{model.__name__}: {problems}") from error
+        raise InvalidRequest(f"{model.__name__}: {problems(error, 'body')}") from error
 
 
-def _without_nulls(value: Any) -> Any:
-    """Objects without their null members: a null means the default."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [_without_nulls(item) for item in value]
-    return value
+@lru_cache(maxsize=256)
+def _log_ignored(message: str, names: str) -> None:
+    _log.warning("a newer SDK sends fields that are ignored", message=message, fields=names)
+
+
+def convert(model: type[Model], value: Any, name: str) -> Model:
+    """Return a caller's object as a message: itself, or one with the object's fields.
+
+    Args:
+        model: the type of the message.
+        value: a message, a mapping, or any object with the message's fields.
+        name: what the caller calls it, for the error.
+
+    Raises:
+        TypeError: the value is no such object.
+        ValueError: a field has a wrong value, or means something that the message doesn't have.
+    """
+    if isinstance(value, model):
+        return value
+    if not isinstance(value, Mapping) and fields_of(value, model.model_fields) is value:
+        raise TypeError(f"{name} has to be a {model.__name__}; got {type(value).__name__}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(
+            f"{name} ({kind}) is not a {model.__name__}: {problems(error, name)}"
+        ) from error
+
+
+def problems(error: ValidationError, name: str) -> str:
+    """Describe the first problems of a message, each with its field.
+
+    Args:
+        error: the error.
+        name: of the message itself.
+    """
+    return "; ".join(_describe(each, name) for each in error.errors(include_url=False)[:5])
+
+
+def _describe(problem: ErrorDetails, name: str) -> str:
+    """Name a field and say what is wrong with it."""
+    where = ".".join(str(part) for part in problem["loc"]) or name
+    if problem["input"] is None and problem["type"] == "float_type":
+        return f"{where}: {_NOT_A_NUMBER}"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: there is no such field"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _unmarked(body: bytes | bytearray) -> bytes | bytearray:
+    """Return a body without the byte order mark of the file that it came from."""
+    return body.removeprefix(BOM_UTF8)

@@ -1,9 +1,9 @@
-"""What is wrong on the wire.
+"""Wire errors: exceptions for invalid requests, paths and names.
 
 WireError (ValueError)
-├── InvalidRequest    a body that can't be read; names the field
+├── InvalidRequest    an invalid body, with the name of the field
 ├── InvalidPath       not a tinker:// path
-├── InvalidName       a checkpoint name or run id that breaks the rule
+├── InvalidName       an invalid checkpoint name or run id
 └── BodyTooLarge      more bytes than the limit, before or after decompression
 """
 
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class ErrorCategory(StrEnum):
-    """Whose fault a failed operation is; also under the official SDK's names."""
+    """The party at fault for a failed operation. Members also have the official SDK's names."""
 
     USER = "user"
     SERVER = "server"
@@ -24,15 +24,15 @@ class ErrorCategory(StrEnum):
 
 
 class WireError(ValueError):
-    """Base of the errors of this room."""
+    """Base of the protocol's errors."""
 
 
 class InvalidRequest(WireError):
-    """A request body that can't be read.
+    """A request body that can't be parsed.
 
     Attributes:
-        model_id: the run that the request is for, where that much could be read.
-        seq_id: the request's place in that run; so the failure can be put there.
+        model_id: the run that the request is for, where that could be parsed.
+        seq_id: the request's sequence id in that run, under which its failure can be recorded.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class InvalidRequest(WireError):
 
 
 class InvalidPath(WireError):
-    """A text that is not a tinker:// path of a checkpoint."""
+    """A string that is not a tinker:// path of a checkpoint."""
 
 
 class InvalidName(WireError):
-    """A name that breaks the rule for names."""
+    """An invalid checkpoint name or run id."""
 
 
 class BodyTooLarge(WireError):
     """A request body over the limit.
 
     Attributes:
-        head: its first bytes, decompressed, as far as there are any: they may tell whose it is.
+        head: its first bytes, decompressed if possible. They may identify the run.
     """
 
     def __init__(self, message: str) -> None:

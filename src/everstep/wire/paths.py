@@ -1,8 +1,8 @@
-"""``tinker://<run>/<segment>/<name>``: paths of checkpoints, parsed strictly.
+"""Checkpoint paths ``tinker://<run>/<segment>/<name>``, parsed strictly.
 
 A name is one segment of letters, digits and ``. _ - + =``, at most 128 characters, not starting
-with a dot; a run id may also hold ``:``. Nothing else gets past this module, so nothing else can
-reach a file-system path or a key of an object store.
+with a dot. A run id may also contain ``:``. Everything else is rejected here, so that it never
+reaches a file-system path or a key of an object store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RULE = (
 
 
 class CheckpointKind(StrEnum):
-    """What a checkpoint is for."""
+    """The purpose of a checkpoint."""
 
     TRAINING = "training"
     SAMPLER = "sampler"
@@ -36,7 +36,7 @@ class CheckpointKind(StrEnum):
 
     @classmethod
     def from_segment(cls, segment: str) -> CheckpointKind:
-        """Return the kind of a path segment; raises `InvalidPath` for any other text."""
+        """Return the kind of a path segment, or raise `InvalidPath` for any other text."""
         for kind, own in _SEGMENTS.items():
             if own == segment:
                 return kind
@@ -70,14 +70,14 @@ class TinkerPath:
 
 
 def validate_name(name: str) -> str:
-    """Return a checkpoint name as it is; raises `InvalidName`, which says the rule."""
+    """Return a checkpoint name unchanged, or raise `InvalidName` with the rule."""
     if not _NAME.fullmatch(name):
         raise InvalidName(f"Invalid checkpoint name {name[:200]!r}: a name is {_RULE}.")
     return name
 
 
 def validate_run_id(run_id: str) -> str:
-    """Return a run id as it is; raises `InvalidName`."""
+    """Return a run id unchanged, or raise `InvalidName` with the rule."""
     if not _RUN_ID.fullmatch(run_id):
         raise InvalidName(f"Invalid run id {run_id[:200]!r}: a run id is {_RULE}; ':' is allowed.")
     return run_id
@@ -87,7 +87,7 @@ def parse_path(text: str) -> TinkerPath:
     """Parse ``tinker://<run>/<segment>/<name>``.
 
     Raises:
-        InvalidPath: it is anything else; the text says what.
+        InvalidPath: the text has another form.
     """
     shape = f"{SCHEME}<run>/<weights|sampler_weights|external_weights>/<name>"
     if not text.startswith(SCHEME):

@@ -1,4 +1,4 @@
-"""What these tests share: processes that begin quickly, and how long to go on."""
+"""Fixture: a nursery that starts processes in milliseconds."""
 
 from __future__ import annotations
 

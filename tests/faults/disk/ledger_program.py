@@ -1,4 +1,4 @@
-"""Accepts a few operations, one after the other, whatever fails; reports what it was told."""
+"""Ledger program: accepts a few operations in a row and reports their acknowledgements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPERATIONS = 8
 
 
 def live(events: int, home: str) -> None:
-    """Accept them."""
+    """Accept the operations, also after failures, and report the end."""
     reporter = Reporter(events)
     asyncio.run(_accept(Path(home), reporter))
     reporter.tell(done=True)

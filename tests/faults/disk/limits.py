@@ -1,4 +1,4 @@
-"""How much is tried: ``EVERSTEP_SOAK=SECONDS`` makes it more, ``EVERSTEP_SEED`` repeats it."""
+"""Rounds: ``EVERSTEP_SOAK=SECONDS`` runs more of them, ``EVERSTEP_SEED`` repeats one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEED = int(os.environ.get("EVERSTEP_SEED") or 20)
 
 
 def rounds() -> Iterator[random.Random]:
-    """One round, or as many as fit into the soak; each with its own chance."""
+    """Yield the randomness of one round, or of as many as fit into the soak."""
     until = time.monotonic() + SOAK
     seed = SEED
     while seed == SEED or time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""How others save: programs for the same cuts, and the same judgement of what is left."""
+"""Peers: programs that save as other libraries do, for the same power cuts and checks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _safetensors(path: Path, number: int) -> None:
 
 def _distributed(path: Path, number: int) -> None:
     import torch
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     warnings.simplefilter("ignore")
-    dcp.save({"weights": torch.full((3000,), float(number))}, checkpoint_id=path, no_dist=True)
+    save({"weights": torch.full((3000,), float(number))}, checkpoint_id=path, no_dist=True)
 
 
 def _temporary_and_rename(path: Path, number: int) -> None:
@@ -63,7 +63,7 @@ SAVES: dict[str, Callable[[Path, int], None]] = {
 
 
 def live(events: int, home: str, peer: str, saves: int) -> None:
-    """Save so many times under one name, each but the last long ago; then hang."""
+    """Save repeatedly under one name, with all but the last save synced, then hang."""
     reporter = Reporter(events, pause_after=saves)
     Path(home).mkdir()
     for number in range(saves):
@@ -74,7 +74,7 @@ def live(events: int, home: str, peer: str, saves: int) -> None:
 
 
 def value(path: Path) -> Value:
-    """All bytes of a file, or of a directory, as a value; temporary files don't matter."""
+    """Return the hashes of a file or of a directory's files, without temporary ones, as a value."""
     if not path.exists():
         return None
     files = sorted(each for each in (path, *path.rglob("*")) if each.is_file())
@@ -86,6 +86,6 @@ def value(path: Path) -> Value:
 
 
 def check(home: Path, history: History) -> tuple[list[Violation], dict[str, Value]]:
-    """What everyone would expect."""
+    """Compare the checkpoint that is left with the history."""
     found = {NAME: value(home / NAME)}
     return history.judge(found), found

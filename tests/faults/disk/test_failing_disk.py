@@ -1,5 +1,6 @@
-"""Calls of the operating system fail, one after the other: what was asked for fails clearly, what
-comes later works, and nothing that was acknowledged is touched.
+"""Failing disk: one system call after the other fails.
+
+The operation fails with a clear error, later ones work, and no acknowledged work is lost.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ STRACE = shutil.which("strace")
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("name", CALLS)
-def test_the_nth_call_fails(tmp_path: Path, name: str, code: int) -> None:
+def test_failure_of_any_call_keeps_acknowledged_work(tmp_path: Path, name: str, code: int) -> None:
     fired = 0
     for nth in itertools.count(1):
         root = tmp_path / str(nth)
@@ -58,7 +59,7 @@ def test_the_nth_call_fails(tmp_path: Path, name: str, code: int) -> None:
 
 
 def program_on(root: Path, name: str, nth: int, code: int) -> tuple[History, faulty.Failing]:
-    """The program, each step of which is tried again when it fails."""
+    """Run the program, retrying each step that fails."""
     lines: list[bytes] = []
     reporter = Reporter(lines.append)
     with faulty.failing(root, name, nth, code) as failing:
@@ -73,17 +74,17 @@ def program_on(root: Path, name: str, nth: int, code: int) -> tuple[History, fau
             except OSError as error:
                 assert error.errno == code
                 assert isinstance(error, DiskFull) or code != errno.ENOSPC or step[0] != "save"
-                if name != "unlink":  # then there is nothing that could remove it
+                if name != "unlink":  # a failed unlink leaves the temporary file
                     assert list((root / "vault/tmp").iterdir()) == []
                 run_steps(vault, [step], reporter, first=number)
-            else:  # making a directory that is there already may fail
-                assert failing.fired == before or name == "mkdir", "no one was told"
+            else:  # mkdir of an existing directory may fail
+                assert failing.fired == before or name == "mkdir", "the failure was not reported"
     history = History()
     history.feed(lines)
     return history, failing
 
 
-def test_an_fsync_that_is_tried_again_is_noticed(tmp_path: Path) -> None:
+def test_retried_fsync_is_detected(tmp_path: Path) -> None:
     with faulty.failing(tmp_path, "fsync", 1, errno.EIO) as failing:
         handle = os.open(tmp_path / "a", os.O_CREAT | os.O_WRONLY)
         with pytest.raises(OSError, match="was to fail"):
@@ -93,22 +94,22 @@ def test_an_fsync_that_is_tried_again_is_noticed(tmp_path: Path) -> None:
     assert failing.tried_again == [tmp_path / "a"]
 
 
-# The ledger, whose calls SQLite makes
+# The ledger: system calls of SQLite
 
 
 def judge(home: Path, history: History) -> None:
-    """What the program was told is there; what failed may be."""
+    """Check that acknowledged operations exist, some failed, and the last one was accepted."""
     found = asyncio.run(find_in_ledger(home / LEDGER))
     assert history.judge(found) == []
     assert history.failures, "nothing failed"
-    assert all("NotWritten" in each for each in history.failures)
+    assert [each for each in history.failures if "NotWritten" not in each] == []
     assert history.done
     last = max(history.known, key=lambda thing: int(thing.rpartition("/")[2]))
-    assert last.endswith(f"/{ledger_program.OPERATIONS - 1}"), "later ones work"
+    assert last.endswith(f"/{ledger_program.OPERATIONS - 1}"), "later operations failed"
 
 
 def prepared(home: Path) -> Path:
-    """A home with an empty ledger."""
+    """Create a home with an empty ledger."""
     home.mkdir()
 
     async def open_and_close() -> None:
@@ -125,39 +126,43 @@ def prepared(home: Path) -> Path:
     ("calls", "error"),
     [("fsync,fdatasync", "EIO"), ("pwrite64", "EIO"), ("pwrite64", "ENOSPC")],
 )
-def test_the_nth_call_of_sqlite_fails(tmp_path: Path, calls: str, error: str, nth: int) -> None:
+def test_failure_of_a_call_of_sqlite_keeps_acknowledged_work(
+    tmp_path: Path, calls: str, error: str, nth: int
+) -> None:
     home = prepared(tmp_path / "home")
     inject = f"inject={calls}:error={error}:when={nth}"
     log = str(home / f"{LEDGER}-wal")
     strace = [str(STRACE), "-f", "-qq", "-o", "/dev/null", "-P", log]
     strace += ["-e", f"trace={calls}", "-e", inject]
     program = [sys.executable, "-m", ledger_program.__name__, str(home)]
-    told = subprocess.run([*strace, *program], stdout=subprocess.PIPE, check=True)
+    finished = subprocess.run([*strace, *program], stdout=subprocess.PIPE, check=True)
     history = History()
-    history.feed(told.stdout.splitlines())
+    history.feed(finished.stdout.splitlines())
     judge(home, history)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="there is no strace")
-def test_on_a_slow_disk_everything_is_acknowledged_late_and_nothing_fails(tmp_path: Path) -> None:
+def test_slow_disk_delays_acknowledgements_and_fails_nothing(tmp_path: Path) -> None:
     home = prepared(tmp_path / "home")
     syncs = "fsync,fdatasync"
     strace = [str(STRACE), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={syncs}"]
     strace += ["-e", f"inject={syncs}:delay_enter=100000"]  # µs
     program = [sys.executable, "-m", ledger_program.__name__, str(home)]
-    began = time.monotonic()
-    told = subprocess.run([*strace, *program], stdout=subprocess.PIPE, check=True)
-    assert time.monotonic() - began > 0.1 * ledger_program.OPERATIONS, "each waits for its own"
+    start = time.monotonic()
+    finished = subprocess.run([*strace, *program], stdout=subprocess.PIPE, check=True)
+    assert time.monotonic() - start > 0.1 * ledger_program.OPERATIONS, (
+        "an operation was acknowledged before its fsync"
+    )
     history = History()
-    history.feed(told.stdout.splitlines())
+    history.feed(finished.stdout.splitlines())
     assert history.failures == []
     assert history.acknowledged == ledger_program.OPERATIONS
     assert history.judge(asyncio.run(find_in_ledger(home / LEDGER))) == []
 
 
 @pytest.mark.slow
-def test_a_failpoint_in_a_commit_fails(tmp_path: Path, nursery: Nursery) -> None:
+def test_failing_commit_keeps_acknowledged_work(tmp_path: Path, nursery: Nursery) -> None:
     for nth in (1, 2, 3):
         home = prepared(tmp_path / str(nth))
         environment = {VARIABLE: f"ledger.commit.written=error:EIO@{nth}"}

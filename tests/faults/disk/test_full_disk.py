@@ -1,4 +1,4 @@
-"""A disk that is full, of bytes or of inodes: clear errors, no leftovers, and on with it."""
+"""Full disk, by bytes or by inodes: clear errors, no leftovers, and work continues afterwards."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ MANY = 1000
 
 
 def until_full(save: Callable[[int], None]) -> int:
-    """How many fit."""
+    """Save until the disk is full and return the number of saves."""
     for number in range(MANY):
         try:
             save(number)
         except DiskFull as error:
             assert "room" in str(error) or "full" in str(error)
             return number
-    raise AssertionError("it never was full")
+    raise AssertionError("the disk did not fill up")
 
 
 @pytest.mark.parametrize(
     ("mkfs", "size"), [((), 300_000), (("-N", "64"), 10)], ids=["bytes", "inodes"]
 )
-def test_saves_until_it_is_full_and_after(mkfs: tuple[str, ...], size: int) -> None:
+def test_saves_fail_cleanly_on_a_full_disk_and_work_afterwards(
+    mkfs: tuple[str, ...], size: int
+) -> None:
     chance = random.Random(1)
     contents = [chance.randbytes(size) for _ in range(MANY if size < 1000 else 60)]
     with CrashFS(scratch(), mkfs=mkfs) as disk:
@@ -64,8 +66,8 @@ def test_saves_until_it_is_full_and_after(mkfs: tuple[str, ...], size: int) -> N
         assert len(found) == fit - 2
 
 
-def test_a_file_that_does_not_fit_gives_its_space_back() -> None:
-    """Its size is not known before, so the system's word comes in the middle of a write."""
+def test_file_that_does_not_fit_frees_its_space() -> None:
+    """The size is unknown beforehand, so the error comes in the middle of a write."""
 
     def endless() -> Iterator[bytes]:
         while True:
@@ -83,62 +85,62 @@ def test_a_file_that_does_not_fit_gives_its_space_back() -> None:
         assert bytes(vault.read(x, "adapter")) == b"x" * 1000
 
 
-def test_the_ledger_on_a_full_disk() -> None:
+def test_ledger_keeps_accepted_operations_on_a_full_disk() -> None:
     with CrashFS(scratch()) as disk:
         asyncio.run(accept_until_full_and_after(disk.root))
         disk.cut()
-        asyncio.run(all_is_there(disk.root, int((disk.root / "told").read_text())))
+        asyncio.run(check_operations(disk.root, int((disk.root / "accepted").read_text())))
 
 
-def test_a_ledger_that_has_no_room_to_open_is_not_called_damaged() -> None:
+def test_ledger_without_space_to_open_is_not_reported_as_damaged() -> None:
     with CrashFS(scratch()) as disk:
         fill(disk.root / "filler")
-        with pytest.raises(LedgerError, match=r"full|I/O") as told:
+        with pytest.raises(LedgerError, match=r"full|I/O") as failure:
             asyncio.run(Ledger.open(disk.root / LEDGER))
-        assert not isinstance(told.value, LedgerDamaged)
+        assert not isinstance(failure.value, LedgerDamaged)
         (disk.root / "filler").unlink()
-        asyncio.run(all_is_there(disk.root, 0))
+        asyncio.run(check_operations(disk.root, 0))
 
 
 async def accept_until_full_and_after(root: Path) -> None:
     ledger = await Ledger.open(root / LEDGER)
-    told = await accept(ledger, 0)
+    accepted = await accept(ledger, 0)
     filler = root / "filler"
     fill(filler)
     refused = 0
-    for _ in range(MANY):  # what has its place in the log already may still fit
+    for _ in range(MANY):  # the log may have allocated space left
         try:
-            told = await accept(ledger, told)
+            accepted = await accept(ledger, accepted)
         except NotWritten:
             refused += 1
             if refused == 3:
                 break
     assert refused == 3
-    again = await ledger.operation_at("s", told - 1)
-    assert again is not None, "what is there can be read"
+    again = await ledger.operation_by_seq_id("s", accepted - 1)
+    assert again is not None, "an accepted operation can't be read"
     filler.unlink()
-    for number in range(told, told + 3):
+    for number in range(accepted, accepted + 3):
         assert await accept(ledger, number) == number + 1
-    (root / "told").write_text(str(told + 3))
-    handle = os.open(root / "told", os.O_RDONLY)
+    (root / "accepted").write_text(str(accepted + 3))
+    handle = os.open(root / "accepted", os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
     await ledger.close()
 
 
 async def accept(ledger: Ledger, number: int) -> int:
-    """Accept it; the number of the next one."""
+    """Accept an operation and return the next number."""
     _, is_new = await ledger.accept(NewOperation("s", number, "step", bytes(20_000)))
     assert is_new
     return number + 1
 
 
-async def all_is_there(root: Path, told: int) -> None:
+async def check_operations(root: Path, accepted: int) -> None:
     ledger = await Ledger.open(root / LEDGER)
     there = await ledger.operations("s")
     await ledger.close()
-    assert [each.seq_id for each in there] == list(range(told))
-    assert all(each.payload == bytes(20_000) for each in there)
+    assert [each.seq_id for each in there] == list(range(accepted))
+    assert [each.payload for each in there] == [bytes(20_000)] * accepted
 
 
 def free(root: Path) -> int:
@@ -147,7 +149,7 @@ def free(root: Path) -> int:
 
 
 def fill(path: Path) -> None:
-    """Take all space that there is."""
+    """Fill the file system with one file."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 4096, 1):
             try:

@@ -1,4 +1,4 @@
-"""What may be found follows from what was begun, told and heard."""
+"""History: the states that are allowed after given reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NEW: Value = {"bytes": "new"}
 BAD: Value = {"damaged": "torn"}
 
 
-def told(program: Callable[[Reporter], None], *, unheard: int = 0) -> History:
-    """What is known after a program, the last lines of which no one could hear."""
+def history_of(program: Callable[[Reporter], None], *, unheard: int = 0) -> History:
+    """Return the history of a program whose last lines were not heard."""
     lines: list[bytes] = []
     program(Reporter(lines.append))
     history = History()
@@ -45,8 +45,8 @@ def rules(history: History, found: dict[str, Value]) -> list[str]:
     return [each.rule for each in history.judge(found)]
 
 
-def test_acknowledged_is_there() -> None:
-    history = told(save)
+def test_acknowledged_change_must_exist() -> None:
+    history = history_of(save)
     assert rules(history, {"x": OLD}) == []
     assert rules(history, {}) == ["acknowledged and lost"]
     assert rules(history, {"x": NEW}) == ["not what was written"]
@@ -54,33 +54,33 @@ def test_acknowledged_is_there() -> None:
     assert rules(history, {"x": OLD, "y": OLD}) == ["there, and should not be"]
 
 
-def test_unacknowledged_is_old_or_new() -> None:
-    history = told(save_and_fail)
+def test_unacknowledged_change_is_old_or_new() -> None:
+    history = history_of(save_and_fail)
     assert rules(history, {"x": OLD}) == []
     assert rules(history, {"x": NEW}) == []
     assert rules(history, {}) == ["neither the old nor the new is there"]
     assert rules(history, {"x": BAD}) == ["damaged"]
 
 
-def test_what_no_one_heard_was_not_acknowledged() -> None:
-    history = told(save, unheard=1)
+def test_unheard_acknowledgement_does_not_count() -> None:
+    history = history_of(save, unheard=1)
     assert rules(history, {"x": OLD}) == []
     assert rules(history, {}) == []
 
 
-def test_one_change_is_there_as_one() -> None:
-    history = told(save_two_and_fail)
+def test_change_of_two_things_is_atomic() -> None:
+    history = history_of(save_two_and_fail)
     assert rules(history, {"x": OLD, "y": OLD}) == []
     assert rules(history, {"x": NEW, "y": NEW}) == []
     assert rules(history, {"x": OLD, "y": NEW}) == ["half of one change"]
 
 
-def test_after_a_later_change_the_failed_one_is_history() -> None:
+def test_later_change_excludes_an_earlier_failed_one() -> None:
     def program(reporter: Reporter) -> None:
         save_and_fail(reporter)
         with reporter.doing({"x": None}):
             pass
 
-    history = told(program)
+    history = history_of(program)
     assert rules(history, {}) == []
     assert rules(history, {"x": NEW}) == ["there, and should not be"]

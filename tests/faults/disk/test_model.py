@@ -1,4 +1,4 @@
-"""The same invariants on a model of a file system: anywhere, without root, in a blink."""
+"""Model file system: the vault's invariants after any crash, without root."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.testing import faulty
@@ -22,6 +22,7 @@ from everstep.testing.modelstore import ModelStore
 from everstep.testing.strategies import crashes, steps
 from everstep.testing.workload import Step, run_steps
 from everstep.vault import Vault
+from tests.profiles import example_count
 
 PROGRAM: list[Step] = [
     ("save", "x", b"a" * 100),
@@ -56,17 +57,17 @@ def judged(log: Log, crash: Crash) -> list[Violation]:
         return check_vault(root / "vault", history)[0]
 
 
-@settings(deadline=None, max_examples=60)
+@example_count(60)
 @given(data=st.data(), program=steps())
-def test_any_program_any_crash(data: st.DataObject, program: list[Step]) -> None:
+def test_vault_survives_any_crash_of_any_program(data: st.DataObject, program: list[Step]) -> None:
     log = record(program)
     for _ in range(5):
         assert judged(log, data.draw(crashes(log))) == []
 
 
-@settings(deadline=None, max_examples=25)
+@example_count(25)
 @given(program=steps())
-def test_where_nothing_crashes_the_vault_is_the_model_store(program: list[Step]) -> None:
+def test_vault_equals_the_model_store_without_a_crash(program: list[Step]) -> None:
     model = ModelStore()
     with scratch() as root:
         vault = Vault(root / "vault")
@@ -77,8 +78,9 @@ def test_where_nothing_crashes_the_vault_is_the_model_store(program: list[Step])
             assert held == model.held
 
 
-def test_a_crash_at_every_call() -> None:
+def test_vault_survives_a_crash_at_every_call() -> None:
     log = record(PROGRAM)
+    assert len(log.entries) > 50
     chance = random.Random(3)
     for position in range(len(log.entries) + 1):
         for ordered in (True, False, False):
@@ -87,16 +89,17 @@ def test_a_crash_at_every_call() -> None:
 
 
 @pytest.mark.parametrize("sort", ["files", "directories"])
-def test_a_forgotten_fsync_is_noticed(sort: faulty.Sort) -> None:
+def test_forgotten_fsync_is_detected(sort: faulty.Sort) -> None:
     log = record(PROGRAM, forget=sort)
     chance = random.Random(4)
     crashes = [log.crash(len(log.entries), chance) for _ in range(20)]
     assert sum(bool(judged(log, each)) for each in crashes) > 10
 
 
-def test_any_one_fsync_of_a_save_that_is_forgotten_is_noticed() -> None:
-    """But for those that are made good: the same directory is synced once more before the end."""
-    made_good, noticed = [], []
+def test_any_single_forgotten_fsync_of_a_save_is_detected() -> None:
+    """A forgotten fsync is harmless only if the same directory is synced again before the end."""
+    made_good: list[Path] = []
+    detected: list[Path] = []
     for nth in itertools.count(1):
         with scratch() as root, Recorded(root) as log, faulty.without_fsync(nth) as synced:
             run_steps(Vault(root / "vault"), PROGRAM[:1], Reporter(log.mark))
@@ -106,27 +109,28 @@ def test_any_one_fsync_of_a_save_that_is_forgotten_is_noticed() -> None:
         chance = random.Random(4)
         lost = any(judged(log, log.crash(len(log.entries), chance)) for _ in range(40))
         assert lost == (forgotten not in synced[nth:]), forgotten.relative_to(root)
-        (noticed if lost else made_good).append(forgotten.relative_to(root))
+        (detected if lost else made_good).append(forgotten.relative_to(root))
     assert len(made_good) <= 3
-    assert sum(each.parent.name == "tmp" for each in noticed) == 3, "two files and the manifest"
-    assert len(noticed) >= 11
+    assert sum(each.parent.name == "tmp" for each in detected) == 3, "two files and the manifest"
+    assert len(detected) >= 11
 
 
-def test_a_vault_in_a_directory_that_someone_made() -> None:
-    """The directory's own name becomes durable with what is saved in it."""
+def test_vault_in_an_existing_directory_is_durable() -> None:
+    """The directory's own name becomes durable with the first save."""
     with scratch() as root, Recorded(root) as log:
         (root / "vault").mkdir()
         run_steps(Vault(root / "vault"), PROGRAM[:1], Reporter(log.mark))
+    assert log.said(len(log.entries))
     chance = random.Random(5)
     for _ in range(20):
         assert judged(log, log.crash(len(log.entries), chance)) == []
 
 
-# The model says what file systems do
+# The model itself
 
 
 def ends(work: str) -> list[dict[str, bytes]]:
-    """All that a power cut may leave after lines of Python that use ``root``."""
+    """Return the states that a power cut may leave after lines of Python that use ``root``."""
     with scratch() as root, Recorded(root) as log:
         exec(work, {"root": root, "os": os, "sync": _sync})
     chance = random.Random(6)
@@ -150,7 +154,7 @@ OVERWRITE = """
 """
 
 
-def test_what_is_not_synced_may_be_anything() -> None:
+def test_unsynced_bytes_may_be_lost_or_zero() -> None:
     found = ends("(root / 'a').write_bytes(b'abc'); sync(root)")
     assert {"a": b"abc"} in found
     assert {"a": b""} in found
@@ -158,25 +162,25 @@ def test_what_is_not_synced_may_be_anything() -> None:
     assert {} not in found
 
 
-def test_a_rename_without_fsync_of_the_file_destroys_both() -> None:
+def test_rename_without_fsync_of_the_file_may_lose_both_contents() -> None:
     found = ends(OVERWRITE + "(root / 't').replace(root / 'a'); sync(root)")
     assert {"a": b"\0\0\0"} in found
     assert {"a": b"old"} not in found
 
 
-def test_a_rename_without_fsync_of_the_directory_may_not_have_happened() -> None:
+def test_rename_without_fsync_of_the_directory_may_be_lost() -> None:
     found = ends(OVERWRITE + "sync(root / 't'); (root / 't').replace(root / 'a')")
     assert any(files.get("a") == b"old" for files in found)
     assert any(files.get("a") == b"new" for files in found)
     assert all(files.get("a") in (b"old", b"new") for files in found)
 
 
-def test_with_both_there_is_one_end() -> None:
+def test_rename_with_both_fsyncs_has_one_outcome() -> None:
     whole = OVERWRITE + "sync(root / 't'); (root / 't').replace(root / 'a'); sync(root)"
     assert ends(whole) == [{"a": b"new"}]
 
 
-def test_names_in_a_directory_that_is_not_durable_are_gone() -> None:
+def test_names_in_an_unsynced_directory_may_be_lost() -> None:
     lines = "(root / 'd').mkdir(); (root / 'd/a').write_bytes(b'a'); sync(root / 'd/a')"
     assert {} in ends(lines + "; sync(root / 'd')")
     assert ends(lines + "; sync(root / 'd'); sync(root)") == [{"d/a": b"a"}]

@@ -1,4 +1,4 @@
-"""The cuts that Everstep survives, under how others save: the harness finds what they lose."""
+"""Peers: the power cuts that Everstep survives lose checkpoints of other libraries."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def violations(nursery: Nursery, peer: str, saves: int) -> list[str]:
 
 @pytest.mark.parametrize("saves", [1, 2], ids=["first", "overwrite"])
 @pytest.mark.parametrize("peer", LOSE)
-def test_they_lose_what_they_said_was_saved(nursery: Nursery, peer: str, saves: int) -> None:
+def test_peer_loses_a_save_that_returned(nursery: Nursery, peer: str, saves: int) -> None:
     assert violations(nursery, peer, saves)
 
 
 @pytest.mark.parametrize("saves", [1, 2], ids=["first", "overwrite"])
-def test_who_is_careful_loses_nothing(nursery: Nursery, saves: int) -> None:
+def test_careful_save_loses_nothing(nursery: Nursery, saves: int) -> None:
     assert violations(nursery, "carefully", saves) == []

@@ -1,18 +1,21 @@
-"""The power is cut under a program that saves, overwrites, deletes, collects, accepts, succeeds.
+"""Power cuts under a program that uses vault and ledger.
 
-Real file systems, the real kernel: what was not on the device is gone. The home goes through all
-cuts of a test, one life after the other; after each it is opened and looked through.
+The file systems and the kernel are real: data that was not on the device is lost. One home goes
+through all cuts of a test, and is opened and checked after each.
+
+A commit makes a fifth of the cuts, which its hash chooses. `make soak` makes all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
 import pytest
 
 import everstep.ledger
-import everstep.vault  # noqa: F401  they register their failpoints
+import everstep.vault  # noqa: F401  registers their failpoints
 from everstep.failpoints import registered
 from everstep.testing import faulty
 from everstep.testing.crashfs import CrashFS, scratch
@@ -24,6 +27,7 @@ from everstep.testing.nursery import Nursery
 from everstep.testing.workload import run_steps
 from everstep.vault import Vault
 from tests.faults.disk.limits import SOAK, rounds
+from tests.faults.rotation import share_of_commit
 
 FAILPOINTS = [name for name in registered() if name.split(".")[0] in ("vault", "ledger")]
 KINDS = [
@@ -35,7 +39,8 @@ KINDS = [
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 3 * SOAK)]
 STEPS = 25
 CUTS = {"failpoint": 80, "acknowledged": 40, "call": 60, "random": 40}
-"""On each kind of file system."""
+"""The number of cuts on each kind of file system. A commit makes one of the shares."""
+SHARES = 5
 RARE = ("vault.delete.removed", "vault.collect.marked")
 
 
@@ -43,85 +48,106 @@ def seed(chance: random.Random) -> int:
     return chance.randrange(1 << 30)
 
 
-def good(end: End) -> None:
+def cuts_of_commit(which: str) -> int:
+    """Return the number of cuts that this run makes on a disk."""
+    return CUTS[which] // (1 if SOAK else SHARES)
+
+
+def check_end(end: End) -> None:
     assert end.violations == []
     assert end.failures == []
 
 
-def test_there_are_cuts_enough() -> None:
+def test_number_of_cuts_is_sufficient() -> None:
     assert len(FAILPOINTS) >= 8
     assert sum(CUTS.values()) >= 200
+    assert [count % SHARES for count in CUTS.values()] == [0] * len(CUTS)
 
 
+@pytest.mark.long(reason="a power cut for each failpoint")
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_every_failpoint(kind: str, nursery: Nursery) -> None:
-    """Wherever something is half done."""
+def test_cut_at_every_failpoint_loses_nothing(kind: str, nursery: Nursery) -> None:
+    """Cut the power in the middle of each operation."""
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
             reached = dict.fromkeys(FAILPOINTS, 0)
-            for number in range(10):
-                for name in FAILPOINTS:
-                    nth = 1 + (number // 3 if name in RARE else 2 * number)
-                    end = lives.until_failpoint(name, nth, seed=seed(chance), steps=STEPS)
-                    good(end)
-                    reached[name] += end.reached
-            assert disk.cuts >= CUTS["failpoint"]
-            assert min(reached.values()) >= 5, reached
+            # Each share has early and late calls: few programs reach the late ones.
+            pairs = [
+                [
+                    (name, 1 + (number // 3 if name in RARE else 2 * number), seed(chance))
+                    for number in (early, 9 - early)
+                    for name in FAILPOINTS
+                ]
+                for early in range(5)
+            ]
+            chosen = share_of_commit(pairs, SHARES, "pairs of calls")
+            for name, nth, base in itertools.chain.from_iterable(chosen):
+                end = lives.until_failpoint(name, nth, seed=base, steps=STEPS)
+                check_end(end)
+                reached[name] += end.reached
+            assert disk.cuts == 2 * len(FAILPOINTS) * len(chosen)
+            assert disk.cuts >= CUTS["failpoint"] // (1 if SOAK else SHARES)
+            assert min(reached.values()) >= len(chosen), reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_soon_as_something_is_acknowledged(kind: str, nursery: Nursery) -> None:
-    """Nothing that comes later can have made it durable."""
+def test_cut_right_after_an_acknowledgement_loses_nothing(kind: str, nursery: Nursery) -> None:
+    """Cut before any later fsync could make the acknowledged work durable."""
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for number in range(CUTS["acknowledged"]):
-                end = lives.until_paused(
-                    seed=seed(chance),
-                    steps=STEPS,
-                    pause_after=chance.randint(1, 12),
-                    pause_on=("vault:", "operation:", "row:", "")[number % 4],
-                )
-                good(end)
+            cases = [
+                {
+                    "seed": seed(chance),
+                    "pause_after": chance.randint(1, 12),
+                    "pause_on": ("vault:", "operation:", "row:", "")[number % 4],
+                }
+                for number in range(CUTS["acknowledged"])
+            ]
+            for case in share_of_commit(cases, SHARES, "cuts"):
+                end = lives.until_paused(steps=STEPS, **case)
+                check_end(end)
                 assert end.reached
                 assert end.acknowledged
-            assert disk.cuts == CUTS["acknowledged"]
+            assert disk.cuts == cuts_of_commit("acknowledged")
 
 
+@pytest.mark.long(reason="a power cut before each of many calls")
 @pytest.mark.parametrize("kind", KINDS)
-def test_before_any_call_that_changes_the_vault(kind: str, nursery: Nursery) -> None:
-    """The seed repeats them exactly."""
+def test_cut_before_any_call_loses_nothing(kind: str, nursery: Nursery) -> None:
+    """Cut before a call that the seed chooses and repeats exactly."""
     pending = 0
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for _ in range(CUTS["call"]):
-                call = chance.randint(1, 120)
-                end = lives.until_paused(seed=seed(chance), steps=STEPS, hang_at_call=call)
-                good(end)
+            cases = [(chance.randint(1, 120), seed(chance)) for _ in range(CUTS["call"])]
+            for call, base in share_of_commit(cases, SHARES, "cuts"):
+                end = lives.until_paused(seed=base, steps=STEPS, hang_at_call=call)
+                check_end(end)
                 pending += end.pending
-            assert disk.cuts == CUTS["call"]
-    assert pending >= 10, "hardly anything was under way"
+            assert disk.cuts == cuts_of_commit("call")
+    assert pending >= cuts_of_commit("call") // 6, "too few changes were in progress"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_random_moments(kind: str, nursery: Nursery) -> None:
-    """The seed repeats the work and the delays, the kernel decides the rest."""
+def test_cut_at_random_moments_loses_nothing(kind: str, nursery: Nursery) -> None:
+    """Cut after a delay. The seed repeats work and delays, but not the kernel's timing."""
     pending = 0
     for chance in rounds():
         with CrashFS(scratch(), kind) as disk:
             lives = Lives(nursery, disk)
-            for _ in range(CUTS["random"]):
-                end = lives.until(chance.uniform(0, 0.15), seed=seed(chance), steps=4 * STEPS)
-                good(end)
+            cases = [(chance.uniform(0, 0.15), seed(chance)) for _ in range(CUTS["random"])]
+            for seconds, base in share_of_commit(cases, SHARES, "cuts"):
+                end = lives.until(seconds, seed=base, steps=4 * STEPS)
+                check_end(end)
                 pending += end.pending
-            assert disk.cuts == CUTS["random"]
-    assert pending >= 10, "hardly anything was under way"
+            assert disk.cuts == cuts_of_commit("random")
+    assert pending >= cuts_of_commit("random") // 4, "too few changes were in progress"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_disk_is_gone_also_when_it_is_left_without_power(kind: str) -> None:
+def test_disk_without_power_is_unmounted_and_removed(kind: str) -> None:
     with pytest.raises(RuntimeError), CrashFS(scratch(), kind) as disk:
         disk.power_off()
         raise RuntimeError
@@ -129,7 +155,7 @@ def test_a_disk_is_gone_also_when_it_is_left_without_power(kind: str) -> None:
     assert not disk.root.parent.exists()
 
 
-# The tests above would notice
+# Checks of the tests above
 
 
 FORGOTTEN = {"files": "damaged", "directories": "acknowledged and lost"}
@@ -137,7 +163,7 @@ FORGOTTEN = {"files": "damaged", "directories": "acknowledged and lost"}
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize("sort", FORGOTTEN)
-def test_a_forgotten_fsync_is_noticed(sort: str, nursery: Nursery) -> None:
+def test_forgotten_fsync_is_detected(sort: str, nursery: Nursery) -> None:
     caught: list[Violation] = []
     for number in range(5):
         with CrashFS(scratch()) as disk:
@@ -151,8 +177,8 @@ def test_a_forgotten_fsync_is_noticed(sort: str, nursery: Nursery) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_forgotten_fsync_is_noticed(kind: str) -> None:
-    """Of any file, and of the last directory; the last makes good what other directories need."""
+def test_single_forgotten_fsync_is_detected(kind: str) -> None:
+    """Forget the fsync of each file, and of the last directory, which replaces earlier ones."""
 
     def saved(forgotten: int) -> tuple[list[Path], list[str]]:
         lines: list[bytes] = []
@@ -173,7 +199,7 @@ def test_one_forgotten_fsync_is_noticed(kind: str) -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_an_unsynced_file_is_gone(tmp_path: Path) -> None:
+def test_unsynced_file_is_lost(tmp_path: Path) -> None:
     with CrashFS(scratch()) as disk:
         (disk.root / "a").write_bytes(b"a")
         disk.cut()

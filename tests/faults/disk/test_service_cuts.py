@@ -1,7 +1,8 @@
-"""P3 when the machine loses power: service, worker and disk end at once, and no client notices.
+"""P3 during power cuts: service, worker and disk stop at once, and clients get the same results.
 
-The clients are elsewhere: unmodified, in the middle of their rounds. The service's whole home is on
-a disk of which nothing is left but what was on the device.
+Unmodified clients run on another machine, in the middle of their rounds. The home is on a disk
+that loses all data that was not on the device. A commit cuts at a fifth of the failpoints, which
+its hash chooses, and `make soak` at all of them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import pytest
 import tinker
 
 import everstep
-import everstep.runtime.commands
 import everstep.server
+import everstep.worker.commands
 from everstep import failpoints
 from everstep.testing.crashfs import CrashFS, scratch
 from everstep.testing.devices import why_not
@@ -29,6 +30,7 @@ from tests.conftest import Service
 from tests.faults.cycle import Looper, Setbacks, uninterrupted
 from tests.faults.disk.limits import SOAK, rounds
 from tests.faults.keeper import Keeper
+from tests.faults.rotation import share_of_commit
 from tests.faults.test_failpoints import POINTS, check_all_listed_load
 
 pytestmark = [
@@ -38,17 +40,18 @@ pytestmark = [
 ]
 SIZE = 256 << 20
 CHOSEN = [name for name in POINTS if SOAK or name.split(".")[0] in ("runtime", "worker")]
-"""Those of vault and ledger have hundreds of cuts of their own in `test_power_cuts`."""
-RANDOM_CUTS = 6
+"""`test_power_cuts` covers the failpoints of vault and ledger with hundreds of cuts."""
+SHARES = 5
+RANDOM_CUTS = 6 if SOAK else 3
 SEEDS = {everstep: 21, tinker: 22}
 
 
 class Machine:
-    """A machine with one disk, on which the service runs.
+    """A machine with one disk that runs the service.
 
     Args:
         disk: holds its home.
-        directory: for what is to survive: logs, and which failpoints fired.
+        directory: for files that survive a cut: logs, and the failpoints that fired.
     """
 
     def __init__(self, disk: CrashFS, directory: Path) -> None:
@@ -59,17 +62,17 @@ class Machine:
             disk.root / "home",
             "replay_seconds=0.2",
             f"disk_reserve_bytes={1 << 20}",
-            "worker_attempts=1000",  # it is killed without end until it hangs
+            "worker_attempts=1000",  # a worker is killed again and again until it hangs
             environment=self._arming,
             log=directory / "service.log",
         )
 
     def arm(self, failpoint: str | None) -> None:
-        """Have the service that starts next hang at a failpoint."""
+        """Let the next started service hang at a failpoint."""
         self._armed = failpoint
 
     def hangs(self) -> bool:
-        """Whether it does."""
+        """Return whether the service hangs at the failpoint."""
         return self._armed is not None and (self._marks() / self._armed).exists()
 
     def lose_power(self) -> None:
@@ -82,7 +85,7 @@ class Machine:
         self.keeper.wait_until(lambda: self.keeper.starts > starts)
 
     def _powered_on(self) -> bool:
-        """Not before the kernel has closed the files of those who were killed."""
+        """Switch the power on. Fails until the kernel has closed the files of killed processes."""
         try:
             self._disk.power_on()
         except OSError as error:
@@ -106,26 +109,26 @@ class Machine:
 
 @contextmanager
 def machine(directory: Path) -> Iterator[Machine]:
-    """A machine that is switched off in the end."""
+    """Yield a machine, and switch it off at the end."""
     with CrashFS(scratch(), size=SIZE) as disk:
         running = Machine(disk, directory)
         with running.keeper:
             yield running
 
 
-def through(victim: Machine, service: Service, cuts: Callable[[list[Looper]], None]) -> None:
-    """Have clients go round while power is cut; then look at what they saw, and what is left."""
+def run_through(victim: Machine, service: Service, cuts: Callable[[list[Looper]], None]) -> None:
+    """Run clients during power cuts, then check their results and the checkpoints."""
     loopers = [Looper(sdk, victim.keeper.url, seed) for sdk, seed in SEEDS.items()]
     done = threading.Event()
 
-    def go_round(looper: Looper) -> list[Any]:
+    def run_rounds(looper: Looper) -> list[Any]:
         seen = []
         while not done.is_set():
             seen.append(looper.round())
         return seen
 
     with ThreadPoolExecutor(len(loopers)) as pool:
-        running = [pool.submit(go_round, looper) for looper in loopers]
+        running = [pool.submit(run_rounds, looper) for looper in loopers]
         try:
             cuts(loopers)
         finally:
@@ -135,20 +138,26 @@ def through(victim: Machine, service: Service, cuts: Callable[[list[Looper]], No
         check_all_listed_load(victim.keeper.home, looper.listed())
         looper.close()
     for (sdk, seed), numbers in zip(SEEDS.items(), seen, strict=True):
+        assert numbers, "a client completed no round"
         assert numbers == uninterrupted(sdk, service.url, seed, len(numbers))
 
 
-def test_at_every_failpoint_of_the_service(tmp_path: Path, service: Service) -> None:
+@pytest.mark.long(reason="starts of a service on a disk, one a failpoint")
+def test_power_cut_at_every_failpoint_of_the_service_loses_nothing(
+    tmp_path: Path, service: Service
+) -> None:
+    chosen = share_of_commit(CHOSEN, SHARES, "failpoints")
+    assert chosen
     for _ in rounds():
         with machine(tmp_path) as victim:
-            through(victim, service, partial(cut_at_each, victim))
+            run_through(victim, service, partial(cut_at_each, victim, chosen))
 
 
-def cut_at_each(victim: Machine, loopers: list[Looper]) -> None:
-    """Cut the power where the service hangs; what starts then hangs at the next failpoint."""
-    victim.arm(CHOSEN[0])
+def cut_at_each(victim: Machine, names: list[str], loopers: list[Looper]) -> None:
+    """Cut the power where the service hangs. The next service hangs at the next failpoint."""
+    victim.arm(names[0])
     victim.keeper.kill()
-    for name, following in zip(CHOSEN, [*CHOSEN[1:], None], strict=True):
+    for name, following in zip(names, [*names[1:], None], strict=True):
         if name.startswith("runtime.recover"):
             victim.keeper.wait_until(partial(hangs_over, victim, Setbacks(victim.keeper, loopers)))
         else:
@@ -158,20 +167,21 @@ def cut_at_each(victim: Machine, loopers: list[Looper]) -> None:
 
 
 def hangs_over(victim: Machine, setbacks: Setbacks) -> bool:
-    """Whether it hangs at what it recovers from; where not, the next setback."""
+    """Return whether the service hangs during recovery. If not, cause the next setback."""
     if not victim.hangs():
         setbacks.next()
     return victim.hangs()
 
 
-def test_at_random_moments(tmp_path: Path, service: Service) -> None:
+@pytest.mark.long(reason="a service process and a disk for each cut")
+def test_power_cut_at_random_moments_loses_nothing(tmp_path: Path, service: Service) -> None:
     for chance in rounds():
         with machine(tmp_path) as victim:
-            through(victim, service, partial(cut_at_random, victim, chance))
+            run_through(victim, service, partial(cut_at_random, victim, chance))
 
 
 def cut_at_random(victim: Machine, chance: random.Random, loopers: list[Looper]) -> None:
-    """Cut the power at moments that the seed repeats."""
+    """Cut the power at moments drawn from the seed."""
     for _ in range(RANDOM_CUTS):
         victim.keeper.wait_ready()
         threading.Event().wait(chance.uniform(0.0, 2.5))  # the moment is what is tested

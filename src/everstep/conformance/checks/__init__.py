@@ -1,4 +1,4 @@
-"""The checks, a module for each kind of promise. Importing a module registers its checks."""
+"""The checks, one module for each kind of promise. Importing a module registers its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fails takes its place in the order and leaves nothing behind."""
+"""Failures: a failed operation uses its sequence id and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from everstep.conformance.numbers import Trace
 from everstep.conformance.operations import Pending
 from everstep.conformance.registry import check
 from everstep.conformance.runs import Run, saved_path
-from everstep.conformance.verdicts import Broken, NotSupported
+from everstep.conformance.verdicts import NotSupported, PromiseBroken
 from everstep.wire import types
 
 _NO_TOKEN = 2**30
@@ -17,26 +17,26 @@ _NO_TOKEN = 2**30
 
 @check(
     "failed-operation",
-    "A forward_backward that fails takes its seq_id, so that what follows goes on, and leaves no "
-    "gradient.",
+    "A forward_backward that fails uses its seq_id, so that later operations continue, and leaves "
+    "no gradient.",
 )
 def failed_operation(bench: Bench) -> str:
-    """A good datum and a bad one in one request: nothing of either stays."""
+    """Submit a good datum and a bad one in one request: neither leaves a gradient."""
     expected = bench.train(bench.from_base(), 2)
-    for what, submit in _BAD.items():
+    for fault, submit in _BAD.items():
         run = bench.from_base()
         failed = submit(bench, run).outcome()
         if failed.ok:
             continue
-        failed.must_blame_user(f"A forward_backward with {what} did not fail.")
+        failed.must_blame_user(f"A forward_backward with {fault} did not fail.")
         bench.must_equal(
             bench.train(run, 2),
             expected,
-            f"A forward_backward with {what} failed and left something behind.",
+            f"A forward_backward with {fault} failed and left something behind.",
             failed.sent,
         )
-        return f"tried with {what}"
-    raise NotSupported(f"none of this is refused: {', '.join(_BAD)}")
+        return f"tried with {fault}"
+    raise NotSupported(f"the service refuses none of: {', '.join(_BAD)}")
 
 
 @check(
@@ -44,13 +44,13 @@ def failed_operation(bench: Bench) -> str:
     "A load that fails leaves the run as it was: weights, moments and pending gradients.",
 )
 def failed_load(bench: Bench) -> None:
-    """Loads of nothing, of what is no path, and of an optimizer's state that isn't there."""
+    """Load missing checkpoints, an invalid path, and an optimizer state that doesn't exist."""
     run = bench.from_base()
-    saved = run.save_for_sampler("weak").outcome().needed("Saving for sampling")
+    saved = run.save_for_sampler("weak").outcome().require("Saving for sampling")
     wrong = [
         (run.path_of("weights", "never-saved"), False),
         (run.path_of("weights", "never-saved"), True),
-        ("no path at all", False),
+        ("not a path", False),
         (saved_path(saved), True),
     ]
     expected, _ = _around(bench, bench.from_base(), [])
@@ -60,10 +60,10 @@ def failed_load(bench: Bench) -> None:
 
 @check(
     "failed-create",
-    "A run whose checkpoint can't be loaded does not come to exist.",
+    "A run whose checkpoint can't be loaded is not created.",
 )
 def failed_create(bench: Bench) -> None:
-    """From nothing, then ask for the run that it would have been."""
+    """Create a run from a missing checkpoint, then request that run."""
     run = bench.from_base()
     number = bench.session.next_run()
     outcome = bench.session.create_from_state(
@@ -74,17 +74,17 @@ def failed_create(bench: Bench) -> None:
     answer = bench.session.post("/get_info", types.GetInfoRequest(model_id=model_id))
     if not answer.refused:
         text = "A run exists although its checkpoint could not be loaded."
-        raise Broken(text, answer.sent, answer.came_back)
+        raise PromiseBroken(text, answer.sent, answer.came_back)
 
 
 def _around(bench: Bench, run: Run, loads: Sequence[tuple[str, bool]]) -> tuple[Trace, str]:
-    """Train with loads that fail between gradients and their step; what was sent last."""
+    """Train with failing loads between gradients and their step. Also returns the last request."""
     trace = bench.train(run, 2)
     run.forward_backward(bench.data(50))
     sent = ""
     for path, optimizer in loads:
         outcome = run.load(path, optimizer=optimizer).outcome()
-        outcome.must_blame_user("A load of what can't be loaded did not fail.")
+        outcome.must_blame_user("A load of a checkpoint that can't be loaded did not fail.")
         sent = outcome.sent
     run.optim_step(LEARNING_RATE)
     return [*trace, *bench.train(run, 2, shift=20)], sent

@@ -1,4 +1,4 @@
-"""Names and paths that would lead elsewhere are refused, and nothing elsewhere is touched."""
+"""Names: invalid names and paths are refused, and change nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from everstep.conformance.operations import route_absent
 from everstep.conformance.registry import check
 from everstep.conformance.runs import Run, saved_path
 from everstep.conformance.transport import short
-from everstep.conformance.verdicts import Broken, NotSupported
+from everstep.conformance.verdicts import NotSupported, PromiseBroken
 
 BAD_NAMES = (
     "",
@@ -31,11 +31,11 @@ BAD_NAMES = (
 
 @check(
     "bad-names",
-    "A save under a name that is no plain name (../../x, %2e%2e, empty, very long, …) is refused "
-    "as the request's own fault, and touches nothing.",
+    "A save under an invalid name (../../x, %2e%2e, empty, very long, …) is refused as a wrong "
+    "request, and changes nothing.",
 )
 def bad_names(bench: Bench) -> None:
-    """Both kinds of saves, beside a checkpoint that has to stay as it is."""
+    """Save both kinds, beside a checkpoint that has to stay unchanged."""
     bystander, path, before = _bystander(bench)
     run = bench.from_base()
     refused = [
@@ -43,19 +43,19 @@ def bad_names(bench: Bench) -> None:
     ]
     for name, pending in refused:
         pending.outcome().must_blame_user(f"A checkpoint could be named {short(repr(name), 60)}.")
-    sent = "saves under names that were refused"
-    if left := bench.checkpoints(run):
-        raise Broken("A refused name is listed.", sent, str(sorted(left)))
-    _must_be_untouched(bench, bystander, path, before, sent)
+    sent = "saves under invalid names"
+    if listed := bench.checkpoints(run):
+        raise PromiseBroken("A refused name is listed.", sent, str(sorted(listed)))
+    _must_be_unchanged(bench, bystander, path, before, sent)
 
 
 @check(
     "bad-paths",
-    "Paths that are not tinker://<run>/<kind>/<name> are refused wherever one can be given, and "
+    "Paths that are not tinker://<run>/<kind>/<name> are refused by every call that takes one, and "
     "lead to no checkpoint.",
 )
 def bad_paths(bench: Bench) -> None:
-    """Detours to a checkpoint that exists."""
+    """Use path traversals to an existing checkpoint."""
     bystander, path, before = _bystander(bench)
     run = bench.from_base()
     other = f"{bystander.model_id}/weights/bystander"
@@ -72,27 +72,27 @@ def bad_paths(bench: Bench) -> None:
     )
     for detour in detours:
         outcome = bench.session.create_from_state(detour, optimizer=False)
-        outcome.must_blame_user("A run could be created from a path that is none.")
+        outcome.must_blame_user("A run could be created from an invalid path.")
         answer = bench.info(detour)
         if not answer.refused and not route_absent(answer):
-            text = "weights_info did not refuse a path that is none."
-            raise Broken(text, answer.sent, answer.came_back)
+            text = "weights_info did not refuse an invalid path."
+            raise PromiseBroken(text, answer.sent, answer.came_back)
         answer = bench.sampler(detour)
         if not answer.refused and not route_absent(answer):
-            text = "A sampler could be created on a path that is none."
-            raise Broken(text, answer.sent, answer.came_back)
-    _must_be_untouched(bench, bystander, path, before, "paths that were refused")
+            text = "A sampler could be created on an invalid path."
+            raise PromiseBroken(text, answer.sent, answer.came_back)
+    _must_be_unchanged(bench, bystander, path, before, "invalid paths")
 
 
 @check(
     "bad-deletions",
-    "A deletion through an encoded detour deletes nothing.",
+    "A deletion through an encoded path traversal deletes nothing.",
 )
 def bad_deletions(bench: Bench) -> None:
-    """%2e%2e, %2f and their like in the address of a checkpoint of another run."""
+    """Use %2e%2e, %2f and the like in the address of another run's checkpoint."""
     bystander, path, before = _bystander(bench)
     run = bench.from_base()
-    here = saved_path(run.save("here").outcome().needed("Saving a checkpoint"))
+    here = saved_path(run.save("here").outcome().require("Saving a checkpoint"))
     up = f"%2e%2e/%2e%2e/{bystander.model_id}/checkpoints/weights/bystander"
     detours = (
         f"weights/{up}",
@@ -110,28 +110,30 @@ def bad_deletions(bench: Bench) -> None:
     for detour in detours:
         answer = bench.delete(run, detour)
         if answer.status >= 500:
-            text = "A deletion through a detour failed as if the service had."
-            raise Broken(text, answer.sent, answer.came_back)
+            text = "A deletion through a path traversal failed with a server error."
+            raise PromiseBroken(text, answer.sent, answer.came_back)
         sent = answer.sent
         if here not in bench.checkpoints(run):
-            raise Broken("A deletion through a detour deleted a checkpoint.", sent, here)
-    _must_be_untouched(bench, bystander, path, before, sent)
+            raise PromiseBroken(
+                "A deletion through a path traversal deleted a checkpoint.", sent, here
+            )
+    _must_be_unchanged(bench, bystander, path, before, sent)
     if route_absent(bench.delete(run, "weights/here")):
-        raise NotSupported("the service deletes no checkpoints")
+        raise NotSupported("the service does not delete checkpoints")
 
 
 def _bystander(bench: Bench) -> tuple[Run, str, Trace]:
-    """A run with a checkpoint that nothing should touch, and what it gives."""
+    """Create a run with a checkpoint that must not change, and return its logprobs."""
     run = bench.from_base()
-    path = saved_path(run.save("bystander").outcome().needed("Saving a checkpoint"))
-    return run, path, bench.look(run)
+    path = saved_path(run.save("bystander").outcome().require("Saving a checkpoint"))
+    return run, path, bench.logprobs(run)
 
 
-def _must_be_untouched(bench: Bench, run: Run, path: str, before: Trace, sent: str) -> None:
+def _must_be_unchanged(bench: Bench, run: Run, path: str, before: Trace, sent: str) -> None:
     listed = sorted(bench.checkpoints(run))
     if listed != [path]:
-        raise Broken("Another run's checkpoints were touched.", sent, f"it has {listed}")
+        raise PromiseBroken("Another run's checkpoints were changed.", sent, f"it has {listed}")
     load = bench.session.create_from_state(path, optimizer=True)
-    load.must("Another run's checkpoint can no longer be loaded.")
-    after = bench.look(bench.session.run_of(load, "load_weights"))
+    load.must_succeed("Another run's checkpoint can no longer be loaded.")
+    after = bench.logprobs(bench.session.run_of(load, "load_weights"))
     bench.must_equal(after, before, "Another run's checkpoint gives other weights.", sent)

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint with its optimizer is the run that never stopped."""
+"""Resume: a run that is restored with its optimizer continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from everstep.conformance.bench import Bench
 from everstep.conformance.numbers import Trace, difference
 from everstep.conformance.registry import check
 from everstep.conformance.runs import Run, saved_path
-from everstep.conformance.verdicts import Broken, NotSupported
+from everstep.conformance.verdicts import NotSupported, PromiseBroken
 
 _STEPS_AFTER = 2
 _SHIFT_AFTER = 10
@@ -14,8 +14,8 @@ _SHIFT_AFTER = 10
 
 @check(
     "exact-resume",
-    "A run saved at step k and created again from there with its optimizer gives the losses and "
-    "logprobs of the run that was never interrupted, bit for bit.",
+    "A run saved at step k and restored with its optimizer gives the losses and logprobs of the "
+    "uninterrupted run, bit for bit.",
 )
 def exact_resume(bench: Bench) -> None:
     """Save between two steps."""
@@ -25,8 +25,7 @@ def exact_resume(bench: Bench) -> None:
 
 @check(
     "exact-resume-pending",
-    "The same holds for a run saved with gradients that no step has used yet: they are part of "
-    "its state.",
+    "The same holds for a run saved with pending gradients, which are part of its state.",
 )
 def exact_resume_pending(bench: Bench) -> None:
     """Save between a forward_backward and its optim_step."""
@@ -36,59 +35,65 @@ def exact_resume_pending(bench: Bench) -> None:
 
 @check(
     "exact-resume-live",
-    "The same holds for a live run that has gone elsewhere and loads the checkpoint with its "
+    "The same holds for a live run that has trained further and loads the checkpoint with its "
     "optimizer.",
 )
 def exact_resume_live(bench: Bench) -> None:
-    """Load into the run that saved, after it went on, with gradients pending."""
+    """Load into the run that saved, after further training, with gradients pending."""
     run, path, expected = _interrupted(bench, pending=True)
     run.forward_backward(bench.data(77))
     load = run.load(path, optimizer=True).outcome()
     if not load.ok and "not permitted" in load.error:
-        raise NotSupported("the service takes a load as a run's first operation only")
-    load.must("A checkpoint could not be loaded with its optimizer into the run that saved it.")
-    apart = difference(_go_on(bench, run), expected)
+        raise NotSupported("the service only allows a load as a run's first operation")
+    load.must_succeed(
+        "A checkpoint could not be loaded with its optimizer into the run that saved it."
+    )
+    apart = difference(_continue(bench, run), expected)
     if apart.count:
-        raise Broken(
-            "The run is not the one that was saved: it went on otherwise.",
+        raise PromiseBroken(
+            "The run does not continue as the one that was saved.",
             load.sent,
-            bench.told(apart),
+            bench.describe(apart),
         )
 
 
 @check(
     "optimizer-restored",
-    "Restored with its optimizer a run goes on as if uninterrupted, restored without it it "
-    "doesn't: the optimizer's state is really there, and really left out.",
+    "A run restored with its optimizer continues as if uninterrupted, and one restored without it "
+    "does not: the optimizer state is really restored, and really left out.",
 )
 def optimizer_restored(bench: Bench) -> None:
-    """Three-way: uninterrupted = resumed ≠ cold."""
+    """Compare three runs: uninterrupted = resumed ≠ cold."""
     _, path, uninterrupted = _interrupted(bench, pending=False)
     resumed = bench.session.create_from_state(path, optimizer=True)
-    resumed.must("A checkpoint could not be restored with its optimizer.")
-    resumed_trace = _go_on(bench, bench.session.run_of(resumed, "load_weights"))
+    resumed.must_succeed("A checkpoint could not be restored with its optimizer.")
+    resumed_trace = _continue(bench, bench.session.run_of(resumed, "load_weights"))
     cold = bench.session.create_from_state(path, optimizer=False)
-    cold.must("A checkpoint could not be restored without its optimizer.")
-    cold_trace = _go_on(bench, bench.session.run_of(cold, "load_weights"))
+    cold.must_succeed("A checkpoint could not be restored without its optimizer.")
+    cold_trace = _continue(bench, bench.session.run_of(cold, "load_weights"))
     bench.must_equal(
         cold_trace[:1], uninterrupted[:1], "Restored weights are not those saved.", cold.sent
     )
     bench.must_equal(
         resumed_trace,
         uninterrupted,
-        "The run restored with its optimizer goes on otherwise than the uninterrupted one.",
+        "The run restored with its optimizer differs from the uninterrupted one.",
         resumed.sent,
     )
     bench.must_differ(
         cold_trace,
         uninterrupted,
-        "The run restored without its optimizer goes on as if it had it: the state leaked in.",
+        "The run restored without its optimizer continues as if it had it: the state leaked in.",
         cold.sent,
     )
 
 
 def _interrupted(bench: Bench, *, pending: bool) -> tuple[Run, str, Trace]:
-    """A run that saves twice and goes on at once; its second checkpoint, and what came after."""
+    """Train a run that saves twice and continues at once.
+
+    Returns:
+        The run, its second checkpoint, and the results of its further training.
+    """
     run = bench.new_run()
     bench.train(run, 1)
     run.save("early")
@@ -96,20 +101,22 @@ def _interrupted(bench: Bench, *, pending: bool) -> tuple[Run, str, Trace]:
     if pending:
         run.forward_backward(bench.data(50))
     save = run.save("half")
-    expected = _go_on(bench, run)
-    return run, saved_path(save.outcome().needed("Saving a checkpoint")), expected
+    expected = _continue(bench, run)
+    return run, saved_path(save.outcome().require("Saving a checkpoint")), expected
 
 
-def _go_on(bench: Bench, run: Run) -> Trace:
+def _continue(bench: Bench, run: Run) -> Trace:
     return bench.train(run, _STEPS_AFTER, shift=_SHIFT_AFTER)
 
 
 def _must_be_exact(bench: Bench, path: str, expected: Trace) -> None:
     restored = bench.session.create_from_state(path, optimizer=True)
-    restored.must("A checkpoint could not be restored with its optimizer.")
-    resumed = _go_on(bench, bench.session.run_of(restored, "load_weights"))
+    restored.must_succeed("A checkpoint could not be restored with its optimizer.")
+    resumed = _continue(bench, bench.session.run_of(restored, "load_weights"))
     apart = difference(resumed, expected)
     if apart.count:
-        raise Broken(
-            "The resumed run is not the uninterrupted one.", restored.sent, bench.told(apart)
+        raise PromiseBroken(
+            "The resumed run differs from the uninterrupted one.",
+            restored.sent,
+            bench.describe(apart),
         )

@@ -1,4 +1,4 @@
-"""Sampling and training do not touch one another."""
+"""Samplers: sampling and training do not affect each other."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from everstep.conformance.verdicts import NotSupported
 
 @check(
     "sampling-leaves-run",
-    "Sampling from an older checkpoint of a run leaves the live run as it is: weights, moments and "
-    "pending gradients.",
+    "Sampling from an older checkpoint of a run does not change the live run's weights, moments "
+    "and pending gradients.",
 )
 def sampling_leaves_run(bench: Bench) -> None:
     """Sample between gradients and their step."""
     expected = _train_around(bench, bench.from_base(), None)
     run = bench.from_base()
-    old = saved_path(run.save_for_sampler("old").outcome().needed("Saving for sampling"))
+    old = saved_path(run.save_for_sampler("old").outcome().require("Saving for sampling"))
     trace = _train_around(bench, run, old)
     bench.must_equal(
         trace,
@@ -30,26 +30,26 @@ def sampling_leaves_run(bench: Bench) -> None:
 
 @check(
     "sampler-stays",
-    "A sampler goes on giving the weights it was made from, however its run is trained after.",
+    "A sampler keeps the weights it was created from while its run is trained further.",
 )
 def sampler_stays(bench: Bench) -> None:
-    """A named and an unnamed one."""
+    """Use a named and an unnamed sampler."""
     run = bench.from_base()
-    saved = run.save_for_sampler("named").outcome().needed("Saving for sampling")
+    saved = run.save_for_sampler("named").outcome().require("Saving for sampling")
     samplers = [bench.sampler_id(saved_path(saved))]
     unnamed = run.save_for_sampler(None).outcome()
     if unnamed.ok:
         samplers.append(str(unnamed.value.get("sampling_session_id")))
     before = [bench.sample(sampler, 0) for sampler in samplers]
     bench.train(run, 2)
-    moved = run.save_for_sampler("moved").outcome().needed("Saving for sampling")
+    moved = run.save_for_sampler("moved").outcome().require("Saving for sampling")
     if bench.same(bench.sample_from(saved_path(moved)), before[0]):
-        raise NotSupported("training does not show in what is sampled")
+        raise NotSupported("training does not change the samples")
     for sampler, wanted in zip(samplers, before, strict=True):
         bench.must_equal(
             bench.sample(sampler, 1),
             wanted,
-            "A sampler changed when its run was trained on.",
+            "A sampler changed when its run was trained further.",
             f"asample with sampling_session_id {sampler}",
         )
 

@@ -1,4 +1,4 @@
-"""Nothing of one key can be read, used or deleted with another."""
+"""Tenants: another key gives no access to a run, its checkpoints and its results."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ from collections.abc import Callable
 from everstep.conformance.bench import Bench
 from everstep.conformance.registry import check
 from everstep.conformance.runs import Run, Session, saved_path
-from everstep.conformance.verdicts import Broken, NotSupported
+from everstep.conformance.verdicts import NotSupported, PromiseBroken
 from everstep.wire import types
 
 Attempt = Callable[[], tuple[bool, str, str]]
-"""Whether it worked, what was sent, what came back."""
+"""Returns whether it worked, the request, and the response."""
 
 
 @check(
     "isolation",
-    "With another key a run, its checkpoints and its results can't be read, loaded, sampled from, "
-    "listed, trained or deleted.",
+    "Another key gives no access to a run, its checkpoints and its results: they can't be read, "
+    "loaded, sampled from, listed, trained or deleted.",
 )
 def isolation(bench: Bench) -> str:
-    """Everything that takes an id, tried with the second key."""
+    """Try everything that takes an id with the second key."""
     stranger = bench.stranger
     if stranger is None:
-        raise NotSupported("it takes a second key (--second-api-key)")
+        raise NotSupported("the check needs a second key (--second-api-key)")
     run = bench.from_base()
     save = run.save("mine")
-    path = saved_path(save.outcome().needed("Saving a checkpoint"))
-    before = bench.look(run)
+    path = saved_path(save.outcome().require("Saving a checkpoint"))
+    before = bench.logprobs(run)
     attempts = _attempts(stranger, run, bench.from_base(), path, save.request_id or "")
-    tried = {what: attempt() for what, attempt in attempts.items()}
-    worked = {what: told for what, told in tried.items() if told[0]}
+    tried = {action: attempt() for action, attempt in attempts.items()}
+    worked = {action: result for action, result in tried.items() if result[0]}
     if len(worked) == len(tried):
-        raise NotSupported("the service does not tell keys apart: everything is everyone's")
-    for what, (_, sent, came_back) in worked.items():
-        raise Broken(f"With another key it was possible to {what}.", sent, came_back)
+        raise NotSupported("the service does not distinguish keys: everything belongs to everyone")
+    for action, (_, sent, came_back) in worked.items():
+        raise PromiseBroken(f"With another key it was possible to {action}.", sent, came_back)
     if path not in bench.checkpoints(run):
-        raise Broken("With another key a checkpoint was deleted, though that was refused.")
-    bench.must_equal(bench.look(run), before, "With another key a run was changed.")
+        raise PromiseBroken(
+            "With another key a checkpoint was deleted, although the request was refused."
+        )
+    bench.must_equal(bench.logprobs(run), before, "With another key a run was changed.")
     return f"{len(tried)} attempts were refused"
 
 
 def _attempts(
     stranger: Session, run: Run, bait: Run, path: str, request_id: str
 ) -> dict[str, Attempt]:
-    """What a stranger may try, the harmless first.
+    """Return the attempts of a stranger, harmless ones first.
 
     Args:
-        stranger: who tries.
-        run: whose is tried.
-        bait: another run of the same key, to be trained; which place its next operation has is
-            not known afterwards.
+        stranger: the session of the second key.
+        run: a run of the first key.
+        bait: another run of the first key, to be trained. The sequence id of its next operation is
+            unknown afterwards.
         path: a checkpoint of the run.
         request_id: an operation of the run.
     """

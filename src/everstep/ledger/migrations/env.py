@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the connection that the ledger hands over."""
+"""Alembic environment: migrates the connection that the ledger passes in."""
 
 from alembic import context
 

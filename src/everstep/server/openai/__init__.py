@@ -1,4 +1,4 @@
-"""The OpenAI-compatible surface under ``/v1``: texts completed by checkpoints and base models."""
+"""OpenAI-compatible API under ``/v1``: text completions by checkpoints and base models."""
 
 from everstep.server.openai.routes import router
 

@@ -1,4 +1,4 @@
-"""The models of the OpenAI-compatible surface: base models, and checkpoints by their paths."""
+"""OpenAI models: base models by name and checkpoints by path."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _SAMPLED_FROM = (CheckpointKind.TRAINING, CheckpointKind.SAMPLER)
 
 
 class Model(Response):
-    """What text can be sampled from.
+    """A base model or checkpoint that text can be sampled from.
 
     Attributes:
         id: a base model's name, or a checkpoint's path.
-        created: when a checkpoint was saved, or this service started; seconds since 1970.
+        created: when the checkpoint was saved or, for a base model, this service was started, in
+            seconds since 1970.
         parent: a checkpoint's base model.
     """
 
@@ -33,33 +34,33 @@ class Model(Response):
 
 
 class ModelList(Response):
-    """All of them."""
+    """All models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-async def listed(runtime: Runtime) -> ModelList:
-    """The base models, then the checkpoints, newest first."""
+async def list_models(runtime: Runtime) -> ModelList:
+    """Return the base models, then the checkpoints, newest first."""
     await runtime.loaded()
     found = [Model(id=info.name, created=_STARTED) for info in runtime.models]
     offset = 0
     while True:
-        page = await runtime.views.user_checkpoints(_PAGE, offset, _SAMPLED_FROM)
+        page = await runtime.run_queries.user_checkpoints(_PAGE, offset, _SAMPLED_FROM)
         found += [_model(each) for each in page.checkpoints]
         offset += _PAGE
         if len(page.checkpoints) < _PAGE:
             return ModelList(data=found)
 
 
-async def one(runtime: Runtime, model: str) -> Model:
-    """A model by its id; raises `Rejected` (404) for an unknown one."""
+async def get_model(runtime: Runtime, model: str) -> Model:
+    """Return a model by its id, or raise `Rejected` (404) for an unknown one."""
     await runtime.loaded()
     for info in runtime.models:
         if info.name == model:
             return Model(id=model, created=_STARTED)
     try:
-        return _model(await runtime.checkpoints.find(model))
+        return _model(await runtime.catalog.find(model))
     except OperationFailed as failure:
         raise Rejected(404, f"{failure.message} GET /v1/models lists what is here.") from failure
 

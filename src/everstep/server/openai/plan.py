@@ -1,30 +1,31 @@
-"""What a completion request comes to: prompts as tokens, and a sample for each."""
+"""Completion plans: a completion request as prompts in tokens and a sample for each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from everstep.runtime.text_completions import Completer, TextCompletions
-from everstep.server.openai.text import CompletionText
+from everstep.runtime.sampling.openai import Completer, TextCompletions
+from everstep.server.openai.detokenize import CompletionText, TokenTexts
 from everstep.wire import types
 from everstep.wire.errors import InvalidRequest
-from everstep.wire.openai import ChatCompletionRequest, CompletionRequest
+from everstep.wire.messages.openai import ChatCompletionRequest, CompletionRequest
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a request is carried out.
+    """A completion request in terms of samples.
 
     Attributes:
-        request: what was asked.
-        completer: what completes it.
-        tokenizer: of the completer's model.
+        request: the completion request.
+        completer: the sampler and model that complete it.
+        tokenizer: the model's tokenizer.
         prompts: each prompt's tokens.
-        max_tokens: most new tokens; None: up to the context's end.
-        top: how many likeliest tokens at each place; None: no logprobs are wanted.
-        echo: whether a prompt is in front of its completion.
+        max_tokens: the maximum number of new tokens. None: all that fit into the context.
+        top: the number of likeliest tokens to return at each position. None: no logprobs.
+        echo: whether to put a prompt in front of its completion.
     """
 
     request: CompletionRequest | ChatCompletionRequest
@@ -36,7 +37,7 @@ class Plan:
     echo: bool = False
 
     def sample(self, prompt: int, seq_id: int) -> types.SampleRequest:
-        """The sample that one of the prompts needs."""
+        """Return the sample request of one of the prompts."""
         asked = self.request
         scored = self.top or 0
         return types.SampleRequest(
@@ -58,25 +59,29 @@ class Plan:
         )
 
     def text(self) -> CompletionText:
-        """An empty text of the model's tokenizer."""
+        """Return an empty text of the model's tokenizer."""
         ends = frozenset(self.completer.model.eos_token_ids)
-        return CompletionText(self.tokenizer, self.request.stops, ends)
+        return CompletionText(self._texts, self.request.stops, ends, echo=self.echo)
+
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self.tokenizer)
 
 
 async def plan_text(
     completions: TextCompletions, request: CompletionRequest, token: str | None
 ) -> Plan:
-    """The plan of a text completion.
+    """Plan a text completion.
 
     Args:
-        completions: finds the model and reads prompts.
-        request: what was asked.
+        completions: finds the model and encodes prompts.
+        request: the completion request.
         token: the weights access token that was sent with it, if any.
 
     Raises:
         Rejected: there is no such model.
         InvalidRequest: there is no prompt.
-        OperationFailed: the model can't read a prompt.
+        OperationFailed: a prompt can't be encoded.
     """
     completer = await completions.completer(request.model, token)
     prompts = [
@@ -93,12 +98,9 @@ async def plan_text(
 async def plan_chat(
     completions: TextCompletions, request: ChatCompletionRequest, token: str | None
 ) -> Plan:
-    """The plan of a chat completion; see `plan_text`."""
+    """Plan a chat completion. See `plan_text`."""
     completer = await completions.completer(request.model, token)
-    messages = [
-        {**message.model_dump(exclude_none=True), "content": message.text}
-        for message in request.messages
-    ]
+    messages = [message.fields() for message in request.messages]
     wanted = {"messages": messages, "template": request.chat_template_kwargs}
     prompt = await completions.encode(completer.model, wanted)
     tokenizer = await completions.tokenizer(completer.model)
@@ -107,7 +109,7 @@ async def plan_chat(
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:
-    """The prompts of a request, one by one."""
+    """Return the prompts of a request as a list."""
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]

@@ -5,26 +5,25 @@ Errors are in OpenAI's form. The API key comes as a bearer token.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 
-from everstep.ledger import NotWritten
 from everstep.runtime import OperationFailed, Rejected
-from everstep.runtime.text_completions import TextCompletions
-from everstep.server.common import body_of, refusal, retry_headers, runtime_of
+from everstep.runtime.sampling.openai import TextCompletions
+from everstep.server.body import BodyRoute
+from everstep.server.direct import Handler
+from everstep.server.errors import OPENAI_PREFIX
 from everstep.server.openai import models
-from everstep.server.openai.answers import ChatForm, Form, TextForm, error_body
-from everstep.server.openai.carrying_out import ClientGone, accept, answer, chunks, status_of
+from everstep.server.openai.execute import ClientGone, accept, answer, chunks, status_of
 from everstep.server.openai.plan import Plan, plan_chat, plan_text
-from everstep.server.openapi import errors, takes
-from everstep.vault import StoreFailed
-from everstep.wire.base import parse
-from everstep.wire.errors import WireError
-from everstep.wire.openai import (
+from everstep.server.openai.responses import ChatForm, Form, TextForm
+from everstep.server.openapi import errors
+from everstep.server.requests import CurrentRuntime, runtime_of
+from everstep.wire.messages.openai import (
     ChatCompletionRequest,
     CompletionErrorResponse,
     CompletionRequest,
@@ -33,65 +32,76 @@ from everstep.wire.openai import (
 _CLIENT_CLOSED = 499
 
 
-class _Route(APIRoute):
-    """A route whose errors are in OpenAI's form."""
+class _Route(BodyRoute):
+    """A route whose failed samples have an HTTP status."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+    def get_route_handler(self) -> Handler:  # type: ignore[override]  # a coroutine is awaitable
         handler = super().get_route_handler()
 
-        async def told(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             try:
                 return await handler(request)
-            except (Rejected, WireError, StoreFailed) as error:
-                return _error(*refusal(error))
             except OperationFailed as failure:
-                return _error(status_of(failure), failure.message)
-            except NotWritten:
-                return _error(503, "The service could not write to its disk.")
+                raise Rejected(status_of(failure), failure.message) from failure
 
-        return told
+        return handle
+
+
+async def _completions(runtime: CurrentRuntime) -> TextCompletions:
+    """Wait until the models are loaded. Raises `Rejected` (503) if they can't be."""
+    await runtime.loaded()
+    return runtime.text_completions
+
+
+async def _bearer_token(request: Request) -> str | None:
+    """Return the API key, which may be a weights access token."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key if scheme.lower() == "bearer" else None
 
 
 _errors = partial(errors, model=CompletionErrorResponse)
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=_Route)
+router = APIRouter(prefix=OPENAI_PREFIX, tags=["openai"], route_class=_Route)
+Completions = Annotated[TextCompletions, Depends(_completions)]
+BearerToken = Annotated[str | None, Depends(_bearer_token)]
 
 
 @router.get("/models", responses=_errors())
-async def list_models(request: Request) -> models.ModelList:
-    """The base models, and every checkpoint that can be sampled from."""
-    return await models.listed(runtime_of(request))
+async def list_models(runtime: CurrentRuntime) -> models.ModelList:
+    """List the base models and every checkpoint that can be sampled from."""
+    return await models.list_models(runtime)
 
 
 @router.get("/models/{model:path}", responses=_errors(404))
-async def get_model(request: Request, model: str) -> models.Model:
-    """One of them."""
-    return await models.one(runtime_of(request), model)
+async def get_model(runtime: CurrentRuntime, model: str) -> models.Model:
+    """Return a base model or a checkpoint."""
+    return await models.get_model(runtime, model)
 
 
-@router.post(
-    "/completions",
-    openapi_extra=takes(CompletionRequest),
-    responses=_errors(400, 404, 413, 429),
-    response_model=None,
-)
-async def complete(request: Request) -> Response:
-    """Continue a text. With ``stream`` as server-sent events."""
-    message = parse(CompletionRequest, await body_of(request))
-    plan = await plan_text(await _completions(request), message, _token(request))
-    return await _answer(request, plan, TextForm)
+@router.post("/completions", responses=_errors(400, 404, 413, 429), response_model=None)
+async def complete(
+    request: Request, message: CompletionRequest, completions: Completions, token: BearerToken
+) -> Response:
+    """Continue a text, with ``stream`` as server-sent events."""
+    return await _answer(request, await plan_text(completions, message, token), TextForm)
 
 
-@router.post(
-    "/chat/completions",
-    openapi_extra=takes(ChatCompletionRequest),
-    responses=_errors(400, 404, 413, 429),
-    response_model=None,
-)
-async def complete_chat(request: Request) -> Response:
-    """Answer a conversation, by the model's chat template. With ``stream`` as events."""
-    message = parse(ChatCompletionRequest, await body_of(request))
-    plan = await plan_chat(await _completions(request), message, _token(request))
-    return await _answer(request, plan, ChatForm)
+@router.post("/chat/completions", responses=_errors(400, 404, 413, 429), response_model=None)
+async def complete_chat(
+    request: Request, message: ChatCompletionRequest, completions: Completions, token: BearerToken
+) -> Response:
+    """Answer a conversation by the model's chat template, with ``stream`` as events."""
+    return await _answer(request, await plan_chat(completions, message, token), ChatForm)
+
+
+@router.post("/responses", responses=_errors(404), response_model=None)
+async def respond() -> Response:
+    """Say that the Responses API is not served."""
+    raise Rejected(
+        404,
+        "The Responses API is not served: it stores conversations and runs tools, which this "
+        "service does not. Use chat completions (client.chat.completions.create) with all "
+        "messages in each request.",
+    )
 
 
 async def _answer(request: Request, plan: Plan, form_of: Callable[[str, str], Form]) -> Response:
@@ -108,21 +118,3 @@ async def _answer(request: Request, plan: Plan, form_of: Callable[[str, str], Fo
         return JSONResponse(await answer(runtime, request, plan, form, request_ids))
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED)
-
-
-async def _completions(request: Request) -> TextCompletions:
-    """What completes texts, once the models are loaded; raises `Rejected` (503) if they can't."""
-    runtime = runtime_of(request)
-    await runtime.loaded()
-    return runtime.text_completions
-
-
-def _token(request: Request) -> str | None:
-    """The key, which may be a weights access token."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key if scheme.lower() == "bearer" else None
-
-
-def _error(status: int, message: str, retry_after: float | None = None) -> Response:
-    headers = retry_headers(status, retry_after)
-    return JSONResponse(error_body(status, message), status_code=status, headers=headers)

@@ -1,4 +1,4 @@
-"""Recovery: a run's numeric environment, why it can't go on; which checkpoints were deleted."""
+"""Numeric environments and faults of runs, and tombstones of deleted checkpoints."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Quarantine: which checkpoints were found damaged, so that they are not listed."""
+"""Quarantine: a flag for damaged checkpoints, which are not listed."""
 
 import sqlalchemy as sa
 from alembic import op

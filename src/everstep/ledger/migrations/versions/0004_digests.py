@@ -1,4 +1,4 @@
-"""Digests of what operations ask and gave, so that a page that rotted is found and not served."""
+"""Digests of payloads and results, so that damage is detected and never served."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,6 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add the columns; operations of earlier releases have none, and are not checked."""
+    """Add the columns. Operations of earlier releases have no digests and are not checked."""
     op.add_column("operations", sa.Column("payload_digest", sa.LargeBinary))
     op.add_column("operations", sa.Column("result_digest", sa.LargeBinary))

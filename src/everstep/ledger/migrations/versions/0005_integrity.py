@@ -1,4 +1,4 @@
-"""Seals of rows, the position of the database, and payloads that replay needs no more."""
+"""Row checksums, the commit counter, and dropped payloads."""
 
 import uuid
 
@@ -12,7 +12,7 @@ _SEALED = ("operations", "runs", "sessions", "samplers", "checkpoints", "deleted
 
 
 def upgrade() -> None:
-    """Add the columns; rows of earlier releases have no seal, and are not checked."""
+    """Add the columns. Rows of earlier releases have no checksum and are not checked."""
     for table in _SEALED:
         op.add_column(table, sa.Column("seal", sa.LargeBinary))
     op.add_column("operations", sa.Column("pruned", sa.Boolean))

@@ -1,4 +1,4 @@
-"""Lifetimes that the vault has yet to be told, copies, tokens for weights, the audit log."""
+"""Unwritten checkpoint metadata, copies, weights access tokens, the audit log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Samples: the order of their ends, dropped results, their weights; samplers: clients, inflight."""
+"""Completion order, dropped results and weights of samples, clients of samplers, inflight saves."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,0 +1,5 @@
+"""``python -m everstep``: the ``everstep`` command."""
+
+from everstep.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Pieces that several commands share: options, output, errors, the service to speak to."""

@@ -1,0 +1,1 @@
+"""Operations of a run: submission, chunking, custom losses, samples."""

@@ -1,0 +1,1 @@
+"""Transport: HTTP, credentials, futures, sessions, telemetry."""

@@ -1,5 +1,0 @@
-"""The client's version."""
-
-from importlib.metadata import version
-
-VERSION = version("everstep")

@@ -1,0 +1,1 @@
+"""Losses: built-in objectives and custom loss graphs."""

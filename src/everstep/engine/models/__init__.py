@@ -1,0 +1,1 @@
+"""Base models: loading, LoRA projections, attention, the built-in pico model."""

@@ -1,0 +1,1 @@
+"""Sampling: batches, sequences, token choice, the prefix cache."""

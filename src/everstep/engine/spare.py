@@ -1,0 +1,102 @@
+"""Spare memory: blocks that keep what training overwrites while it is still being saved.
+
+Blocks are reused, because the first touch of fresh memory costs many times a copy. Their sum is
+bounded for the whole process, so that a save never needs a second copy of a large state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+
+LIMIT = 256 << 20
+"""Bytes of spare memory in a process."""
+SEGMENT = 1 << 21
+"""Numbers in a block, and in the segments that a buffer is saved in. A multiple of what the
+optimizer's kernel gives to a thread at least, so that its vectors are those of the whole buffer."""
+_HUGE_FROM = 4 << 20
+
+
+def allocate(count: int, device: torch.device) -> torch.Tensor:
+    """Allocate float32 numbers of any content. On a CPU in huge pages, where they are large.
+
+    The first touch of a huge page costs a tenth of the touches of the small ones in its place.
+    """
+    tensor = torch.empty(count, device=device)
+    if device.type == "cpu" and tensor.nbytes >= _HUGE_FROM and _madvise is not None:
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        _madvise(begin, tensor.data_ptr() + tensor.nbytes - begin, mmap.MADV_HUGEPAGE)
+    return tensor  # a system that refuses has small pages
+
+
+def _find_madvise() -> Callable[[int, int, int], int] | None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    found: Callable[[int, int, int], int] = function
+    return found
+
+
+_madvise = _find_madvise()
+
+
+class SpareMemory:
+    """Blocks of CPU memory. Safe to use from several threads.
+
+    Args:
+        limit: bytes that are kept for reuse, and that `free` counts from.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._unused: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+        self._held = 0
+        self._used = 0
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be taken within the limit."""
+        with self._lock:
+            return self._limit - self._used
+
+    def prepare(self, size: int) -> None:
+        """Have blocks ready for so many bytes, as far as the limit allows."""
+        while True:
+            with self._lock:
+                if self._held + 4 * SEGMENT > min(size, self._limit):
+                    return
+                self._held += 4 * SEGMENT
+            block = allocate(SEGMENT, torch.device("cpu"))
+            block.fill_(0)  # touches it
+            with self._lock:
+                self._unused[SEGMENT].append(block)
+
+    def take(self, count: int) -> torch.Tensor:
+        """Return a block of so many numbers, of any content. Beyond the limit it is a new one."""
+        with self._lock:
+            self._used += 4 * count
+            if self._unused[count]:
+                return self._unused[count].pop()
+            self._held += 4 * count
+        return allocate(count, torch.device("cpu"))
+
+    def give(self, block: torch.Tensor) -> None:
+        """Give a block back. Smaller ones than `SEGMENT`, and those beyond the limit, are freed."""
+        count = block.numel()
+        with self._lock:
+            self._used -= 4 * count
+            if count == SEGMENT and self._held <= self._limit:
+                self._unused[count].append(block)
+            else:
+                self._held -= 4 * count
+
+
+SPARE = SpareMemory()
+"""The spare memory of this process."""

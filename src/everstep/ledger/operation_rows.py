@@ -1,0 +1,243 @@
+"""Statements on operations: accept, finish and prune, each one unit of a transaction.
+
+Accepting and finishing are the hot path of every step: they run prepared statements, and return
+what they wrote without reading it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, select
+
+from everstep.ledger import queries as q
+from everstep.ledger import sample_rows
+from everstep.ledger import tables as t
+from everstep.ledger.errors import LedgerDamaged, LedgerError, SequenceConflict, SessionFinished
+from everstep.ledger.records import Failure, NewOperation, Operation, Run
+from everstep.ledger.sqlite import row_checksums
+from everstep.ledger.sqlite.prepared import SET, Prepared, insert_into, update_of
+
+NO_PAYLOAD: dict[str, Any] = {"payload": b"", "pruned": True}
+PRUNED_AT_ONCE = 200
+_OUTCOME = ("status", "result", "media", "error", "category", "seconds")
+_END = (*_OUTCOME, "finished_at", "result_digest", "completion", "seal")
+
+_columns = t.operations.c
+_INSERT = insert_into(t.operations)
+_BY_SEQ_ID = Prepared(
+    select(t.operations).where(
+        _columns.scope == bindparam("scope"), _columns.seq_id == bindparam("seq_id")
+    ),
+    list(_columns),
+)
+_BY_ID = Prepared(
+    select(t.operations).where(_columns.request_id == bindparam("request_id")), list(_columns)
+)
+_FINISH = update_of(t.operations, *_END)
+_FINISH_AND_PRUNE = update_of(t.operations, *_END, *NO_PAYLOAD)
+_LAST_COMPLETION = Prepared(
+    select(func.max(_columns.completion)).where(_columns.scope == bindparam("scope")),
+    [_columns.completion],
+)
+_WEIGHTS = Prepared(
+    select(t.samplers.c.model_path).where(t.samplers.c.sampler_id == bindparam("sampler_id")),
+    [t.samplers.c.model_path],
+)
+_SESSION = Prepared(
+    select(t.sessions).where(t.sessions.c.session_id == bindparam("session_id")),
+    list(t.sessions.c),
+)
+_RUN = Prepared(select(t.runs).where(t.runs.c.run_id == bindparam("run_id")), list(t.runs.c))
+_USE_RUN = update_of(t.runs, "last_request_at", "seal")
+
+
+def accept(
+    connection: Connection,
+    new: NewOperation,
+    run: Run | None,
+    *,
+    replace_failed: bool,
+    match_payload: bool,
+    open_session: bool,
+) -> tuple[Operation, bool]:
+    """Append an operation, or return the one that has its sequence id. See `Ledger.accept`."""
+    known = _BY_SEQ_ID.one(connection, scope=new.scope, seq_id=new.seq_id)
+    if known is not None:
+        accepted = q.operation(known)
+        if not (replace_failed and accepted.status == "failed"):
+            return _retried(known, accepted, new, match_payload), False
+        mine = t.operations.c.request_id == accepted.request_id
+        row_checksums.update(connection, t.operations, mine, seq_id=None)
+    if open_session and new.session_id is not None:
+        _check_open(connection, new.session_id)
+    used = _run(connection, new.scope)
+    if used is not None and used["status"] == "corrupted" and new.failure is None:
+        new = replace(new, failure=Failure(used["fault"], "server"))  # marked since its admission
+    values = _new_row(connection, new, q.now())
+    _INSERT.run(connection, **values)
+    if run is not None and new.failure is None:
+        row_checksums.insert(connection, t.runs, asdict(run))
+    elif used is not None:
+        _use(connection, used, values["accepted_at"])
+    if new.failure is None:
+        sample_rows.restart_retention(connection, new.uses)
+    return q.unverified_operation(values), True
+
+
+def _retried(
+    row: dict[str, Any], known: Operation, new: NewOperation, match_payload: bool
+) -> Operation:
+    """Return the operation that a retry gets, whose payload may be dropped since.
+
+    Raises:
+        SequenceConflict: it is no retry of this operation.
+    """
+    same = known.payload == new.payload
+    if not same and known.pruned:
+        name = known.request_id, known.scope, known.seq_id, known.kind
+        same = q.payload_digest(*name, new.payload) == row["payload_digest"]
+    if known.kind != new.kind or (match_payload and not same):
+        raise SequenceConflict(
+            f"seq_id {new.seq_id} of {new.scope} was used before, for a {known.kind} with "
+            f"another content. A {new.kind} needs a sequence id of its own."
+        )
+    return replace(known, payload=new.payload) if known.pruned else known
+
+
+def _check_open(connection: Connection, session_id: str) -> None:
+    """Raise `SessionFinished` for a session that has ended."""
+    session = _SESSION.one(connection, session_id=session_id)
+    if session is None:
+        return
+    row_checksums.check_values(t.sessions, session)
+    if session["finished"] is not None:
+        raise SessionFinished(session_id, session["finished"])
+
+
+def _run(connection: Connection, run_id: str) -> dict[str, Any] | None:
+    """Return the row of a run, or None for a scope that is none. Raises `LedgerDamaged`."""
+    row = _RUN.one(connection, run_id=run_id)
+    if row is not None:
+        row_checksums.check_values(t.runs, row)
+    return row
+
+
+def _use(connection: Connection, run: dict[str, Any], moment: datetime) -> None:
+    """Record that a run is used now."""
+    seal = row_checksums.checksum({**run, "last_request_at": moment})
+    _USE_RUN.run(connection, key=run["run_id"], set_last_request_at=moment, set_seal=seal)
+
+
+def _new_row(connection: Connection, new: NewOperation, moment: datetime) -> dict[str, Any]:
+    """Return the row of a new operation."""
+    request_id = uuid.uuid4().hex
+    name = request_id, new.scope, new.seq_id, new.kind
+    row: dict[str, Any] = {
+        **dict.fromkeys(_columns.keys()),
+        "request_id": request_id,
+        "scope": new.scope,
+        "seq_id": new.seq_id,
+        "place": new.seq_id,
+        "kind": new.kind,
+        "payload": new.payload,
+        "session_id": new.session_id,
+        "status": "pending",
+        "accepted_at": moment,
+        "payload_digest": q.payload_digest(*name, new.payload),
+        "weights": _weights(connection, new.scope) if new.is_sample else None,
+    }
+    if new.failure is not None:
+        message, category = new.failure.message, new.failure.category
+        row |= {"status": "failed", "error": message, "category": category}
+        row |= {"finished_at": moment, "completion": _next_completion(connection, new.scope)}
+        row["result_digest"] = q.result_digest(request_id, "failed", None, None, message, category)
+    row["seal"] = row_checksums.checksum(row)
+    return row
+
+
+def _next_completion(connection: Connection, scope: str) -> int:
+    """Return the number of the next completion in a scope."""
+    newest = _LAST_COMPLETION.one(connection, scope=scope)
+    return ((newest or {}).get("completion") or 0) + 1
+
+
+def _weights(connection: Connection, sampler_id: str) -> str | None:
+    """Return the checkpoint that a sampler samples from now, or None for the base model."""
+    sampler = _WEIGHTS.one(connection, sampler_id=sampler_id)
+    return sampler["model_path"] if sampler is not None else None
+
+
+def finish(
+    connection: Connection, request_id: str, *, prune: bool = False, **outcome: Any
+) -> tuple[Operation, bool]:
+    """Record an operation's end, unless it has ended already.
+
+    Args:
+        connection: of the transaction.
+        request_id: the operation.
+        prune: drop its payload, because it will not be replayed.
+        outcome: its ``status``, ``result``, ``media``, ``error``, ``category`` and ``seconds``.
+            The absent ones are null.
+
+    Returns:
+        The operation, and whether it ended with this call.
+
+    Raises:
+        LedgerDamaged: its row is damaged.
+    """
+    row = _BY_ID.one(connection, request_id=request_id)
+    if row is None:
+        raise LedgerError(f"there is no operation {request_id}")
+    if row["status"] != "pending":
+        return q.operation(row, payload=False), False
+    row_checksums.check_values(t.operations, row)
+    row |= {**dict.fromkeys(_OUTCOME), **outcome, **(NO_PAYLOAD if prune else {})}
+    row["finished_at"] = q.now()
+    row["completion"] = _next_completion(connection, row["scope"])
+    digested = (row[name] for name in ("status", "result", "media", "error", "category"))
+    row["result_digest"] = q.result_digest(request_id, *digested)
+    row["seal"] = row_checksums.checksum(row)
+    names = (*_END, *NO_PAYLOAD) if prune else _END
+    statement = _FINISH_AND_PRUNE if prune else _FINISH
+    statement.run(connection, key=request_id, **{f"{SET}{name}": row[name] for name in names})
+    return q.unverified_operation(row), True
+
+
+def prune(connection: Connection, scope: str, after: int, upto: int, kinds: set[str]) -> int:
+    """Drop up to a batch of payloads of operations that have ended, and return how many."""
+    columns = t.operations.c
+    here = (columns.scope == scope, columns.seq_id > after, columns.seq_id <= upto)
+    ended = (columns.status != "pending", columns.kind.in_(kinds), columns.pruned.is_(None))
+    query = select(columns.request_id).where(*here, *ended).limit(PRUNED_AT_ONCE)
+    found = list(connection.execute(query).scalars())
+    for request_id in found:
+        with contextlib.suppress(LedgerDamaged):  # a damaged row stays as it is for inspection
+            row_checksums.update(
+                connection, t.operations, columns.request_id == request_id, **NO_PAYLOAD
+            )
+    return len(found)
+
+
+def mark_corrupted(connection: Connection, run_id: str, fault: str) -> list[Operation]:
+    """Mark a run as corrupted and fail its pending operations.
+
+    Rows that are damaged themselves are skipped: reading their futures raises `LedgerDamaged`.
+    """
+    with contextlib.suppress(LedgerDamaged):
+        q.update_run(connection, run_id, status="corrupted", fault=fault)
+    columns = t.operations.c
+    here = (columns.scope == run_id, columns.status == "pending", columns.seq_id.is_not(None))
+    waiting = select(columns.request_id).where(*here).order_by(columns.seq_id)
+    failed = []
+    for request_id in connection.execute(waiting).scalars().all():
+        with contextlib.suppress(LedgerDamaged):
+            ended, _ = finish(
+                connection, request_id, status="failed", error=fault, category="server"
+            )
+            failed.append(ended)
+    return failed

@@ -1,0 +1,1 @@
+"""The ledger on SQLite: connection, group commit, checksums, copies."""

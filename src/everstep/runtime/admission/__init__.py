@@ -1,0 +1,1 @@
+"""Admission: validate a request and build the operation that the ledger appends."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a service: catalog, metadata, copies, imports, downloads."""

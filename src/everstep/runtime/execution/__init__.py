@@ -1,0 +1,1 @@
+"""Execution: run operations in order, record results, recover runs."""

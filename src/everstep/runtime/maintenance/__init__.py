@@ -1,0 +1,1 @@
+"""Vault maintenance: garbage collection, pruning, scrubbing."""

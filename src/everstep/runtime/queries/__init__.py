@@ -1,0 +1,1 @@
+"""Read-only queries: runs, sessions, audit log, traces."""

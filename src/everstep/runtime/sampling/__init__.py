@@ -1,0 +1,1 @@
+"""Sample requests: admission, streams, polls, the OpenAI surface."""

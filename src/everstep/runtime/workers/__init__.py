@@ -1,0 +1,1 @@
+"""Workers as the runtime sees them: processes, eviction, memory."""

@@ -1,0 +1,119 @@
+"""Direct routes: found by their exact path, called without FastAPI's resolution of dependencies.
+
+A training step is a few small requests, and FastAPI spends more on each than the service does: it
+tries one route after the other, and resolves every dependency through generic code. Most routes
+need neither: their path has no parameters, and what they take is read from the request alone.
+Everything else, and the document of the API, stays FastAPI's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, get_args
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Handler = Callable[[Request], Awaitable[Response]]
+Reader = Callable[[Request], Awaitable[Any]]
+
+
+class ExactPaths(BaseRoute):
+    """Routes whose paths have no parameters, by method and path.
+
+    Args:
+        routes: the routes, with the prefix that their router is included with.
+    """
+
+    def __init__(self, routes: Iterable[tuple[str, APIRoute]]) -> None:
+        self._routes: dict[tuple[str, str], APIRoute] = {}
+        for prefix, route in routes:
+            if not route.param_convertors:
+                for method in route.methods or ():
+                    self._routes.setdefault((method, prefix + route.path), route)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Find the route of a request. Requests with another method are left to FastAPI."""
+        route = self._of(scope)
+        if route is None:
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": route.endpoint, "path_params": {}, "route": route}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the route."""
+        app: ASGIApp = scope["route"].app
+        await app(scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        """Leave addresses to the routes themselves."""
+        raise NoMatchFound(name, path_params)
+
+    def _of(self, scope: Scope) -> APIRoute | None:
+        if scope["type"] != "http" or scope.get("root_path"):
+            return None
+        return self._routes.get((scope["method"], scope["path"]))
+
+
+def direct_handler(route: APIRoute) -> Handler | None:
+    """Return a handler that calls a route's endpoint, or None where that takes FastAPI.
+
+    A parameter can be the request, or a dependency on an asynchronous function of the request. The
+    result is a response, or the model that the endpoint is annotated with.
+    """
+    endpoint = route.endpoint
+    signature = inspect.signature(endpoint, eval_str=True)
+    readers = {name: _reader(each) for name, each in signature.parameters.items()}
+    model = signature.return_annotation
+    if not (inspect.iscoroutinefunction(endpoint) and isinstance(model, type)):
+        return None
+    if not issubclass(model, Response | BaseModel) or route.status_code not in (None, 200, 204):
+        return None
+    found = {name: reader for name, reader in readers.items() if reader is not None}
+    return _handler(endpoint, found, model) if len(found) == len(readers) else None
+
+
+def _handler(
+    endpoint: Callable[..., Awaitable[Any]],
+    readers: Mapping[str, Reader],
+    model: type[Response | BaseModel],
+) -> Handler:
+    async def respond(request: Request) -> Response:
+        response: Response = await endpoint(
+            **{name: await read(request) for name, read in readers.items()}
+        )
+        return response
+
+    async def serialize(request: Request) -> Response:
+        result = await endpoint(**{name: await read(request) for name, read in readers.items()})
+        if type(result) is not model:
+            raise TypeError(f"{endpoint.__name__} returned {type(result)}, not {model}")
+        content = to_json(result, by_alias=True)
+        return Response(content, media_type="application/json")
+
+    if issubclass(model, Response):
+        return respond
+    to_json = model.__pydantic_serializer__.to_json
+    return serialize
+
+
+def _reader(parameter: inspect.Parameter) -> Reader | None:
+    """Return what reads a parameter from the request, if it needs nothing else."""
+    if parameter.annotation is Request:
+        return _itself
+    for mark in get_args(parameter.annotation)[1:]:
+        dependency = getattr(mark, "dependency", None)
+        if dependency is None:
+            continue
+        call = dependency if inspect.isroutine(dependency) else type(dependency).__call__
+        taken = list(inspect.signature(dependency, eval_str=True).parameters.values())
+        if inspect.iscoroutinefunction(call) and [each.annotation for each in taken] == [Request]:
+            return dependency  # type: ignore[no-any-return]
+    return None
+
+
+async def _itself(request: Request) -> Request:
+    return request

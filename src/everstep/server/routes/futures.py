@@ -1,0 +1,166 @@
+"""Futures: long polls for results of operations, and cancellation of samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from everstep.ledger import Failure, LedgerDamaged, Operation
+from everstep.runtime import UnknownFuture
+from everstep.runtime.sampling.requests import result_dropped
+from everstep.server.body import BodyRoute
+from everstep.server.client_info import Client, ClientInfo
+from everstep.server.json_results import SampleResult, TrainingPassResult, json_result_bytes
+from everstep.server.offload.pool import INLINE_BYTES
+from everstep.server.openapi import errors, protobuf_content
+from everstep.server.requests import CurrentRuntime, Stopping, no_future, offload_of
+from everstep.wire import types
+from everstep.wire.codecs.proto import PROTOBUF
+
+router = APIRouter(tags=["futures"], route_class=BodyRoute)
+T = TypeVar("T")
+MAX_INLINE_BYTES = 4 << 20
+"""Of larger results only the size is returned, to clients that allow it."""
+
+
+RESULTS = (
+    TrainingPassResult
+    | SampleResult
+    | types.CreateModelResponse
+    | types.OptimStepResponse
+    | types.SaveWeightsResponse
+    | types.LoadWeightsResponse
+    | types.SaveWeightsForSamplerResponseInternal
+    | types.SaveWeightsExternalResponseInternal
+    | types.UnloadModelResponse
+    | types.CreateCustomLossResponse
+    | types.CompleteMetadataResponse
+    | types.RequestFailedResponse
+)
+_PROTOBUF_RESULT = (
+    "The result of a training pass (ForwardBackwardOutput) or of a sample (SampleResponse), of the "
+    "package tinker_public (everstep/wire/codecs/everstep.proto), to clients whose Accept names "
+    "this type."
+)
+
+
+@router.post(
+    "/retrieve_future",
+    responses={
+        **errors(400, 404, 410, 413),
+        200: {
+            "model": RESULTS,
+            "description": "The result, or its size where it is large and allow_metadata_only is "
+            "set, or the failure",
+            "content": {PROTOBUF: protobuf_content(_PROTOBUF_RESULT)},
+        },
+        408: {"model": types.TryAgainResponse, "description": "Not finished yet, try again"},
+    },
+    response_model=None,
+)
+async def retrieve_future(
+    request: Request,
+    message: types.FutureRetrieveRequest,
+    runtime: CurrentRuntime,
+    client: Client,
+    stopping: Stopping,
+) -> Response:
+    """Wait for the result of an operation. It is protobuf where that is accepted."""
+    waiting = runtime.wait(message.request_id, runtime.settings.poll_seconds)
+    try:
+        operation = await _until_stop(stopping, waiting)
+    except UnknownFuture as error:
+        raise no_future(message.request_id) from error
+    except LedgerDamaged as damage:
+        return _json(types.RequestFailedResponse(error=str(damage), category="server"))
+    if operation is None:
+        reason = await runtime.waits_for(message.request_id)
+        pending = types.TryAgainResponse(
+            request_id=message.request_id,
+            queue_state="active" if reason is None else "paused_capacity",
+            queue_state_reason=reason,
+        )
+        return JSONResponse(pending.model_dump(exclude_none=True), status_code=408)
+    if operation.failure is not None:
+        return _failure(operation.failure, client)
+    return await _result(operation, message.allow_metadata_only, request)
+
+
+@router.post(
+    "/retrieve_futures",
+    responses=errors(400, 404, 413),
+)
+async def retrieve_futures(
+    message: types.FuturesRetrieveRequest, runtime: CurrentRuntime, stopping: Stopping
+) -> types.FuturesRetrieveResponse:
+    """Wait for samples of a sampler's client that ended since a cursor.
+
+    The results named in `retrieved_request_ids` are dropped.
+    """
+    found = await _until_stop(stopping, runtime.batch_poll.retrieve(message))
+    return found or types.FuturesRetrieveResponse(completions=[], cursor=message.prev_cursor)
+
+
+@router.post(
+    "/cancel_future",
+    status_code=204,
+    responses=errors(400, 404, 413),
+)
+async def cancel_future(message: types.CancelFutureRequest, runtime: CurrentRuntime) -> Response:
+    """Cancel a sample, whose future then fails. A sample that has ended stays as it is."""
+    try:
+        await runtime.sampling.cancel(message.request_id)
+    except UnknownFuture as error:
+        raise no_future(message.request_id) from error
+    return Response(status_code=204)
+
+
+async def _until_stop(stopping: asyncio.Event, work: Coroutine[Any, Any, T | None]) -> T | None:
+    """Return the result of a poll, or None when the service stops."""
+    result = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([result, stop], return_when=asyncio.FIRST_COMPLETED)
+        return await result if result.done() else None
+    finally:
+        result.cancel()
+        stop.cancel()
+
+
+def _failure(failure: Failure, client: ClientInfo) -> Response:
+    if client.reads_message_field:
+        content = {"message": failure.message, "category": failure.category}
+        return JSONResponse({**content, "detail": failure.message}, status_code=400)
+    return _json(types.RequestFailedResponse(error=failure.message, category=failure.category))
+
+
+async def _result(operation: Operation, allow_metadata_only: bool, request: Request) -> Response:
+    if operation.retrieved:
+        raise result_dropped(operation)
+    body = operation.result or b""
+    if allow_metadata_only and len(body) > MAX_INLINE_BYTES:
+        return _json(types.CompleteMetadataResponse(response_payload_size=len(body)))
+    if operation.media != "protobuf":
+        return Response(body, media_type="application/json")
+    if PROTOBUF in request.headers.get("accept", ""):
+        return Response(body, media_type=PROTOBUF)
+    return Response(await _converted(operation.kind, body, request), media_type="application/json")
+
+
+async def _converted(kind: str, body: bytes, request: Request) -> bytes:
+    """Convert a result to JSON, a large one in another process."""
+    if len(body) <= INLINE_BYTES:
+        return json_result_bytes(kind, body)
+    offload = offload_of(request)
+    async with offload.spool() as spool:
+        spool.write(body)
+        _, content = await offload.run("convert_result", {"kind": kind}, spool)
+    return content
+
+
+def _json(model: Any) -> JSONResponse:
+    return JSONResponse(model.model_dump(mode="json", exclude_none=True))

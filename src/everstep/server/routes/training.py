@@ -1,0 +1,114 @@
+"""Training: operations on runs, each accepted durably and answered with a future."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from everstep.engine.prepared_pass import PreparedPass
+from everstep.server.body import BodyRoute, OperationRoute, TrainingPassBody
+from everstep.server.client_info import Client
+from everstep.server.openapi import errors
+from everstep.server.requests import CurrentRuntime, WeightsToken
+from everstep.wire import types
+from everstep.wire.codecs.proto import TrainingPass
+
+router = APIRouter(tags=["training"], route_class=BodyRoute)
+operations = APIRouter(tags=["training"], route_class=OperationRoute)
+"""Operations in the order of a run's sequence ids."""
+Future = types.UntypedAPIFuture
+ForwardPass = Annotated[
+    TrainingPass | PreparedPass, Depends(TrainingPassBody(types.ForwardRequest))
+]
+ForwardBackwardPass = Annotated[
+    TrainingPass | PreparedPass, Depends(TrainingPassBody(types.ForwardBackwardRequest))
+]
+_ERRORS = errors(400, 404, 413)
+
+
+@router.post("/create_model", responses=_ERRORS)
+async def create_model(message: types.CreateModelRequest, runtime: CurrentRuntime) -> Future:
+    """Create a run."""
+    return await runtime.submit(message)
+
+
+@router.post("/unload_model", responses=_ERRORS)
+async def unload_model(message: types.UnloadModelRequest, runtime: CurrentRuntime) -> Future:
+    """Evict a run from memory. Its next request brings it back."""
+    return await runtime.submit(message)
+
+
+@router.post("/get_info", responses=_ERRORS)
+async def get_info(
+    message: types.GetInfoRequest, runtime: CurrentRuntime, client: Client
+) -> types.GetInfoResponse:
+    """Return a run's model."""
+    await runtime.loaded()
+    return await runtime.model_queries.model_info(message.model_id, near=client.is_local)
+
+
+@operations.post("/forward", responses=_ERRORS)
+async def forward(runtime: CurrentRuntime, message: ForwardPass, client: Client) -> Future:
+    """Compute loss and logprobs, without gradients."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/forward_backward", responses=_ERRORS)
+async def forward_backward(
+    runtime: CurrentRuntime, message: ForwardBackwardPass, client: Client
+) -> Future:
+    """Compute loss, logprobs and gradients, which add up until optim_step."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/optim_step", responses=_ERRORS)
+async def optim_step(
+    runtime: CurrentRuntime, message: types.OptimStepRequest, client: Client
+) -> Future:
+    """Apply the accumulated gradients in one optimizer step."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/save_weights", responses=_ERRORS)
+async def save_weights(
+    runtime: CurrentRuntime, message: types.SaveWeightsRequest, client: Client
+) -> Future:
+    """Save a training checkpoint: weights, optimizer, pending gradients."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/load_weights", responses=_ERRORS)
+async def load_weights(
+    runtime: CurrentRuntime,
+    message: types.LoadWeightsRequest,
+    client: Client,
+    weights_token: WeightsToken,
+) -> Future:
+    """Load a checkpoint into a run, or as a new one."""
+    message.weights_access_token = message.weights_access_token or weights_token
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/save_weights_for_sampler", responses=_ERRORS)
+async def save_weights_for_sampler(
+    runtime: CurrentRuntime, message: types.SaveWeightsForSamplerRequest, client: Client
+) -> Future:
+    """Save weights to sample from."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@operations.post("/save_weights_external", responses=_ERRORS)
+async def save_weights_external(
+    runtime: CurrentRuntime, message: types.SaveWeightsExternalRequest, client: Client
+) -> Future:
+    """Save the adapter as files to download, encrypted with age where recipients are given."""
+    return await runtime.submit(message, in_order=client.sends_in_order)
+
+
+@router.post("/create_custom_loss", responses=_ERRORS)
+async def create_custom_loss(
+    message: types.CreateCustomLossRequest, runtime: CurrentRuntime
+) -> Future:
+    """Store a traced loss for the passes of its session (`loss_fn` "custom")."""
+    return await runtime.create_custom_loss(message)

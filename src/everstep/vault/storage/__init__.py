@@ -1,0 +1,1 @@
+"""Storage backends of the vault: a directory or an object store."""

@@ -1,0 +1,3 @@
+"""Codecs: protobuf, arrays, compressed bodies."""
+
+PROTOBUF = "application/x-protobuf"

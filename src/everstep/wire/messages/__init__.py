@@ -1,0 +1,1 @@
+"""Requests and responses of the protocol, one module a topic."""

@@ -1,0 +1,1 @@
+"""Messages between the runtime and its workers. No torch."""

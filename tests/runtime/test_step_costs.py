@@ -1,0 +1,108 @@
+"""What a step costs the ledger: calls, commits and statements, which no clock disturbs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from everstep.engine import Model
+from everstep.ledger import Ledger
+from everstep.ledger.sqlite.group_commit import GroupCommit
+from tests.runtime.local import Local, batch
+
+STEPS = 5
+ACCEPTS = FINISHES = 2  # of a step: one of the pass, one of the optimizer
+
+
+@pytest.fixture
+def local(home: Path, pico: Model) -> Iterator[Local]:
+    with Local(home, pico, poll_seconds=0.05) as service:
+        service.seconds = 0.0  # no snapshot is ever due
+        yield service
+
+
+@contextmanager
+def counted(local: Local, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Count the ledger's calls, statements and durable commits within the block."""
+    found: Counter[str] = Counter()
+    run: Callable[..., Any] = GroupCommit.run
+
+    async def count(self: GroupCommit, work: Any, then: Any = None) -> Any:
+        found["calls"] += 1
+        return await run(self, work, then)
+
+    ledger: Ledger = local.app.state.runtime._context.ledger
+    assert local.http.portal is not None
+
+    def on_connection(work: Callable[[Any], Any]) -> Any:
+        def of_driver(connection: Connection) -> Any:
+            return work(connection.connection.driver_connection)
+
+        return local.http.portal.call(ledger._store.run, of_driver)  # type: ignore[union-attr]
+
+    def durable(driver: Any) -> int:
+        return int(driver.execute("SELECT commits FROM position").fetchone()[0])
+
+    def trace(driver: Any) -> None:
+        driver.set_trace_callback(lambda sql: found.update([sql.split()[0].upper()]))
+
+    before = on_connection(durable)
+    on_connection(trace)
+    found.clear()  # the COMMIT of the call that began it
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupCommit, "run", count)
+        yield found
+    on_connection(lambda driver: driver.set_trace_callback(None))
+    found["durable"] = on_connection(durable) - before
+
+
+def test_awaited_step_takes_a_call_and_a_commit_for_each_accept_and_result(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local.new_run()
+    local.train(run, 0)
+    with counted(local, monkeypatch) as found:
+        for shift in range(STEPS):
+            local.do(run, "forward_backward", forward_backward_input=batch(shift))
+            local.do(run, "optim_step", adam_params={"learning_rate": 0.01})
+    each = (ACCEPTS + FINISHES) * STEPS
+    assert found["calls"] == each
+    assert found["durable"] == each, "one fsync each, before it is acknowledged"
+    # An accept looks for a retry, the session and the run; a result for its operation and its
+    # number among the scope's completions.
+    assert found["SELECT"] <= (3 * ACCEPTS + 2 * FINISHES) * STEPS + 1  # and this count itself
+    assert found["INSERT"] == ACCEPTS * STEPS
+    # An accept notes the use of its run, a result changes its row, and each commit is counted.
+    assert found["UPDATE"] == (ACCEPTS + FINISHES + ACCEPTS + FINISHES) * STEPS
+    assert found["SAVEPOINT"] == 0, "a call that is alone in its transaction needs none"
+
+
+def test_queued_steps_take_no_more_calls_than_awaited_ones(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local.new_run()
+    local.train(run, 0)
+    with counted(local, monkeypatch) as found:
+        local.train(run, *range(STEPS))
+    assert found["calls"] == (ACCEPTS + FINISHES) * STEPS
+    assert 0 < found["durable"] <= (ACCEPTS + FINISHES) * STEPS
+
+
+def test_polls_read_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = local.new_run()
+    with local.steps.shut():
+        request_ids = local.step(run)
+        with counted(local, monkeypatch) as found:
+            states = [local.poll(each).json()["queue_state"] for each in request_ids * 2]
+            assert states == ["active"] * 4
+        assert found["calls"] == 0
+    results = [local.result(each) for each in request_ids]
+    with counted(local, monkeypatch) as found:
+        assert [local.result(each) for each in request_ids * 2] == results * 2, "after the end"
+    assert found["calls"] == 0

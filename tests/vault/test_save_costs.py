@@ -1,0 +1,93 @@
+"""Costs of a save that no clock shows: fsyncs, rounds of fsyncs, and bytes written and hashed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blake3 as blake3_module
+import pytest
+
+from everstep.vault import Vault
+from everstep.vault import vault as vault_module
+from everstep.vault.storage.keys import BLOBS
+from tests.vault.checkpoints import load, save_at_once
+
+MIB = 1 << 20
+FILES = {"adapter": b"a" * (3 * MIB + 5), "config": b"{}", "optimizer": b"o" * (9 * MIB + 1)}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count fsyncs, and the bytes that are written."""
+    counted: Counter[str] = Counter()
+
+    def watch(name: str, amount: Callable[..., int]) -> None:
+        real = getattr(os, name)
+
+        def call(handle: int, *arguments: Any) -> Any:
+            result = real(handle, *arguments)
+            counted[name] += amount(result)
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    watch("fsync", lambda _: 1)
+    watch("write", lambda count: count)
+    return counted
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    """Return a vault in which every directory is known to be durable, as after some saves."""
+    vault = Vault(tmp_path)
+    save_at_once(vault, "first", FILES)
+    prefixes = (f"{BLOBS}{number:02x}" for number in range(256))
+    vault.storage.make(*(vault.storage.path(each) for each in prefixes))  # type: ignore[attr-defined]
+    return vault
+
+
+def test_save_fsyncs_each_file_and_directory_once(vault: Vault, calls: Counter[str]) -> None:
+    for step in itertools.count():
+        contents = {**FILES, "adapter": b"%d" % step}
+        calls.clear()
+        manifest = save_at_once(vault, f"x{step}", contents)
+        directories = {ref.blake3[:2] for ref in manifest.files.values()}
+        assert calls["fsync"] == len(FILES) + 1 + len(directories) + 1
+        if len(directories) == len(FILES):
+            return
+
+
+def test_save_writes_each_byte_once(vault: Vault, calls: Counter[str]) -> None:
+    manifest = save_at_once(vault, "x", FILES)
+    journal_and_manifest = calls["write"] - sum(map(len, FILES.values()))
+    assert 0 < journal_and_manifest < 2000
+    assert load(vault, manifest) == FILES
+
+
+def test_save_hashes_each_byte_once_and_large_chunks_beside_the_writing(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[tuple[str, int]] = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self._real = blake3_module.blake3()
+
+        def update(self, data: memoryview) -> None:
+            hashed.append((threading.current_thread().name, len(data)))
+            self._real.update(data)
+
+        def hexdigest(self) -> str:
+            return self._real.hexdigest()
+
+    monkeypatch.setattr(vault_module, "blake3", Counting)
+    save_at_once(vault, "x", FILES)
+    assert sum(size for _, size in hashed) == sum(map(len, FILES.values()))
+    elsewhere = {name.split("_")[0] for name, size in hashed if size >= MIB}
+    assert elsewhere == {"hash"}
