@@ -53,6 +53,7 @@ class Recorded:
         headers: names in lower case.
         body: decoded JSON, or the fields of a protobuf message as the official SDK's codec reads
             them.
+        size: bytes of the request, with its head.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Recorded:
     query: str
     headers: Mapping[str, str]
     body: Any
+    size: int
 
     @property
     def seq_id(self) -> int | None:
@@ -530,22 +532,25 @@ async def _read(connection: h11.Connection, reader: asyncio.StreamReader) -> Rec
     """Read the next request. None at the connection's end."""
     head: h11.Request | None = None
     parts: list[bytes] = []
+    size = 0
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(1 << 16))
+            received = await reader.read(1 << 16)
+            size += len(received)
+            connection.receive_data(received)
         elif isinstance(event, h11.Request):
             head = event
         elif isinstance(event, h11.Data):
             parts.append(bytes(event.data))
         elif isinstance(event, h11.EndOfMessage):
             assert head is not None
-            return _recorded(head, b"".join(parts))
+            return _recorded(head, b"".join(parts), size)
         else:
             return None
 
 
-def _recorded(head: h11.Request, content: bytes) -> Recorded:
+def _recorded(head: h11.Request, content: bytes, size: int) -> Recorded:
     headers = {name.decode(): value.decode() for name, value in head.headers}
     path, _, query = head.target.decode().partition("?")
     assert path.startswith(PREFIX), path
@@ -556,7 +561,7 @@ def _recorded(head: h11.Request, content: bytes) -> Recorded:
         body = _pass_fields(content)
     elif content:
         body = json.loads(content)
-    return Recorded(head.method.decode(), path, query, headers, body)
+    return Recorded(head.method.decode(), path, query, headers, body, size)
 
 
 _NUMPY = {official.DTYPE_FLOAT32: np.float32, official.DTYPE_INT64: np.int64}

@@ -1,4 +1,4 @@
-"""Archives of adapters: what is left out of them is reported."""
+"""Archives of adapters: what is left out of them is told."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Reporter:
         self._count = 0
         self._acknowledged = 0
 
-    def report(self, **line: Any) -> None:
+    def tell(self, **line: Any) -> None:
         """Report anything."""
         data = json.dumps(line).encode() + b"\n"
         if isinstance(self._sink, int):
@@ -82,20 +82,20 @@ class Reporter:
         self._count += 1
         number = self._count
         after = dict(changes)
-        self.report(begin=number, changes=after)
+        self.tell(begin=number, changes=after)
         try:
             yield after
         except Exception as error:
-            self.report(failed=number, error=repr(error))
+            self.tell(failed=number, error=repr(error))
             raise
-        self.report(end=number, changes=after)
+        self.tell(end=number, changes=after)
         self._acknowledged += any(thing.startswith(self._pause_on) for thing in after)
         if self._acknowledged == self._pause_after:
             self.hang()
 
     def hang(self) -> None:
         """Report a pause, and hang."""
-        self.report(paused=True)
+        self.tell(paused=True)
         while True:
             os.read(self._never(), 1)
 
@@ -179,7 +179,7 @@ class History:
             wrong += _torn(last, self.known, found)
         return wrong
 
-    def restart_from(self, found: Mapping[str, Value]) -> None:
+    def settle(self, found: Mapping[str, Value]) -> None:
         """Take a state that was found after a restart as the certain one."""
         self.known = dict(found)
         self.pending.clear()

@@ -22,7 +22,7 @@ from everstep.text_files import TextFileError, decode_text, read_text
 LOCAL = "local"
 _STORE = Path("~/.tinker/credentials.json")
 _EXPIRY_MARGIN_SECONDS = 60.0
-_HEADER = "X-API-Key"
+CREDENTIAL_HEADER = "X-API-Key"
 
 
 def service_url(base_url: str | None) -> str:
@@ -95,18 +95,37 @@ class Credential(httpx.Auth):
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Send a request with the credential, and once more if its token is rejected as invalid."""
-        uses_token = not request.url.path.endswith(("/auth/token", "/client/config"))
-        credential = await self.token() if uses_token else None
-        credential = credential or await self._configured_credential()
+        credential = await self.credential_for(request.url.path)
         if credential is not None:
-            request.headers[_HEADER] = credential
+            request.headers[CREDENTIAL_HEADER] = credential
         response = yield request
-        refused = 'error="invalid_token"' in response.headers.get("WWW-Authenticate", "")
-        if response.status_code == 401 and refused and credential == self._token:
+        if self.drop_rejected(credential, response):
             await response.aread()
-            self._token = None
-            request.headers[_HEADER] = await self.token() or ""
+            request.headers[CREDENTIAL_HEADER] = await self.token() or ""
             yield request
+
+    async def credential_for(self, path: str) -> str | None:
+        """Return the credential of a request, or None if it is sent without one.
+
+        Args:
+            path: of the request's URL.
+        """
+        uses_token = not path.endswith(("/auth/token", "/client/config"))
+        credential = await self.token() if uses_token else None
+        return credential or await self._configured_credential()
+
+    def drop_rejected(self, credential: str | None, response: httpx.Response) -> bool:
+        """Drop the token if a response says that it is invalid, and return whether that is so.
+
+        Args:
+            credential: that the request carried.
+            response: to the request.
+        """
+        refused = 'error="invalid_token"' in response.headers.get("WWW-Authenticate", "")
+        rejected = response.status_code == 401 and refused and credential == self._token
+        if rejected:
+            self._token = None
+        return rejected
 
     async def _configured_credential(self) -> str | None:
         if self._command is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json as jsonlib
 import logging
 import uuid
 import weakref
@@ -20,6 +21,8 @@ from everstep._version import __version__
 from everstep.addresses import without_proxies
 from everstep.backoff import Backoff
 from everstep.client._transport import otel, request_events
+from everstep.client._transport.credentials import Credential
+from everstep.client._transport.direct.client import DirectClient
 from everstep.client._transport.errors import (
     APIConnectionError,
     APIResponseValidationError,
@@ -60,7 +63,7 @@ class Http:
     def __init__(
         self,
         base_url: str,
-        auth: httpx.Auth | None,
+        auth: Credential | None,
         headers: Mapping[str, str] | None = None,
         lost: Callable[[], TinkerError | None] = lambda: None,
         current: Callable[[str], str] = str,
@@ -84,7 +87,10 @@ class Http:
             transport=transport,
             mounts=without_proxies(base_url),
         )
-        dropped = weakref.finalize(self, submit_from_finalizer, self._client.aclose)
+        self._direct = None if transport else DirectClient(self._client, auth)
+        dropped = weakref.finalize(
+            self, submit_from_finalizer, functools.partial(_close, self._client, self._direct)
+        )
         dropped.atexit = False  # the process's end closes them
 
     @property
@@ -98,7 +104,7 @@ class Http:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await _close(self._client, self._direct)
 
     async def wait(self, seconds: float) -> None:
         """Wait between two attempts."""
@@ -153,13 +159,23 @@ class Http:
             APIConnectionError: there was no response.
             LocalServiceError: the embedded service has failed for good.
         """
+        headers = dict(otel.headers(headers) or {})
+        if json is not None:
+            content = jsonlib.dumps(json, separators=(",", ":"), allow_nan=False).encode()
+            headers.setdefault("Content-Type", "application/json")
         with self._connection_errors(method, path, timeout):
+            url = _parsed(f"{self.base_url}/api/v1{path}")
+            if self._direct is not None and params is None:
+                response = await self._direct.send(method, url, headers, content, timeout)
+                if response is not None and not (
+                    follow_redirects and response.has_redirect_location
+                ):
+                    return response
             return await self._client.request(
                 method,
-                _parsed(f"{self.base_url}/api/v1{path}"),
-                json=json,
+                url,
                 content=content,
-                headers=otel.headers(headers),
+                headers=headers,
                 params=params,
                 timeout=timeout,
                 follow_redirects=follow_redirects,
@@ -261,6 +277,12 @@ class Http:
             APIResponseValidationError: the response has another type.
         """
         return read(answer, body_of(await self.request(method, path, **arguments)))
+
+
+async def _close(client: httpx.AsyncClient, direct: DirectClient | None) -> None:
+    if direct is not None:
+        direct.close()
+    await client.aclose()
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,0 +1,7 @@
+"""Direct connections: HTTP/1.1 over asyncio's own transports, without httpx's layers.
+
+httpx, httpcore and anyio take more than a millisecond of CPU for a request, and a training step is
+a few small ones. What they do for an unencrypted connection to a service is here: keep-alive,
+timeouts, and a well-kept parser (httptools). TLS, proxies, redirects, cookies and renewed tokens
+stay httpx's: `Http.send` uses both. Responses, errors and timeouts are httpx's, and mean the same.
+"""
