@@ -1,4 +1,4 @@
-"""Durable files: each writer's file is whole or absent after any power cut, and there once told."""
+"""Durable files: a file is whole or absent after any power cut, and there if acknowledged."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
         """Return ``input_ids`` and, with ``return_offsets_mapping``, ``offset_mapping``."""
 
     def __hash__(self) -> int:
-        """Tokenizers are told apart by identity."""
+        """Distinguish tokenizers by identity."""
 
     def apply_chat_template(
         self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **variables: Any

@@ -16,7 +16,7 @@ import everstep
 from everstep.cli.app import app
 from everstep.vault import VaultError, gc_journal, open_vault
 from everstep.vault.errors import StoreFailed
-from everstep.vault.open import settle
+from everstep.vault.open import set_location
 from everstep.vault.storage.keys import blob_key
 from tests.buckets.bucket import Bucket
 from tests.conftest import Service
@@ -175,5 +175,5 @@ def test_store_that_can_not_hold_a_vault_is_rejected(tmp_path: Path, bucket: Buc
         ("s3://key:secret@vaults/x", "holds no credentials"),
     ):
         with pytest.raises((StoreFailed, VaultError), match=reason):
-            settle(home, url)
+            set_location(home, url)
     assert not (home / "vault.json").exists()

@@ -15,7 +15,7 @@ class ByteTokenizer:
     Args:
         begin: the begin-of-sequence token, None for a model without one.
         template: renders messages, with or without a generation prompt. None for no chat template.
-        is_fast: whether it tells each token's characters.
+        is_fast: whether it gives each token's characters.
     """
 
     def __init__(

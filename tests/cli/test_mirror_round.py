@@ -1,4 +1,4 @@
-"""A poll of ``everstep mirror`` tells of every checkpoint that it does not copy."""
+"""A poll of ``everstep mirror`` reports every checkpoint that it does not copy."""
 
 from __future__ import annotations
 

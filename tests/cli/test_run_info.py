@@ -38,6 +38,6 @@ def test_run_info_tells_of_a_home_that_moved(
     monkeypatch.setattr(listing, "checkpoints", lambda rest, wanted: [])
     target = SimpleNamespace(reader=lambda: nullcontext(SimpleNamespace(rest=None)), as_json=False)
     show.print_run(cast(Target, target), "run")
-    told = " ".join(capsys.readouterr().out.split())
-    assert "after operation 7: $MKL_CBWR None → AVX2; threads 2 → 4." in told
-    assert "to a tolerance" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "after operation 7: $MKL_CBWR None → AVX2; threads 2 → 4." in printed
+    assert "to a tolerance" in printed

@@ -102,7 +102,7 @@ def test_service_that_does_not_end_in_time_is_reported(tmp_path: Path) -> None:
         service_home.publish(tmp_path, record(tmp_path, process.pid))
         code, _, messages = run(tmp_path, "stop", "--timeout", "0.2")
         process.kill()
-    assert code == 1 and f"process {process.pid}) was told to stop and has not ended" in messages
+    assert code == 1 and f"process {process.pid}) was asked to stop and has not ended" in messages
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def start(service: Service, data: Path, tmp_path: Path) -> Iterator[Start]:
 def uninterrupted(service: Service, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Hashes and losses of an uninterrupted run."""
     directory = tmp_path_factory.mktemp("uninterrupted")
-    report = Training(service.url, service.home, data, "cli-twin", directory).result()
+    report = Training(service.url, service.home, data, "cli-other", directory).result()
     assert report["step"] == report["steps"] == STEPS and report["resumed_from"] is None
     assert [line["step"] for line in losses(directory)] == [*range(1, STEPS + 1)]
     return hashes(service.home, report["tinker_path"]), losses(directory)

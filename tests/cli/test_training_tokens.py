@@ -86,12 +86,12 @@ def test_every_reply_is_learnt_with_its_end_and_nothing_else(
         before = now
     end = tokenizer.eos_token_id
     assert [run[-1] for run in runs] == [end, end]
-    told = [tokenizer.decode(run[:-1]).split() for run in runs]
+    learnt = [tokenizer.decode(run[:-1]).split() for run in runs]
     plain = [
         tokenizer.decode(tokenizer(t["content"], add_special_tokens=False)["input_ids"])
         for t in TURNS
     ]
-    assert told == [plain[1].split(), plain[3].split()]
+    assert learnt == [plain[1].split(), plain[3].split()]
 
 
 def test_prompt_and_completion_are_tokenized_as_one_text(tmp_path: Path, tokenizer: Any) -> None:
@@ -118,7 +118,7 @@ def test_token_across_the_seam_is_learnt() -> None:
 
 
 def test_tokens_of_one_character_are_parted_by_the_prompts_own() -> None:
-    """Unigram tells the same characters for all bytes of a run that it does not know."""
+    """Unigram gives the same characters for all bytes of a run that it does not know."""
     tokenizer = tokenizer_of(FAMILIES["unigram"])
     made = tokenize(tokenizer, "é日", [(1, 2)])
     assert len(made.ids) >= 5 and made.seams == 0

@@ -116,7 +116,7 @@ def test_capture_is_unchanged_by_a_step_at_any_point_of_its_reading(
 
 
 def test_captures_that_are_written_during_many_steps_are_exact(small_segments: int) -> None:
-    state, twin = new_state(61), new_state(61)
+    state, reference = new_state(61), new_state(61)
     found: list[dict[str, bytes]] = []
     expected: list[dict[str, bytes]] = []
 
@@ -125,8 +125,8 @@ def test_captures_that_are_written_during_many_steps_are_exact(small_segments: i
         capture.release()
 
     for number in range(20):
-        step(twin, number)
-        expected.append(files(twin, optimizer=True)[0])
+        step(reference, number)
+        expected.append(files(reference, optimizer=True)[0])
         step(state, number)
         capture = state.capture(optimizer=True)
         writer = threading.Thread(target=write, args=(capture,))
@@ -136,7 +136,7 @@ def test_captures_that_are_written_during_many_steps_are_exact(small_segments: i
     eventually("everything is written", lambda: len(found) == 20)
     eventually("everything is released", lambda: not state.arena._pins)
     assert sorted(map(str, found)) == sorted(map(str, expected))
-    assert buffers(state) == buffers(twin)
+    assert buffers(state) == buffers(reference)
 
 
 @pytest.fixture

@@ -485,8 +485,8 @@ def test_a_pass_equals_the_clients_evaluation_bit_for_bit(llama: Model, fn: Loss
     data = datums()
     result, state = passed(llama, fn, data)
     plain = [Example(d.tokens, {"target_tokens": d.inputs["target_tokens"]}) for d in data]
-    twin = trained(llama)
-    forward = finish(forward_backward(llama, twin, plain, "cross_entropy", {}, backward=False))
+    reference = trained(llama)
+    forward = finish(forward_backward(llama, reference, plain, "cross_entropy", {}, backward=False))
     total, weighted = 0.0, []
     sums: dict[str, float] = {}
     for datum, output in zip(data, forward.outputs, strict=True):
@@ -500,8 +500,8 @@ def test_a_pass_equals_the_clients_evaluation_bit_for_bit(llama: Model, fn: Loss
             sums[key] = sums.get(key, 0.0) + float(value.detach())
         inputs = {"target_tokens": datum.inputs["target_tokens"], "weights": -slope.numpy()}
         weighted.append(Example(datum.tokens, inputs))
-    finish(forward_backward(llama, twin, weighted, "cross_entropy", {}, backward=True))
-    assert buffers(state) == buffers(twin)
+    finish(forward_backward(llama, reference, weighted, "cross_entropy", {}, backward=True))
+    assert buffers(state) == buffers(reference)
     assert state.arena.buffers["grads"].norm() > 0
     means = {k: v / len(data) if k.endswith(":mean") else v for k, v in sums.items()}
     assert result.metrics == {"loss:sum": total, **means}

@@ -99,7 +99,7 @@ def test_digest_changes_with_the_kernels() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variable is for x86-64")
 def test_digest_sees_the_instruction_set_that_libraries_were_told() -> None:
-    def told(**variables: str) -> str:
+    def environment_with(**variables: str) -> str:
         code = "from everstep.engine.kernel_digest import digest; print(digest())"
         clean = {k: v for k, v in os.environ.items() if k not in NAMED}
         run = subprocess.run(
@@ -111,7 +111,7 @@ def test_digest_sees_the_instruction_set_that_libraries_were_told() -> None:
         )
         return run.stdout
 
-    assert told(ONEDNN_MAX_CPU_ISA="SSE41") != told(HOME="/")
+    assert environment_with(ONEDNN_MAX_CPU_ISA="SSE41") != environment_with(HOME="/")
 
 
 # CUDA, whose answers are made up here

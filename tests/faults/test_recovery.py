@@ -110,8 +110,8 @@ def test_damaged_ledger_row_is_reported_and_its_run_does_not_continue(keeper: Ke
 
 
 def test_damaged_snapshot_is_skipped_for_an_older_one(keeper: Keeper) -> None:
-    twin, run = fresh(keeper), fresh(keeper)
-    expected = train(everstep, twin, 4)
+    reference, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, reference, 4)
     begun = train(everstep, run, 1)
     run.save_state("one").result()
     begun += train(everstep, run, 1, shift=1)
@@ -177,8 +177,8 @@ def test_base_model_with_other_weights_is_refused_and_nothing_is_lost(
 def test_worker_that_ends_is_replaced_and_no_client_notices(
     keeper: Keeper, number: signal.Signals, how: str
 ) -> None:
-    twin, run = fresh(keeper), fresh(keeper)
-    expected = train(everstep, twin, 3)
+    reference, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, reference, 3)
     begun = train(everstep, run, 1)
     pending = run.forward_backward(data(everstep, shift=1), "cross_entropy")
     keeper.kill_worker(number)
@@ -187,8 +187,8 @@ def test_worker_that_ends_is_replaced_and_no_client_notices(
     assert output.metrics["loss:sum"] == expected[1][0]
     assert begun == expected[:1]
     assert train(everstep, run, 1, shift=2) == expected[2:]
-    (told,) = [line for line in keeper.log.read_text().splitlines() if "starting another" in line]
-    assert how in told
+    (result,) = [line for line in keeper.log.read_text().splitlines() if "starting another" in line]
+    assert how in result
 
 
 def logged_lack_of_memory(keeper: Keeper) -> bool:
@@ -227,10 +227,10 @@ def test_worker_killed_in_the_course_of_each_replay_converges(tmp_path: Path) ->
                 killed_at.append(newest())
                 keeper.kill_worker()
         seen = logprobs(pending)
-        twin = fresh(keeper)
+        reference = fresh(keeper)
         for number in range(steps):
-            submit(twin, number)
-        assert logprobs(submit(twin, steps)) == seen
+            submit(reference, number)
+        assert logprobs(submit(reference, steps)) == seen
     assert len(killed_at) > 2, "two workers were killed in the course of a replay"
     assert max(killed_at) < 2 * steps
 
@@ -238,8 +238,8 @@ def test_worker_killed_in_the_course_of_each_replay_converges(tmp_path: Path) ->
 def test_worker_killed_for_lack_of_memory_is_logged_as_such(
     group: MemoryGroup, keeper: Keeper
 ) -> None:
-    twin, run = fresh(keeper), fresh(keeper)
-    expected = train(everstep, twin, 3)
+    reference, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, reference, 3)
     begun = train(everstep, run, 1)
     service = connect(everstep, keeper.url)
     large: list[Any] = []
@@ -296,8 +296,8 @@ def test_only_the_operation_that_repeatedly_ends_its_worker_fails(tmp_path: Path
 def test_more_runs_than_fit_into_memory_continue_exactly(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with Keeper(home) as roomy:
-        twin = fresh(roomy)
-        expected = [train(everstep, twin, 1, shift=step)[0] for step in range(4)]
+        reference = fresh(roomy)
+        expected = [train(everstep, reference, 1, shift=step)[0] for step in range(4)]
     with Keeper(tmp_path / "tight", "memory_bytes=1000000") as keeper:
         runs = [fresh(keeper) for _ in range(12)]
         seen: list[list[object]] = [[] for _ in runs]
@@ -309,8 +309,8 @@ def test_more_runs_than_fit_into_memory_continue_exactly(tmp_path: Path) -> None
 
 
 def test_graceful_stop_leaves_nothing_to_replay(keeper: Keeper) -> None:
-    twin, run = fresh(keeper), fresh(keeper)
-    expected = train(everstep, twin, 3)
+    reference, run = fresh(keeper), fresh(keeper)
+    expected = train(everstep, reference, 3)
     begun = train(everstep, run, 2)
     home, url = keeper.home, keeper.url
     assert keeper.stop() == 0
@@ -329,8 +329,8 @@ def test_second_service_on_one_home_is_refused(keeper: Keeper, tmp_path: Path) -
     command = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(keeper.home)]
     second = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    (told,) = second.stderr.strip().splitlines()
-    assert told.startswith(f"everstep: a service runs on {keeper.home} already: process ")
+    (result,) = second.stderr.strip().splitlines()
+    assert result.startswith(f"everstep: a service runs on {keeper.home} already: process ")
     assert keeper.ready()
 
 
@@ -343,10 +343,10 @@ def test_home_that_can_not_be_written_is_reported(tmp_path: Path) -> None:
         pytest.skip("mounting a read-only file system needs root")
     try:
         command = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(mounted / "home")]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
-    assert told.returncode == 1
-    assert told.stderr.startswith("everstep: ")
-    assert "Read-only file system" in told.stderr
-    assert "Traceback" not in told.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith("everstep: ")
+    assert "Read-only file system" in result.stderr
+    assert "Traceback" not in result.stderr

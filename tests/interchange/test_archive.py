@@ -1,4 +1,4 @@
-"""Archives of adapters: what is left out of them is told."""
+"""Archives of adapters: what is left out of them is reported."""
 
 from __future__ import annotations
 

@@ -133,12 +133,12 @@ def test_custom_cross_entropy_equals_the_builtin(sdk: Any, client: Any) -> None:
         weights = [each.loss_fn_inputs["weights"].to_torch() for each in data]
         return -sum((p * w).sum() for p, w in zip(logprobs, weights, strict=True)), {}
 
-    run, twin = new_run(client), new_run(client)
+    run, reference = new_run(client), new_run(client)
     run.forward_backward_custom(data(sdk), loss).result()
-    twin.forward_backward(data(sdk), "cross_entropy").result()
-    steps = [each.optim_step(sdk.AdamParams(**STEP)).result().metrics for each in (run, twin)]
+    reference.forward_backward(data(sdk), "cross_entropy").result()
+    steps = [each.optim_step(sdk.AdamParams(**STEP)).result().metrics for each in (run, reference)]
     assert steps[0] == steps[1]
-    assert train(sdk, run, 1) == train(sdk, twin, 1)
+    assert train(sdk, run, 1) == train(sdk, reference, 1)
 
 
 def test_loss_takes_several_targets_a_position(sdk: Any, client: Any) -> None:
@@ -178,11 +178,11 @@ def test_loss_that_fails_on_the_service_leaves_no_gradient(sdk: Any, client: Any
     def short(logprobs: Any) -> Any:
         return logprobs[25] + logprobs.sum(), {}
 
-    run, twin = new_run(client), new_run(client)
+    run, reference = new_run(client), new_run(client)
     handle = client.create_custom_loss(short, {"logprobs": 1}).result()
     with pytest.raises(sdk.RequestFailedError, match=r"'short' can't be computed: node 'getitem'"):
         run.forward_backward_custom(data(sdk), handle).result()
-    assert train(sdk, run, 2) == train(sdk, twin, 2)
+    assert train(sdk, run, 2) == train(sdk, reference, 2)
 
 
 @pytest.mark.parametrize("fault", ["raises", "no tensor", "not of the logprobs"])
@@ -195,16 +195,16 @@ def test_our_client_continues_after_a_loss_that_fails_here(service: Service, fau
         return (3.0 if fault == "no tensor" else torch.ones((), requires_grad=True)), {}
 
     client = connect(everstep, service.url)
-    run, twin = new_run(client), new_run(client)
+    run, reference = new_run(client), new_run(client)
     with chunks_of(client, 2), pytest.raises((KeyError, ValueError)):
         run.forward_backward_custom(data(everstep, 5), loss).result()
-    assert train(everstep, run, 2) == train(everstep, twin, 2)
+    assert train(everstep, run, 2) == train(everstep, reference, 2)
 
 
 def test_handle_runs_here_where_the_service_can_not(service: Service) -> None:
     """Older services evaluate no custom loss: the handle is not uploaded."""
     client = connect(everstep, service.url)
-    run, twin = new_run(client), new_run(client)
+    run, reference = new_run(client), new_run(client)
     ranks: Any = {"logprobs": 1, "weights": 1}
     uploaded = client.create_custom_loss(relative, ranks).result()
     assert isinstance(uploaded, OurHandle)
@@ -212,7 +212,7 @@ def test_handle_runs_here_where_the_service_can_not(service: Service) -> None:
     here_only = client.create_custom_loss(relative, ranks).result()
     assert here_only.loss_id is None
     one = run.forward_backward_custom(data(everstep), uploaded).result()
-    other = twin.forward_backward_custom(data(everstep), here_only).result()
+    other = reference.forward_backward_custom(data(everstep), here_only).result()
     assert numbers(one) == numbers(other)
     for key in ("loss:sum", "custom/chosen:sum", "custom/level:mean"):
         assert one.metrics[key] == pytest.approx(other.metrics[key], rel=1e-6)

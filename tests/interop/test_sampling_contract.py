@@ -181,8 +181,8 @@ def test_neighbours_change_no_number(sdk: Any, client: Any) -> None:
     samplers.append(client.create_sampling_client(base_model=MODEL).result())
     alone = [plain(s.sample(prompt(sdk), 3, params(sdk, max_tokens=30)).result()) for s in samplers]
     assert alone[0] != alone[1] != alone[2]
-    twin = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
-    trained = train(sdk, twin, 4)
+    reference = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
+    trained = train(sdk, reference, 4)
     together = []
     for _ in range(4):
         together += [s.sample(prompt(sdk), 3, params(sdk, max_tokens=30)) for s in samplers]

@@ -49,12 +49,12 @@ def test_a_service_says_which_modules_a_run_adapts(
         reply = service.result(made["request_id"])
         run = reply["model_id"]
         path = service.do(run, "save_weights", path="a")["path"]
-        told = [
+        described = [
             reply,
             service.post("get_info", model_id=run),
             service.post("weights_info", tinker_path=path),
         ]
-    for each in told:
+    for each in described:
         found = each["adapted_modules"]
         assert found["mlp"] == MLP
         assert found["unembed"] == {"lm_head": 1}
@@ -65,7 +65,7 @@ def test_a_service_says_which_modules_a_run_adapts(
         tinker.types.GetInfoResponse,
         tinker.types.WeightsInfoResponse,
     )
-    for kind, each in zip(official, told, strict=True):
+    for kind, each in zip(official, described, strict=True):
         assert not hasattr(kind.model_validate(each), "adapted_modules")
     (line,) = [each for each in caplog.messages if each.startswith("run created")]
     assert "adapted={'attention': 8, 'mlp': 6, 'unembed': 1}" in line
@@ -151,14 +151,14 @@ def test_an_adapter_of_an_earlier_release_is_told_to_load_as_something_else_in_p
             old = service.do(run, "save_weights", path="old")["path"]
     with service.after() as later:
         new = later.do(run, "save_weights", path="new")["path"]
-        told = {
+        described = {
             path: later.post("everstep/checkpoints/details", tinker_path=path)
             for path in (old, new)
         }
-    assert told[new]["notes"] == []
-    (note,) = told[old]["notes"]
+    assert described[new]["notes"] == []
+    (note,) = described[old]["notes"]
     assert "down_proj, gate_proj, up_proj" in note and "earlier release" in note
-    assert {"gate_proj", "up_proj", "down_proj"} <= set(told[old]["peft_parameters"])
+    assert {"gate_proj", "up_proj", "down_proj"} <= set(described[old]["peft_parameters"])
 
 
 def test_configurations_in_the_vault_name_experts_of_no_kind(home: Path, mixture: Model) -> None:

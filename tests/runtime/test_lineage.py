@@ -213,15 +213,15 @@ def test_replayed_lineage_equals_the_first(
     """For saves that are being written, that fail, and that a snapshot comes after."""
     live, unwritten, behind = Lineage(), set[str](), list[tuple[str, str]]()
     made: dict[str, list[str]] = {}
-    told, snapshots = [], [standing(live.line(), ())]
+    recorded, snapshots = [], [standing(live.line(), ())]
     for number, (what, path, written, late) in enumerate(events):
         if what == "load":
             while behind:
-                settle(live, unwritten, behind)  # a load waits for them
+                finish_writes(live, unwritten, behind)  # a load waits for them
             live.begin([path, *made.get(path, [])])
         else:
             while any(each == path for _, each in behind):
-                settle(live, unwritten, behind)  # its lock is held until then
+                finish_writes(live, unwritten, behind)  # its lock is held until then
             line = live.line(path)
             if not written:
                 unwritten.add(str(number))
@@ -229,10 +229,10 @@ def test_replayed_lineage_equals_the_first(
             behind.append((str(number), path))
             if written:
                 made[path] = parent_of(line, unwritten)
-            told.append(parent_of(line, unwritten))
+            recorded.append(parent_of(line, unwritten))
         snapshots.append(standing(live.line(), unwritten))
         while len(behind) > late:
-            settle(live, unwritten, behind)
+            finish_writes(live, unwritten, behind)
 
     back = Lineage()
     begin = min(crash, len(events))
@@ -245,12 +245,12 @@ def test_replayed_lineage_equals_the_first(
             back.begin([path, *again.get(path, [])])
         elif written:
             again[path] = parent_of(back.line(path), ())
-            assert again[path] == told[sum(e[0] == "save" for e in events[:number])]
+            assert again[path] == recorded[sum(e[0] == "save" for e in events[:number])]
             back.stand_on(path)
         assert standing(back.line(), ()) == snapshots[number + 1]
 
 
-def settle(live: Lineage, unwritten: set[str], behind: list[tuple[str, str]]) -> None:
+def finish_writes(live: Lineage, unwritten: set[str], behind: list[tuple[str, str]]) -> None:
     """Record the oldest save that is being written."""
     request_id, path = behind.pop(0)
     if request_id in unwritten:

@@ -106,5 +106,5 @@ def test_checkpoint_changes_can_be_retried_after_restart(home: Path, pico: Model
                     answer = service.http.request(method, route, json=body)
                     assert answer.status_code == 204, answer.text
                 found = service.http.get(f"training_runs/{run}/checkpoints").json()["checkpoints"]
-                told = [(each["expires_at"] is not None, each["public"]) for each in found]
-                assert told == [[(True, False)], [(True, True)], [(True, False)], []][change]
+                states = [(each["expires_at"] is not None, each["public"]) for each in found]
+                assert states == [[(True, False)], [(True, True)], [(True, False)], []][change]

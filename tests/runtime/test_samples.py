@@ -116,16 +116,16 @@ def test_batch_poll_returns_samples_in_order_of_completion(local: Local) -> None
     ids = [submit(local, name, number, 4 - number) for number in range(3)]
     for each in ids:
         local.result(each)
-    told = poll(local, name)
-    states = {each["request_id"]: each["state"] for each in told["completions"]}
+    page = poll(local, name)
+    states = {each["request_id"]: each["state"] for each in page["completions"]}
     assert states == {wrong: "failed", **dict.fromkeys(ids, "finished")}
-    assert told["completions"][0]["request_id"] == wrong
-    size = told["completions"][1]["response_payload_uncompressed_size"]
-    first = told["completions"][1]["request_id"]
+    assert page["completions"][0]["request_id"] == wrong
+    size = page["completions"][1]["response_payload_uncompressed_size"]
+    first = page["completions"][1]["request_id"]
     answer = local.poll(first, accept="application/x-protobuf", allow_metadata_only=False)
     assert len(answer.content) == size
-    assert told["cursor"] == 4
-    assert poll(local, name, 2)["completions"] == told["completions"][2:]
+    assert page["cursor"] == 4
+    assert poll(local, name, 2)["completions"] == page["completions"][2:]
     assert poll(local, name, 4, timeout=0) == {"completions": [], "cursor": 4}
 
 
@@ -149,8 +149,8 @@ def test_batch_poll_returns_only_the_clients_samples(local: Local) -> None:
     ids = {number: submit(local, name, number * 1_000_000_000) for number in range(3)}
     for number, request_id in ids.items():
         local.result(request_id)
-        told = poll(local, name, client=number)
-        assert [each["request_id"] for each in told["completions"]] == [request_id]
+        page = poll(local, name, client=number)
+        assert [each["request_id"] for each in page["completions"]] == [request_id]
     assert local.refused("join_sampling_session", sampling_session_id="nobody")[0] == 404
     assert local.refused("retrieve_futures", target={"sampling_session_id": "nobody"})[0] == 404
 
@@ -168,8 +168,8 @@ def test_only_acknowledged_results_are_dropped(local: Local) -> None:
     assert local.http.get(f"everstep/samples/{gone}/events").status_code == 410
     assert "error" not in local.result(kept)
     assert "error" not in local.result(foreign)
-    told = {e["request_id"]: e for e in poll(local, name)["completions"]}
-    assert told.keys() == {kept, gone}
+    page = {e["request_id"]: e for e in poll(local, name)["completions"]}
+    assert page.keys() == {kept, gone}
 
 
 def test_cursors_counters_and_drops_survive_restart(home: Path, pico: Model) -> None:

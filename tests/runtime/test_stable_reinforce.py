@@ -336,7 +336,7 @@ def test_sequence_of_another_session_fails(service: Local, pico: Model) -> None:
     run = service.new_run()
     text = failed(service, run, datum(theirs, 1.0))
     assert "was not sampled in this run's session" in text
-    assert theirs.name not in text.replace(repr(theirs.name), ""), "and nothing else is told"
+    assert theirs.name not in text.replace(repr(theirs.name), ""), "and nothing else is said"
 
 
 def test_sequence_without_a_record_fails(service: Local) -> None:

@@ -219,7 +219,7 @@ def test_out_of_range_numbers_are_rejected(http: Any, client: Any, run: Any) -> 
 def test_body_of_100_mb_fails_its_future_and_keeps_the_run_usable(
     service: Service, sdk: Any
 ) -> None:
-    run, twin = (
+    run, reference = (
         connect(sdk, service.url).create_lora_training_client(MODEL, rank=4, seed=1).result()
         for _ in range(2)
     )
@@ -231,7 +231,9 @@ def test_body_of_100_mb_fails_its_future_and_keeps_the_run_usable(
     with pytest.raises(sdk.RequestFailedError, match="larger than 67108864 bytes") as caught:
         run.forward_backward([huge], "cross_entropy").result()
     assert caught.value.category == "user"
-    assert train(sdk, twin, 3)[1:] == train(sdk, run, 2, shift=1), "nothing waits, nothing is left"
+    assert train(sdk, reference, 3)[1:] == train(sdk, run, 2, shift=1), (
+        "nothing waits, nothing is left"
+    )
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,8 @@ def test_poll_returns_408_until_a_later_one_returns_the_result(home: Path, pico:
 
 def test_poll_returns_as_soon_as_the_result_exists(home: Path, pico: Model) -> None:
     with Local(home, pico, poll_seconds=3600.0) as service:  # no poll ends by itself
-        run, twin = service.new_run(), service.new_run()
-        assert service.train(run, 0) == service.train(twin, 0)
+        run, reference = service.new_run(), service.new_run()
+        assert service.train(run, 0) == service.train(reference, 0)
 
 
 @pytest.mark.parametrize("request_id", ["none", "", "é\u0000'; --", "0" * 32])
@@ -188,8 +188,8 @@ def test_results_and_failures_are_equal_after_a_restart(home: Path, pico: Model)
 
 def test_pending_operation_resolves_after_a_restart(home: Path, pico: Model) -> None:
     with Local(home, pico, shutdown_seconds=0.01) as service:
-        run, twin = service.new_run(), service.new_run()
-        expected = service.train(twin, 0)
+        run, reference = service.new_run(), service.new_run()
+        expected = service.train(reference, 0)
         sample = service.result(sampled(service))
         service.steps.close()  # until it ends
         waiting = [*service.step(run, 0), sampled(service, seq_id=1)]

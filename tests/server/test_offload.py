@@ -74,7 +74,7 @@ def protobuf(model_id: str, seq_id: int, passed: dict[str, Any]) -> bytes:
 
 
 def descriptors() -> int:
-    """How many this process has open, where that can be told."""
+    """How many this process has open, where that is known."""
     directory = Path("/proc/self/fd")
     return len(list(directory.iterdir())) if directory.exists() else 0
 

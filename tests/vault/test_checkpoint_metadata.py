@@ -55,18 +55,18 @@ def test_metadata_missing_in_the_vault_is_written_at_the_next_start(home: Home) 
             await metadata.set_public(RUN, ID, True)
         assert refused.value.status == 503
 
-    async def settle(metadata: CheckpointMetadata, context: RuntimeContext) -> list[Checkpoint]:
+    async def write_all(metadata: CheckpointMetadata, context: RuntimeContext) -> list[Checkpoint]:
         with mock.patch.object(home.vault, "set_metadata", side_effect=OSError(28, "full")):
-            await metadata.settle()
+            await metadata.write_unwritten()
         assert len(await context.ledger.checkpoint_metadata.unwritten()) == 1, (
             "the metadata stays unwritten and is retried"
         )
-        await metadata.settle()
+        await metadata.write_unwritten()
         return await context.ledger.checkpoint_metadata.unwritten()
 
     with_metadata_of(home, publish)
     assert not home.vault.with_metadata(manifest).public
-    assert with_metadata_of(home, settle) == []
+    assert with_metadata_of(home, write_all) == []
     assert home.vault.with_metadata(manifest).public
 
 
@@ -89,15 +89,15 @@ def test_damaged_metadata_is_restored_from_the_ledger(home: Home) -> None:
     async def publish(metadata: CheckpointMetadata, *_: Any) -> None:
         await metadata.set_public(RUN, ID, True)
 
-    async def settle(metadata: CheckpointMetadata, *_: Any) -> None:
-        await metadata.settle()
+    async def write_all(metadata: CheckpointMetadata, *_: Any) -> None:
+        await metadata.write_unwritten()
 
     with_metadata_of(home, publish)
     key = metadata_key(*manifest.id)
     (home.path / "vault" / key).write_bytes(b"rotten")
     assert quarantine_damaged(home.vault, key) is not None
     assert not home.vault.with_metadata(manifest).public
-    with_metadata_of(home, settle)
+    with_metadata_of(home, write_all)
     assert home.vault.with_metadata(manifest).public
 
 

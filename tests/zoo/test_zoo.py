@@ -32,7 +32,7 @@ from everstep.worker.protocol.messages import ImportAdapter
 from tests.engine import helpers
 from tests.zoo import table
 from tests.zoo.configs import EXPERTS, FAMILIES
-from tests.zoo.peft_twin import Arrays, Twin, base_logprobs, base_model, write_adapter
+from tests.zoo.peft_reference import Arrays, PeftReference, base_logprobs, base_model, write_adapter
 from tests.zoo.specimens import Specimen, specimen
 
 DATA = helpers.examples(1, (9, 30, 5))  # past the sliding windows of 8
@@ -112,24 +112,24 @@ def test_an_exported_adapter_is_peft_s_in_loss_gradients_and_steps(
     state = kept.run()
     base = base_model(kept.directory)
     plain = base_logprobs(base, DATA)
-    twin = Twin(base, write_adapter(state, tmp_path / "adapter"))
+    reference = PeftReference(base, write_adapter(state, tmp_path / "adapter"))
 
-    assert twin.strangers == []
+    assert reference.unplaced == []
     expected = scores(kept, state)
-    check_close(base_logprobs(twin.model, DATA), expected)
+    check_close(base_logprobs(reference.model, DATA), expected)
     assert max(np.abs(one - other).max() for one, other in zip(plain, expected, strict=True)) > 0.01
 
-    optimizer = twin.optimizer(SMOOTH)
+    optimizer = reference.optimizer(SMOOTH)
     for _ in range(STEPS):
-        loss = twin.loss(DATA)
+        loss = reference.loss(DATA)
         loss.backward()  # type: ignore[no-untyped-call]
         found = helpers.backward(kept.served, state, DATA)
         assert found.metrics["loss:sum"] == pytest.approx(loss.item(), rel=CLOSE)
-        check_tensors(kept, state, "grads", {k: v.grad for k, v in twin.tensors().items()})
+        check_tensors(kept, state, "grads", {k: v.grad for k, v in reference.tensors().items()})
         optim_step(state, SMOOTH)
         optimizer.step()
         optimizer.zero_grad()
-    check_tensors(kept, state, "params", dict(twin.tensors()))
+    check_tensors(kept, state, "params", dict(reference.tensors()))
 
 
 def check_tensors(kept: Specimen, state: RunState, buffer: str, theirs: dict[Any, Any]) -> None:
@@ -194,8 +194,10 @@ def test_a_run_restored_with_pending_gradients_goes_on_to_the_bit(kept: Specimen
 
 def test_an_adapter_saved_by_peft_is_imported(kept: Specimen, tmp_path: Path) -> None:
     state = kept.run()
-    twin = Twin(base_model(kept.directory), write_adapter(state, tmp_path / "adapter"))
-    twin.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    reference = PeftReference(
+        base_model(kept.directory), write_adapter(state, tmp_path / "adapter")
+    )
+    reference.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
 
     vault = Vault(tmp_path / "vault", writer=True)
     draft = {

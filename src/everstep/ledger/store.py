@@ -31,7 +31,7 @@ class Store(Protocol):
 
         That is once the writes are durable, in the order of the calls, and before the call
         returns and its ``then`` is called. Writes of a `Prepared` statement are left out: whoever
-        runs one tells others of it with ``then``.
+        runs one notifies others with ``then``.
 
         Args:
             written: is called in the store's thread. It must neither raise nor block.

@@ -41,7 +41,7 @@ CLIENT_SECONDS = 60.0
 _LOADS = (ids.CREATE_FROM_STATE, ids.LOAD_WEIGHTS)
 _STOPPED = Failpoint("runtime.deletion.stopped", "a run does nothing any more, and is whole")
 _RECORDED = Failpoint("runtime.deletion.recorded", "a run is deleted, its rows and files are there")
-_FINISHED = Failpoint("runtime.deletion.finished", "a run is deleted, no one was told")
+_FINISHED = Failpoint("runtime.deletion.finished", "a run is deleted, and not yet acknowledged")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Deletion:
         return tombstone, pending
 
     def _drop(self, tombstone: Tombstone, pending: list[str]) -> None:
-        """Tell the polls of operations that these were deleted."""
+        """Fail the polls of operations that were deleted."""
         for request_id in pending:
             gone = Deleted(describe(tombstone, tombstone.id))
             self._scheduler.futures.drop(request_id, gone)

@@ -43,13 +43,15 @@ from everstep.runtime.settings import Settings
 from everstep.runtime.workers.base import PoolFactory, not_served
 from everstep.runtime.workers.local_process import local_process_pool
 from everstep.vault import open_vault
-from everstep.vault.open import settle
+from everstep.vault.open import set_location
 from everstep.wire import types
 from everstep.worker.protocol.tokenizer_files import tokenizer_files
 
 _log = get_logger("everstep.runtime")
 _VALIDATED = Failpoint("runtime.accept.validated", "a request is sound, and not in the ledger")
-_ACCEPTED = Failpoint("runtime.accept.accepted", "a request is in the ledger, no one was told")
+_ACCEPTED = Failpoint(
+    "runtime.accept.accepted", "a request is in the ledger, and not yet acknowledged"
+)
 
 
 class Runtime:
@@ -133,7 +135,7 @@ class Runtime:
         await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
         ledger = await Ledger.open(home / "ledger.sqlite")
         try:
-            await asyncio.to_thread(settle, home, vault_url)
+            await asyncio.to_thread(set_location, home, vault_url)
             retry = settings.vault_retry_seconds
             vault = await asyncio.to_thread(open_vault, home, writer=False, retry_seconds=retry)
             workers = open_pool(home, models, settings)
@@ -144,7 +146,7 @@ class Runtime:
             await ledger.pins.clear()  # no worker holds a command yet
             await catalog.resume_deletions()
             await catalog.follow_quarantine()
-            await runtime.checkpoint_metadata.settle()
+            await runtime.checkpoint_metadata.write_unwritten()
             await runtime._scheduler.resume()
         except BaseException:
             await ledger.close()
@@ -156,7 +158,9 @@ class Runtime:
 
     async def _record_models(self) -> None:
         """Record the served models for commands that read the home, once they are loaded."""
-        with suppress(OperationFailed):  # none can be served: whoever needs one is told
+        with suppress(
+            OperationFailed
+        ):  # none can be served: a request that needs one fails with the reason
             await self.started()
             models = self._context.workers.models
             await asyncio.to_thread(record_models, self._context.home, models)

@@ -61,7 +61,7 @@ class Reporter:
         self._count = 0
         self._acknowledged = 0
 
-    def tell(self, **line: Any) -> None:
+    def report(self, **line: Any) -> None:
         """Report anything."""
         data = json.dumps(line).encode() + b"\n"
         if isinstance(self._sink, int):
@@ -82,20 +82,20 @@ class Reporter:
         self._count += 1
         number = self._count
         after = dict(changes)
-        self.tell(begin=number, changes=after)
+        self.report(begin=number, changes=after)
         try:
             yield after
         except Exception as error:
-            self.tell(failed=number, error=repr(error))
+            self.report(failed=number, error=repr(error))
             raise
-        self.tell(end=number, changes=after)
+        self.report(end=number, changes=after)
         self._acknowledged += any(thing.startswith(self._pause_on) for thing in after)
         if self._acknowledged == self._pause_after:
             self.hang()
 
     def hang(self) -> None:
         """Report a pause, and hang."""
-        self.tell(paused=True)
+        self.report(paused=True)
         while True:
             os.read(self._never(), 1)
 
@@ -179,7 +179,7 @@ class History:
             wrong += _torn(last, self.known, found)
         return wrong
 
-    def settle(self, found: Mapping[str, Value]) -> None:
+    def restart_from(self, found: Mapping[str, Value]) -> None:
         """Take a state that was found after a restart as the certain one."""
         self.known = dict(found)
         self.pending.clear()

@@ -112,7 +112,7 @@ class Lives:
         self._disk.power_on()
         end = End(reached, self.history.acknowledged - before, len(self.history.pending), failures)
         end.violations, found = self._check(self.home, self.history)
-        self.history.settle(found)
+        self.history.restart_from(found)
         return end
 
     def _wait(self, child: Child, due: Callable[[], bool]) -> bool:

@@ -72,9 +72,9 @@ def live(
                 stack.enter_context(_hanging(Path(home), hang_at_call, reporter))
             asyncio.run(Workload(Path(home), seed, reporter).run(steps))
     except Exception as error:  # noqa: BLE001  after a power cut anything fails; it is reported
-        reporter.tell(crashed=repr(error))
+        reporter.report(crashed=repr(error))
     else:
-        reporter.tell(done=True)
+        reporter.report(done=True)
 
 
 @contextmanager
@@ -139,7 +139,7 @@ class Workload:
             after[thing] = operation_value(operation)
         again, is_new = await self._ledger.accept(new)
         if is_new or again.request_id != operation.request_id:
-            self._reporter.tell(broken=f"{thing} was accepted twice")
+            self._reporter.report(broken=f"{thing} was accepted twice")
         return seq_id, operation.request_id, payload
 
     async def _succeed(

@@ -42,7 +42,7 @@ def open_vault(
     reserve_bytes: int = 0,
     retry_seconds: float = RETRY_SECONDS,
 ) -> Vault:
-    """Open the vault of a home, in the place that `settle` chose.
+    """Open the vault of a home, at the location that `set_location` chose.
 
     Args:
         home: the home.
@@ -81,12 +81,12 @@ def check(home: Path, url: str | None) -> None:
         )
 
 
-def settle(home: Path, url: str | None, *, adopt: bool = False) -> None:
+def set_location(home: Path, url: str | None, *, adopt: bool = False) -> None:
     """Put a new home's vault into a bucket, and check that the bucket can hold it.
 
     Args:
         home: the home. No other process may use it.
-        url: ``s3://BUCKET/PREFIX``, ``gs://…`` or ``az://…``. None keeps the current place.
+        url: ``s3://BUCKET/PREFIX``, ``gs://…`` or ``az://…``. None keeps the current location.
         adopt: take over the vault of a home that was lost.
 
     Raises:

@@ -18,7 +18,7 @@ def live(events: int, home: str) -> None:
     """Accept the operations, also after failures, and report the end."""
     reporter = Reporter(events)
     asyncio.run(_accept(Path(home), reporter))
-    reporter.tell(done=True)
+    reporter.report(done=True)
 
 
 async def _accept(home: Path, reporter: Reporter) -> None:

@@ -52,7 +52,7 @@ def stop_service(home: Path, timeout: float, yes: bool) -> None:
             ) from error
     if not ended:
         raise Refused(
-            f"the service on {home} (process {record.process}) was told to stop and has not ended "
+            f"the service on {home} (process {record.process}) was asked to stop and has not ended "
             f"after {timeout:g} s. Wait for it: repeat the command, or see 'everstep serve "
             f"status'. If it hangs: kill -9 {record.process}. Acknowledged work is kept, and the "
             "next start resumes it."

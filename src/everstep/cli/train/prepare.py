@@ -162,7 +162,7 @@ def notes(source: Source, tokenizer: Tokenizer) -> Iterator[str]:
     if chats and not tokenizer.chat_template:
         yield "the model has no chat template: turns are lines of 'role: content'"
     if not getattr(tokenizer, "is_fast", False):
-        yield "the tokenizer does not tell where its tokens are: prompts and wholes are compared"
+        yield "the tokenizer gives no offsets of its tokens: prompts and wholes are compared"
 
 
 def first_prompt(examples: Sequence[Example], tokenizer: Tokenizer) -> Prompt:

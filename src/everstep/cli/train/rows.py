@@ -71,7 +71,7 @@ _HINTS = {
     "label": "says whether a completion is good, which supervised training can't learn from; "
     "keep the rows of good ones without it",
     "functions": "is the older form of tools; write it as tools",
-    "parallel_tool_calls": "can't be told to the model; tell it in the system message",
+    "parallel_tool_calls": "can't be given to the model; put it into the system message",
 }
 
 

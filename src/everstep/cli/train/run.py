@@ -117,7 +117,7 @@ def run(target: Target, plan: Plan) -> None:
 
 
 def _prepare(plan: Plan, source: Source, tokenizer: Tokenizer, max_length: int) -> Prepared:
-    """Turn the examples into datums, and tell what is trained on and what is not."""
+    """Turn the examples into datums, and print what is trained on and what is not."""
     messages = output.messages()
     if max_length < plan.max_length:
         messages.print(f"{plan.name}: --max-length is {max_length}, the context of the model")

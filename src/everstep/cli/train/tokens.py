@@ -36,7 +36,7 @@ def tokenize(tokenizer: Tokenizer, text: str, spans: Sequence[Span]) -> Tokenize
     text up to the span has that token at its end anyway.
 
     Args:
-        tokenizer: fast, so that it tells each token's characters. For a slow one a span begins
+        tokenizer: fast, so that it gives each token's characters. For a slow one a span begins
             where the tokens of the text before it differ from those of the whole.
         text: the text.
         spans: the characters that are learnt, in order.

@@ -24,7 +24,7 @@ from everstep.runtime.checkpoints.catalog import CheckpointCatalog
 from everstep.runtime.execution.snapshots import KIND
 from everstep.runtime.payloads import optimizer_of
 from everstep.vault import CheckpointId, CheckpointQuarantined, Manifest, Vault, open_vault
-from everstep.vault.open import settle, url_of
+from everstep.vault.open import set_location, url_of
 from everstep.vault.storage.keys import KINDS
 from everstep.vault.verify import Report, verify
 
@@ -100,7 +100,7 @@ def rebuild_database(home: Path, vault_url: str | None, as_json: bool) -> bool:
 async def _rebuild(home: Path, vault_url: str | None, quiet: bool) -> Rebuilt:
     ledger = await Ledger.open(home / "ledger.sqlite", allow_missing=True)
     try:
-        settle(home, vault_url, adopt=vault_url is not None)
+        set_location(home, vault_url, adopt=vault_url is not None)
         vault = open_vault(home, writer=False)
         with progress_bar("verifying", quiet=quiet) as progress:
             done = Rebuilt(verify(vault, progress=progress))

@@ -49,7 +49,7 @@ def check_passes(model: Model, tokens: torch.Tensor) -> None:
 
 
 def _differences(model: Model, text: torch.Tensor, last: int) -> dict[str, float]:
-    """Return how far a text's hidden states are apart in two passes, by what tells these apart."""
+    """Return how far a text's hidden states are apart in two passes, by how these passes differ."""
     near = torch.arange(len(text), device=model.device)
     far = near + last - len(text)
     # Of both ends of the context: what is chosen by the largest position must change in between.

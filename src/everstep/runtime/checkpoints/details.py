@@ -32,7 +32,7 @@ _ADAPTER = "adapter_model.safetensors"
 
 
 class ServedModels(Protocol):
-    """Tells which models are served, as a pool of workers does."""
+    """Says which models are served, as a pool of workers does."""
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
@@ -145,7 +145,7 @@ class CheckpointDetails:
             try:
                 saved = json.loads(bytes(self._vault.read(manifest, ADAPTER_CONFIG)))
             except (VaultError, ValueError):
-                saved = {}  # `verify` tells of damage
+                saved = {}  # `verify` reports damage
             notes.append(saved_before_note(base, saved))
         return [note for note in notes if note is not None]
 

@@ -31,7 +31,7 @@ _log = get_logger("everstep.checkpoints")
 _RESERVED = "everstep_"
 _RECORDED = Failpoint("runtime.mark.recorded", "a change is in the ledger, and not in the vault")
 _WRITTEN = Failpoint(
-    "runtime.mark.told", "a change is in the vault, and still flagged in the ledger"
+    "runtime.mark.written", "a change is in the vault, and still flagged in the ledger"
 )
 
 
@@ -112,7 +112,7 @@ class CheckpointMetadata:
         await self._change(path, change)
         return now
 
-    async def settle(self) -> None:
+    async def write_unwritten(self) -> None:
         """Write metadata to the vault that an earlier process could not, or that was damaged."""
         await self._ledger.checkpoint_metadata.mark_unwritten(await asyncio.to_thread(self._lost))
         for row in await self._ledger.checkpoint_metadata.unwritten():

@@ -38,7 +38,7 @@ SNAPSHOT_KEY = "snapshot"
 """The key of a run's snapshot among its writes."""
 _LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
 _EXECUTED = Failpoint("runtime.execute.executed", "the worker answered, nothing is recorded")
-_RECORDED = Failpoint("runtime.execute.recorded", "a result is durable, no one was told")
+_RECORDED = Failpoint("runtime.execute.recorded", "a result is durable, and not yet acknowledged")
 
 
 class Run:

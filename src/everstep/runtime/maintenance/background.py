@@ -64,7 +64,7 @@ class BackgroundMaintenance:
 
     async def collect(self) -> None:
         """Remove ended, expired and orphaned checkpoints, unnamed files and unused records."""
-        await self._metadata.settle()
+        await self._metadata.write_unwritten()
         await self._catalog.finish_deletions()
         found = await self._collector.find()
         await self._collector.remove(found)

@@ -3,7 +3,7 @@
 A `Worker` is one life of one worker: when it is lost, its replacement is another `Worker`. A
 `WorkerPool` starts workers, replaces lost ones and decides where a run is placed. A `Lease` binds
 a run to a worker. Its epoch grows with every worker of the pool, so that a lease of an earlier
-worker can be told from one of its successor.
+worker differs from one of its successor.
 
 Implementations: `local_process` (a process on this machine) and `thread` (for tests). One test
 suite runs over both: ``tests/runtime/test_workers.py``.

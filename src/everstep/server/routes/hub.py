@@ -1,6 +1,6 @@
 """Hugging Face hub: tokenizers at the hub's paths, for clients with ``HF_ENDPOINT=…/hub``.
 
-The listings tell such clients which chat templates a tokenizer has besides its own.
+The listings show such clients which chat templates a tokenizer has besides its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A PEFT twin: an exported adapter, loaded by PEFT on transformers' own model, and trained."""
+"""A PEFT reference: an exported adapter, loaded by PEFT on transformers' own model, and trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_adapter(state: RunState, directory: Path) -> Path:
     return directory
 
 
-class Twin:
+class PeftReference:
     """An adapter in PEFT.
 
     Args:
@@ -43,14 +43,14 @@ class Twin:
 
     Attributes:
         model: the model with the adapter.
-        strangers: tensors of the adapter that PEFT did not find in the file, or could not place.
+        unplaced: tensors of the adapter that PEFT did not find in the file, or could not place.
     """
 
     def __init__(self, base: Any, adapter: Path) -> None:
         self.model = PeftModel(base, PeftConfig.from_pretrained(adapter))
         report = self.model.load_adapter(str(adapter), "default", is_trainable=True)
         missing = [name for name in report.missing_keys if "lora_" in name]
-        self.strangers = [*missing, *report.unexpected_keys]
+        self.unplaced = [*missing, *report.unexpected_keys]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         self.model.eval()
