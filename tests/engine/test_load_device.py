@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from everstep.engine import load_model
+from everstep.engine import determinism, load_model
 from everstep.engine.models import pretrained
 
 
@@ -23,6 +23,9 @@ class Module:
         assert not wanted
 
     def eval(self) -> None:
+        pass
+
+    def set_experts_implementation(self, name: str) -> None:
         pass
 
     def to(self, device: str) -> None:
@@ -49,6 +52,7 @@ def test_cuda_with_bfloat16_is_the_default_where_it_is_available(
         kinds.append(kind)
         return Module()
 
+    monkeypatch.setattr(determinism, "configure", lambda device, deterministic: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(pretrained, "read_pretrained", load)
     with pytest.raises(Placed) as caught:

@@ -156,6 +156,30 @@ def test_other_bits_of_another_environment_do_not_corrupt_a_run(
     assert change["changed"] == {"micro_batch_tokens": "2048 → 1"}
 
 
+@pytest.mark.parametrize("mode", [0, 1])
+def test_without_determinism_other_bits_do_not_corrupt_a_run(
+    home: Path, pico: Model, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_deterministic_debug_mode", lambda: mode)
+    with Local(home, pico).killed() as service:
+        run = service.new_run()
+        service.train(run, 0)
+    # One datum a micro-batch, which the environment doesn't show: as atomics do on a GPU.
+    monkeypatch.setattr(
+        "everstep.engine.training_pass.micro_batches",
+        lambda lengths: [[index] for index in range(len(lengths))],
+    )
+    with service.after() as other:
+        futures = other.step(run, 1)
+        if mode == 0:
+            assert all(map(other.result, futures))
+        else:
+            assert "corrupted" in other.poll(futures[0]).text
+        found = other.http.get(f"training_runs/{run}").json()
+    assert found["corrupted"] is (mode == 1)
+    assert not found["environment_changes"]
+
+
 def test_changes_name_the_words_of_a_long_list_and_are_bounded() -> None:
     flags = " ".join(f"avx512_{index}" for index in range(20))
     assert describe_changes({"flags": f"{flags} fma", "a": 1}, {"flags": f"{flags} amx"}) == {

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     """Tokens of the longest sequence that is served. None, or more than a model's own: that. It
     decides which frequencies a model with longrope or dynamic rotary embeddings computes with."""
 
+    determinism: Literal["exact", "off"] = "exact"
+    """Whether equal passes give equal bits. ``off`` lets CUDA take faster operations that don't,
+    and gives up exact resume (P1) and exact recovery (P3): replays are compared to a tolerance."""
+
     # Runs and recovery
 
     replay_seconds: Seconds = 30.0

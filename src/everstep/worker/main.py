@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from everstep import logs
 from everstep.engine import Model, load_model
+from everstep.engine.determinism import GIVEN_UP
 from everstep.engine.environment import environment
 from everstep.engine.errors import first_line
 from everstep.engine.models.pico import PICO_NAME, write_pico
@@ -33,6 +34,8 @@ from everstep.worker.protocol.heartbeat import HeartbeatPage
 from everstep.worker.protocol.messages import Ready, Unusable
 from everstep.worker.protocol.tokenizer_files import write_tokenizer
 from everstep.worker.round_robin import RoundRobin
+
+_log = logs.get_logger("everstep.worker")
 
 
 def main(argv: list[str]) -> None:
@@ -62,6 +65,8 @@ def serve(channel_descriptor: int, page_descriptor: int, arguments: Mapping[str,
     torch.set_num_threads(arguments["threads"])
     if not sys.stderr.isatty():
         disable_progress_bar()  # it would fill the log with carriage returns
+    if arguments["determinism"] != "exact":
+        _log.warning("determinism is off", given_up=GIVEN_UP)
     home = Path(arguments["home"])
     _sole_worker(home)  # held for the life of this process
     try:
@@ -122,6 +127,7 @@ def _load_models(
                 device=arguments["device"],
                 dtype=arguments["dtype"],
                 context_length=arguments["context_length"],
+                deterministic=arguments["determinism"] == "exact",
             )
             write_tokenizer(home, name, model.tokenizer, source)
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:

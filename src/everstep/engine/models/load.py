@@ -12,6 +12,7 @@ from blake3 import blake3
 from transformers import AutoTokenizer, PretrainedConfig
 
 from everstep.conversations import without_mark
+from everstep.engine import determinism
 from everstep.engine.alignment import align_module
 from everstep.engine.models import attention, load_checks, pretrained
 from everstep.engine.models.decoder_checks import choose_decoder
@@ -33,6 +34,7 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     context_length: int | None = None,
+    deterministic: bool = True,
 ) -> Model:
     """Load a causal language model and check that the engine computes it exactly.
 
@@ -42,15 +44,14 @@ def load_model(
         device: torch device. None: CUDA where it is available, else the CPU.
         dtype: dtype of the weights. None: float32 on a CPU, bfloat16 on CUDA.
         context_length: tokens of the longest sequence. None, or more than the model's own: that.
+        deterministic: whether equal passes have to give equal bits, see `determinism`.
 
     Raises:
         ModelUnsupported: it cannot be trained or sampled exactly here. The message says why.
         OSError: it cannot be found or read.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # By default, that writes NaN to all memory before results are written to it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    determinism.configure(device, deterministic=deterministic)
     kind = (
         getattr(torch, dtype)
         if dtype
@@ -60,6 +61,9 @@ def load_model(
     module = pretrained.read_pretrained(source, kind)
     module.requires_grad_(False)
     module.eval()
+    experts = determinism.experts_implementation(device, deterministic=deterministic)
+    if experts is not None:
+        module.set_experts_implementation(experts)
     module.to(device)
     align_module(module)
     tokenizer = without_mark(AutoTokenizer.from_pretrained(source))

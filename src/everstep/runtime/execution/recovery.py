@@ -95,7 +95,7 @@ async def replay(run: Run, operation: Operation) -> float:
         raise _corrupted(operation, failure.message) from failure
     if result is not None:
         recorded = operation.result or b""
-        found = difference(recorded, operation.media, result, exact=not run.foreign)
+        found = difference(recorded, operation.media, result, exact=run.replays_exactly)
         if found is not None and run.foreign:
             raise RunUnavailable(
                 f"in this numeric environment operation {operation.seq_id} ({operation.kind}) "

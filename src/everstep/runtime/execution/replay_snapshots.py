@@ -42,7 +42,7 @@ class ReplaySnapshots:
 
         Only a pass shows that the weights are right, because its losses were computed with them.
         The result of an optimizer step says nothing about the weights that it made. In another
-        numeric environment nothing shows it to the bit.
+        numeric environment, or without determinism, nothing shows it to the bit.
 
         Args:
             operation: the replayed operation. The run's position is its sequence id.
@@ -53,7 +53,7 @@ class ReplaySnapshots:
         """
         run = self._run
         self._since += seconds
-        verified = operation.kind == ids.FORWARD_BACKWARD and not run.foreign
+        verified = operation.kind == ids.FORWARD_BACKWARD and run.replays_exactly
         writing = SNAPSHOT_KEY in run.writes
         if self._since < self._interval or not verified or writing or run.snapshots_given_up:
             return

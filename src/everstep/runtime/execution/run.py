@@ -36,6 +36,8 @@ R = TypeVar("R", bound=messages.Reply)
 _log = get_logger("everstep.run")
 SNAPSHOT_KEY = "snapshot"
 """The key of a run's snapshot among its writes."""
+NOT_DETERMINISTIC = 0
+"""``deterministic`` of an environment in which equal passes may give other bits each time."""
 _LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
 _EXECUTED = Failpoint("runtime.execute.executed", "the worker answered, nothing is recorded")
 _RECORDED = Failpoint("runtime.execute.recorded", "a result is durable, and not yet acknowledged")
@@ -90,6 +92,11 @@ class Run:
     def resident(self) -> bool:
         """Whether the run is in the memory of a worker that is alive."""
         return self._lease is not None and self._lease.valid
+
+    @property
+    def replays_exactly(self) -> bool:
+        """Whether a replay has to give the recorded results bit for bit."""
+        return not self.foreign and self._environment.get("deterministic") != NOT_DETERMINISTIC
 
     async def record(self) -> RunRecord:
         """Return the run's row in the ledger."""
