@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from everstep.engine import AdamParams, Model, SampleSpec, optim_step
+from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, optim_step
 from everstep.engine.determinism import FIXED_WORKSPACES, WORKSPACE, configure
 from everstep.engine.errors import ModelUnsupported
-from everstep.engine.run_state import AdapterConfig
 from tests.engine.helpers import backward, examples, prompt, sample
 
 CASES: dict[str, tuple[str, bool, Mapping[str, str]]] = {
@@ -147,11 +146,11 @@ _FLOATS_ONLY = {"cumsum"}
 _RAISES = {"histc", "median", "put", "bincount", "nll_loss2d_forward", "_embedding_bag", "kthvalue"}
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations that CUDA has no deterministic form of."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
         self.raising: set[str] = set()
 

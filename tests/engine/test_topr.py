@@ -25,13 +25,20 @@ Array = np.ndarray[Any, Any]
 
 
 def compute(logp: torch.Tensor, inputs: Inputs, **settings: float) -> torch.Tensor:
-    return SPEC.resolve()(logp, inputs, {**SPEC.defaults, **settings})
+    return SPEC.resolve()(logp, numbered(inputs), {**SPEC.defaults, **settings})
 
 
 def measure(logp: torch.Tensor, inputs: Inputs, **settings: float) -> dict[str, float]:
     metrics = SPEC.resolve_metrics()
     assert metrics is not None
-    return metrics(logp, inputs, {**SPEC.defaults, **settings})
+    found = metrics(logp, numbered(inputs), {**SPEC.defaults, **settings})
+    return {name: math.fsum(numbers.tolist()) for name, numbers in found.items()}
+
+
+def numbered(inputs: Inputs) -> Inputs:
+    """Add the numbers of the sequences, as the engine does."""
+    count = int(inputs["sampled_sequences"].max()) + 1
+    return {**inputs, "sequence_numbers": torch.arange(count)}
 
 
 def reference(logp: list[torch.Tensor], inputs: Inputs, alpha: float, kappa: float) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _apply(
         [buffers["exp_avg"]],
         [buffers["exp_avg_sq"]],
         [],
-        [torch.tensor(float(steps), device=grads.device)],
+        [torch.full((), float(steps), device=grads.device)],
         fused=True,
         amsgrad=False,
         beta1=params.beta1,

@@ -5,6 +5,7 @@ A pass is split into micro-batches by its own datums alone, so other runs cannot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from everstep.engine.alignment import tensor_from
 from everstep.engine.divergence import diverged, is_finite
 from everstep.engine.errors import InputError
 from everstep.engine.kernels.packing import Packing
@@ -21,15 +21,18 @@ from everstep.engine.losses.objective import (
     Term,
     build_objective,
     combine_metrics,
+    silent_input,
 )
 from everstep.engine.models.attention import packed
 from everstep.engine.models.model import Model
 from everstep.engine.run_state import RunState
+from everstep.engine.transfer import QueueBound, download, is_accelerator, upload
 from everstep.wire.codecs.proto import Example
 
 TOKENS_PER_MICRO_BATCH = 2048
 MAX_PADDING = 1.25
 """Largest ratio of the lengths of datums that are padded to one length for their attention."""
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class PassResult:
         metrics: ``loss:sum``, and the loss's own metrics.
     """
 
-    outputs: list[dict[str, np.ndarray[Any, Any]]]
+    outputs: list[dict[str, Array]]
     metrics: dict[str, float]
 
 
@@ -71,56 +74,91 @@ def forward_backward(
         Diverged: the adapter has diverged.
         InputError: the loss or a gradient is not finite, or a custom loss can't be computed.
     """
-    evaluate = build_objective(loss_fn, config)
-    outputs: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in examples]
+    loss = _Loss(build_objective(loss_fn, config), silent_input(loss_fn))
+    logprobs: list[torch.Tensor] = [torch.empty(0)] * len(examples)
     terms: dict[int, Term] = {}
     gradients = torch.zeros_like(state.arena.buffers["grads"]) if backward else None
+    queue = QueueBound(model.device)
     for batch in micro_batches([len(example.tokens) for example in examples]):
         members = [examples[index] for index in batch]
-        batch_terms, logprobs = yield from _micro_batch(model, state, members, evaluate, gradients)
-        for index, term, array in zip(batch, batch_terms, logprobs, strict=True):
-            terms[index] = term
-            outputs[index] = {"logprobs": array}
+        batch_terms, logps = yield from _micro_batch(model, state, members, loss, gradients)
+        for index, term, logp in zip(batch, batch_terms, logps, strict=True):
+            terms[index], logprobs[index] = term, logp
+        queue.mark()
         yield
-    ordered = [terms[index] for index in range(len(examples))]
-    total = sum(term.value for term in ordered)
+    outputs, values, metrics = _results(logprobs, [terms[index] for index in range(len(examples))])
+    _check_logprobs(state, outputs)
+    total = sum(values)
     if not np.isfinite(total):
-        raise InputError(_infinite_loss([term.value for term in ordered], total))
+        raise InputError(_infinite_loss(values, total))
     if gradients is not None:
         gradients.add_(state.arena.buffers["grads"])
         if not is_finite(gradients):
-            guilty = yield from _first_nonfinite(model, state, examples, evaluate)
+            guilty = yield from _first_nonfinite(model, state, examples, loss)
             raise InputError(_nonfinite_gradients(guilty))
         state.arena.replace({"grads": gradients})
         state.has_gradients = True
-    metrics = combine_metrics([term.metrics for term in ordered])
-    return PassResult(outputs, {"loss:sum": total, **metrics})
+    return PassResult(
+        [{"logprobs": array} for array in outputs],
+        {"loss:sum": total, **combine_metrics(metrics)},
+    )
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A pass's objective, and the input that targets get no gradient from where it is 0."""
+
+    evaluate: Objective
+    silent: str | None
 
 
 def _micro_batch(
     model: Model,
     state: RunState,
     examples: Sequence[Example],
-    evaluate: Objective,
+    loss: _Loss,
     gradients: torch.Tensor | None,
-) -> Generator[None, None, tuple[list[Term], list[np.ndarray[Any, Any]]]]:
+) -> Generator[None, None, tuple[list[Term], list[torch.Tensor]]]:
     """Run forward and, where there are gradients to add to, backward.
 
     Returns:
-        The datums' terms, and their logprobs.
+        The datums' terms, and their logprobs in float32. Both are still on the device.
     """
     leaves = state.leaves()
     with torch.set_grad_enabled(gradients is not None), model.bind_weights(state.layout, leaves):
-        logps = _logprobs(model, examples)
-    logprobs = [logp.detach().float().cpu().numpy() for logp in logps]
-    if any(np.isnan(array).any() for array in logprobs):  # as the model computes them: no input is
-        raise diverged(state.arena.views("params"), "the model's logprobs with it are NaN")
-    terms = yield from evaluate(examples, logps)
+        logps = _logprobs(model, examples, loss.silent)
+    detached = [logp.detach().float() for logp in logps]
+
+    def on_host() -> list[torch.Tensor]:
+        arrays = download(detached)
+        _check_logprobs(state, arrays)
+        return [torch.from_numpy(array) for array in arrays]
+
+    terms = yield from loss.evaluate(examples, logps, on_host)
     if gradients is not None:
-        loss = torch.stack([term.surrogate for term in terms]).sum()
+        total = torch.stack([term.surrogate for term in terms]).sum()
         with model.bind_weights(state.layout, leaves):  # checkpointed pieces are computed again
-            _add_gradients(gradients, loss, leaves)
-    return [Term(term.value, term.surrogate.detach(), term.metrics) for term in terms], logprobs
+            _add_gradients(gradients, total, leaves)
+    return [Term(each.value, each.surrogate.detach(), each.metrics) for each in terms], detached
+
+
+def _results(
+    logprobs: Sequence[torch.Tensor], terms: Sequence[Term]
+) -> tuple[list[Array], list[float], list[dict[str, float]]]:
+    """Copy a pass's results to the host, all at once: logprobs, losses and metrics by datum."""
+    names = [list(term.metrics) for term in terms]
+    measured = [numbers for term in terms for numbers in term.metrics.values()]
+    found = download([*logprobs, *(term.value for term in terms), *measured])
+    count = len(terms)
+    sums = iter([math.fsum(numbers.reshape(-1)) for numbers in found[2 * count :]])
+    metrics = [{name: next(sums) for name in of_datum} for of_datum in names]
+    return found[:count], [float(value) for value in found[count : 2 * count]], metrics
+
+
+def _check_logprobs(state: RunState, logprobs: Sequence[Array]) -> None:
+    """Raise `Diverged` where the model computes NaN: no input is."""
+    if any(np.isnan(array).any() for array in logprobs):
+        raise diverged(state.arena.views("params"), "the model's logprobs with it are NaN")
 
 
 def _infinite_loss(values: Sequence[float], total: float) -> str:
@@ -134,12 +172,12 @@ def _infinite_loss(values: Sequence[float], total: float) -> str:
 
 
 def _first_nonfinite(
-    model: Model, state: RunState, examples: Sequence[Example], evaluate: Objective
+    model: Model, state: RunState, examples: Sequence[Example], loss: _Loss
 ) -> Generator[None, None, int | None]:
     """Find the first datum whose gradients are not finite. None: only those of all together."""
     for index, example in enumerate(examples):
         gradients = torch.zeros_like(state.arena.buffers["grads"])
-        yield from _micro_batch(model, state, [example], evaluate, gradients)
+        yield from _micro_batch(model, state, [example], loss, gradients)
         if not is_finite(gradients):
             return index
         yield
@@ -179,32 +217,50 @@ def micro_batches(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _logprobs(model: Model, examples: Sequence[Example]) -> list[torch.Tensor]:
+def _logprobs(
+    model: Model, examples: Sequence[Example], silent: str | None = None
+) -> list[torch.Tensor]:
     """Compute the logprobs of each datum's targets, in the targets' shape.
 
     They are packed into one row: what is computed for each token alone needs no padding.
+
+    Args:
+        model: the base model.
+        examples: the datums.
+        silent: input that a target gets no gradient from where it is 0.
     """
     lengths = [len(example.tokens) for example in examples]
     tokens = np.concatenate([example.tokens for example in examples])[np.newaxis]
     packing = Packing(lengths, MAX_PADDING, model.device)
     with packed(packing):
-        hidden = model.hidden(tensor_from(tokens).to(model.device), position_ids=packing.positions)[
-            0
-        ]
-    targets = [tensor_from(example.inputs["target_tokens"]) for example in examples]
-    columns = max(target[0].numel() for target in targets)
-    grid = torch.cat([_pad_columns(target, columns) for target in targets]).to(model.device)
-    rows = torch.split(model.target_logprobs(hidden, grid), lengths)
+        hidden = model.hidden(upload(tokens, model.device), position_ids=packing.positions)[0]
+    targets = [example.inputs["target_tokens"] for example in examples]
+    columns = max(target[0].size for target in targets)
+    grid = upload(
+        np.concatenate([_pad_columns(target, columns) for target in targets]), model.device
+    )
+    known = _rows_with_gradient(examples, silent) if is_accelerator(model.device) else None
+    wanted = None if known is None else upload(known, model.device)
+    rows = torch.split(model.target_logprobs(hidden, grid, wanted), lengths)
     return [
-        row[:, : target[0].numel()].reshape(target.shape)
+        row[:, : target[0].size].reshape(target.shape)
         for row, target in zip(rows, targets, strict=True)
     ]
 
 
-def _pad_columns(target: torch.Tensor, columns: int) -> torch.Tensor:
+def _rows_with_gradient(examples: Sequence[Example], silent: str | None) -> Array | None:
+    """Return which of the packed tokens may get a gradient, as the host knows. None: any."""
+    if silent is None or any(silent not in example.inputs for example in examples):
+        return None
+    inputs = [example.inputs[silent] for example in examples]
+    heard = [(each != 0).reshape(len(each), -1).any(-1) for each in inputs]
+    return np.flatnonzero(np.concatenate(heard))
+
+
+def _pad_columns(target: Array, columns: int) -> Array:
     """Return a datum's targets as [T, columns]. Added columns are token 0 and unused."""
     grid = target.reshape(len(target), -1)
-    return torch.nn.functional.pad(grid, (0, columns - grid.shape[1]))
+    return np.pad(grid, ((0, 0), (0, columns - grid.shape[1])))
 
 
 def _add_gradients(

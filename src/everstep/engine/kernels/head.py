@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from everstep.engine.transfer import is_accelerator
+
 _BLOCK_CELLS = 1 << 19
 """Bound of the temporary copies of logits."""
 
@@ -18,9 +20,10 @@ _BLOCK_CELLS = 1 << 19
 class TargetLogprobs(torch.autograd.Function):
     """Logprobs of targets, float32 [N, K].
 
-    Inputs: a function of hidden states that computes float32 logits, the rows of a piece, hidden
-    states [N, H], target ids [N, K], and the parameters of the function that need gradients. Rows
-    whose logprobs have no gradient are not computed again.
+    Inputs: a function of hidden states that computes float32 logits, the rows of a piece, the rows
+    that may get a gradient (None: any), hidden states [N, H], target ids [N, K], and the parameters
+    of the function that need gradients. Rows whose logprobs have no gradient are not computed
+    again, as far as the host knows them without waiting for a device.
     """
 
     @staticmethod
@@ -28,6 +31,7 @@ class TargetLogprobs(torch.autograd.Function):
         ctx: Any,
         logits_of: Callable[[torch.Tensor], torch.Tensor],
         piece: int,
+        rows: torch.Tensor | None,
         hidden: torch.Tensor,
         targets: torch.Tensor,
         *parameters: torch.Tensor,
@@ -42,16 +46,16 @@ class TargetLogprobs(torch.autograd.Function):
             logprobs.append(logits.gather(-1, ids) - norm)
             norms.append(norm)
         ctx.save_for_backward(hidden, targets, torch.cat(norms), *parameters)
-        ctx.logits_of, ctx.piece = logits_of, piece
+        ctx.logits_of, ctx.piece, ctx.rows = logits_of, piece, rows
         return torch.cat(logprobs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Compute the gradients of the hidden states and the parameters."""
         hidden, targets, norms, *parameters = ctx.saved_tensors
-        of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[2] else None
+        of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[3] else None
         of_parameters: list[torch.Tensor | None] = [None] * len(parameters)
-        wanted = (gradients[0] != 0).any(-1).nonzero()[:, 0]
+        wanted = _wanted(gradients[0], ctx.rows)
         for rows in torch.split(wanted, ctx.piece) if len(wanted) else ():
             with torch.enable_grad():
                 states = hidden[rows].requires_grad_(of_hidden is not None)
@@ -63,7 +67,16 @@ class TargetLogprobs(torch.autograd.Function):
                 of_parameters[index] = part if known is None else known.add_(part)
             if of_hidden is not None:
                 of_hidden[rows] = computed[-1]
-        return (None, None, of_hidden, None, *of_parameters)
+        return (None, None, None, of_hidden, None, *of_parameters)
+
+
+def _wanted(gradient: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    """Return the rows to compute again, on an accelerator without waiting for it."""
+    if known is not None:
+        return known
+    if is_accelerator(gradient.device):
+        return torch.arange(len(gradient), device=gradient.device)
+    return (gradient != 0).any(-1).nonzero()[:, 0]
 
 
 def _logsumexp(logits: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+
+from everstep.engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,21 @@ class TextGroup:
     def of(cls, lengths: Sequence[int], device: torch.device) -> TextGroup:
         """Lay out texts of these lengths."""
         count, width = len(lengths), max(lengths)
-        ends = torch.tensor(lengths).cumsum(0).unsqueeze(1)
-        column = torch.arange(width).unsqueeze(0)
-        held = column < torch.tensor(lengths).unsqueeze(1)
+        counts = np.array(lengths)[:, np.newaxis]
+        ends = counts.cumsum(0)
+        column = np.arange(width)[np.newaxis]
+        held = (column < counts).reshape(-1)
         # Padding repeats a text's last token. No token sees it.
-        begins = ends - torch.tensor(lengths).unsqueeze(1)
-        places = torch.minimum(begins + column, ends - 1).flatten().to(device)
-        tokens = held.flatten().nonzero()[:, 0].to(device)
-        padding = (~held.flatten()).nonzero()[:, 0].to(device)
-        even = count * width == len(tokens)
-        return cls(count, width, len(tokens), None if even else tokens, places, padding)
+        places = np.minimum(ends - counts + column, ends - 1).reshape(-1)
+        tokens, padding = np.flatnonzero(held), np.flatnonzero(~held)
+        return cls(
+            count,
+            width,
+            len(tokens),
+            None if count * width == len(tokens) else upload(tokens, device),
+            upload(places, device),
+            upload(padding, device),
+        )
 
     def grid(self, x: torch.Tensor) -> torch.Tensor:
         """Arrange [heads, size, width] as [count, heads, longest, width]."""
@@ -84,8 +92,8 @@ class Packing:
             else:
                 groups.append([length])
         self.groups = [TextGroup.of(group, device) for group in groups]
-        positions = [torch.arange(length, device=device) for length in lengths]
-        self.positions = torch.cat(positions).unsqueeze(0)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        self.positions = upload(positions, device).unsqueeze(0)
 
 
 class _Rearrange(torch.autograd.Function):

@@ -9,11 +9,21 @@ from typing import Any
 
 import torch
 
-from everstep.engine.alignment import tensor_from
 from everstep.engine.losses.graph_read import parse_loss_json
 from everstep.engine.losses.graph_run import CustomLoss
-from everstep.engine.losses.specs import CUSTOM, LOSSES, PROGRAM, LossFunction, LossMetrics
+from everstep.engine.losses.specs import (
+    CUSTOM,
+    LOSSES,
+    PROGRAM,
+    SAMPLED_SEQUENCES,
+    SEQUENCE_NUMBERS,
+    LossFunction,
+    LossMetrics,
+)
+from everstep.engine.transfer import upload
 from everstep.wire.messages.passes import Example
+
+Metrics = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,17 +31,21 @@ class Term:
     """One datum's part of an objective.
 
     Attributes:
-        value: the loss.
+        value: the loss, a scalar where it was computed.
         surrogate: a scalar with the loss's gradient. Built-in losses are their own surrogate.
-        metrics: the loss's metrics, if it has some.
+        metrics: the loss's metrics, if it has some: numbers whose exact sum is the metric.
     """
 
-    value: float
+    value: torch.Tensor
     surrogate: torch.Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
 
-Objective = Callable[[Sequence[Example], Sequence[torch.Tensor]], Generator[None, None, list[Term]]]
+HostLogprobs = Callable[[], Sequence[torch.Tensor]]
+"""Copies a micro-batch's logprobs to the host, float32, and checks them."""
+Objective = Callable[
+    [Sequence[Example], Sequence[torch.Tensor], HostLogprobs], Generator[None, None, list[Term]]
+]
 """Takes datums and their logprobs. Yields where another run may take its turn."""
 
 
@@ -59,34 +73,53 @@ def combine_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
+def silent_input(loss_fn: str) -> str | None:
+    """Return the input that a target gets no gradient from where it is 0, if a loss has one."""
+    return LOSSES[loss_fn].silent_where if loss_fn in LOSSES else None
+
+
 def _built_in(
     loss: LossFunction,
     metrics: LossMetrics | None,
     settings: Mapping[str, float],
     examples: Sequence[Example],
     logps: Sequence[torch.Tensor],
+    host: HostLogprobs,
 ) -> Generator[None, None, list[Term]]:
     yield from ()
-    losses, measured = [], []
+    terms = []
     for example, logp in zip(examples, logps, strict=True):
         inputs = _tensors(example, logp.device)
-        losses.append(loss(logp, inputs, settings))
-        measured.append(metrics(logp.detach(), inputs, settings) if metrics is not None else {})
-    values = torch.stack(losses).detach().double().tolist()
-    return [Term(*each) for each in zip(values, losses, measured, strict=True)]
+        value = loss(logp, inputs, settings)
+        measured = metrics(logp.detach(), inputs, settings) if metrics is not None else {}
+        terms.append(Term(value.detach().double(), value, measured))
+    return terms
 
 
 def _custom(
-    loss: CustomLoss, examples: Sequence[Example], logps: Sequence[torch.Tensor]
+    loss: CustomLoss,
+    examples: Sequence[Example],
+    logps: Sequence[torch.Tensor],
+    host: HostLogprobs,
 ) -> Generator[None, None, list[Term]]:
+    """Evaluate a program on the host, which needs a micro-batch's logprobs there."""
     terms = []
-    for example, logp in zip(examples, logps, strict=True):
-        result = loss.evaluate(logp.detach().float().cpu(), _tensors(example, "cpu"))
+    for example, logp, known in zip(examples, logps, host(), strict=True):
+        result = loss.evaluate(known, _tensors(example, torch.device("cpu")))
         surrogate = (logp * result.gradient.to(logp.device)).sum()
-        terms.append(Term(result.loss, surrogate, result.metrics))
+        measured = {name: _scalar(value) for name, value in result.metrics.items()}
+        terms.append(Term(_scalar(result.loss), surrogate, measured))
         yield
     return terms
 
 
-def _tensors(example: Example, device: torch.device | str) -> dict[str, Any]:
-    return {name: tensor_from(array).to(device) for name, array in example.inputs.items()}
+def _scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _tensors(example: Example, device: torch.device) -> dict[str, Any]:
+    tensors = {name: upload(array, device) for name, array in example.inputs.items()}
+    if SAMPLED_SEQUENCES in example.inputs:
+        count = int(example.inputs[SAMPLED_SEQUENCES].max()) + 1
+        tensors[SEQUENCE_NUMBERS] = torch.arange(count, device=device)
+    return tensors

@@ -33,15 +33,19 @@ that were recorded at sampling, 0 where the target was not sampled."""
 SAMPLED_SEQUENCES = "sampled_sequences"
 """Input that such a pass carries: int64 [T], for each target the number of its sampled sequence in
 the datum, counted from 0, and -1 where the target was not sampled."""
+SEQUENCE_NUMBERS = "sequence_numbers"
+"""Input that the engine adds to `SAMPLED_SEQUENCES`: the numbers that occur in it, from 0 on, so
+that a loss knows their count without reading it from a device."""
 
 LossFunction = Callable[
     ["torch.Tensor", Mapping[str, "torch.Tensor"], Mapping[str, float]], "torch.Tensor"
 ]
 """Takes the targets' logprobs, the datum's inputs and all settings. Returns a scalar."""
 LossMetrics = Callable[
-    ["torch.Tensor", Mapping[str, "torch.Tensor"], Mapping[str, float]], dict[str, float]
+    ["torch.Tensor", Mapping[str, "torch.Tensor"], Mapping[str, float]], dict[str, "torch.Tensor"]
 ]
-"""Takes what a `LossFunction` takes. Returns the datum's metrics, ``name:reduction`` → value."""
+"""Takes what a `LossFunction` takes. Returns the datum's metrics, ``name:reduction`` → numbers on
+the logprobs' device, whose exact sum is the metric."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class LossSpec:
         recorded: whether it reads logprobs that were recorded at sampling. Every datum must have
             provenance, from which the service adds `SAMPLING_LOGPROBS` and `SAMPLED_SEQUENCES`.
         metrics: ``module:name`` of a `LossMetrics`, if it has metrics beside ``loss:sum``.
+        silent_where: input that a target gets no gradient from where it is 0. None: there is none.
         definition: whose definition it is. Clients see it in the service's capabilities.
     """
 
@@ -101,6 +106,7 @@ class LossSpec:
     target_dims: tuple[int, ...] = (1,)
     recorded: bool = False
     metrics: str | None = None
+    silent_where: str | None = None
     definition: str = "tinker"
 
     @property
@@ -138,12 +144,14 @@ _SPECS = (
         function=f"{_BUILTIN}:cross_entropy",
         optional=(InputSpec("weights"),),
         target_dims=(1, 2),
+        silent_where="weights",
     ),
     LossSpec(
         "importance_sampling",
         formula="−Σ r · A",
         function=f"{_BUILTIN}:importance_sampling",
         inputs=_POLICY,
+        silent_where="advantages",
     ),
     LossSpec(
         "ppo",
@@ -151,6 +159,7 @@ _SPECS = (
         function=f"{_BUILTIN}:ppo",
         inputs=_POLICY,
         settings=_clip_thresholds(0.8, 1.2),
+        silent_where="advantages",
     ),
     LossSpec(
         "cispo",
@@ -158,6 +167,7 @@ _SPECS = (
         function=f"{_BUILTIN}:cispo",
         inputs=_POLICY,
         settings=_clip_thresholds(0.0, 4.0),
+        silent_where="advantages",
     ),
     LossSpec(
         "dro",
@@ -173,6 +183,7 @@ _SPECS = (
         ),
         function=f"{_BUILTIN}:gspo",
         inputs=(*_POLICY, InputSpec("sequence_ratio_mask", minimum=0)),
+        silent_where="advantages",
         settings=_clip_thresholds(0.8, 1.2),
     ),
     LossSpec(

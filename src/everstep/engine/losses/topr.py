@@ -19,7 +19,11 @@ from collections.abc import Mapping
 
 import torch
 
-from everstep.engine.losses.specs import SAMPLED_SEQUENCES, SAMPLING_LOGPROBS
+from everstep.engine.losses.specs import (
+    SAMPLED_SEQUENCES,
+    SAMPLING_LOGPROBS,
+    SEQUENCE_NUMBERS,
+)
 
 Inputs = Mapping[str, torch.Tensor]
 Settings = Mapping[str, float]
@@ -34,7 +38,7 @@ def topr(logp: torch.Tensor, inputs: Inputs, settings: Settings) -> torch.Tensor
     advantages, sequences = inputs["advantages"], inputs[SAMPLED_SEQUENCES]
     gaps = _gaps(logp, inputs)
     weights = torch.ones_like(logp)
-    for number, limited in enumerate(_limited_ratios(gaps, sequences, settings)):
+    for number, limited in enumerate(_limited_ratios(gaps, inputs, settings)):
         tapered = (sequences == number) & (advantages < 0)
         weights = torch.where(tapered, limited.to(weights.dtype), weights)
     moving = torch.where(advantages != 0, logp, torch.zeros_like(logp))
@@ -44,19 +48,19 @@ def topr(logp: torch.Tensor, inputs: Inputs, settings: Settings) -> torch.Tensor
     return loss
 
 
-def topr_metrics(logp: torch.Tensor, inputs: Inputs, settings: Settings) -> dict[str, float]:
+def topr_metrics(logp: torch.Tensor, inputs: Inputs, settings: Settings) -> dict[str, torch.Tensor]:
     """Mark the definition, count the sequences with a negative advantage and sum their weights."""
-    advantages, sequences = inputs["advantages"], inputs[SAMPLED_SEQUENCES]
-    limited = _limited_ratios(_gaps(logp, inputs), sequences, settings)
+    limited = _limited_ratios(_gaps(logp, inputs), inputs, settings)
+    falling = inputs["advantages"] < 0
+    sequences = inputs[SAMPLED_SEQUENCES]
     negative = [
-        float(each)
-        for number, each in enumerate(limited)
-        if bool(((sequences == number) & (advantages < 0)).any())
+        ((sequences == number) & falling).any() for number in range(len(inputs[SEQUENCE_NUMBERS]))
     ]
+    counted = torch.stack(negative) if negative else falling[:0]
     return {
-        "stable_reinforce/everstep_topr:max": 1.0,
-        "stable_reinforce/negative_sequences:sum": float(len(negative)),
-        "stable_reinforce/negative_weight:sum": math.fsum(negative),
+        "stable_reinforce/everstep_topr:max": limited.new_ones(1),
+        "stable_reinforce/negative_sequences:sum": counted.double(),
+        "stable_reinforce/negative_weight:sum": torch.where(counted, limited, 0.0),
     }
 
 
@@ -66,12 +70,10 @@ def _gaps(logp: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     return torch.where(sampled, logp - inputs[SAMPLING_LOGPROBS], torch.zeros_like(logp))
 
 
-def _limited_ratios(
-    gaps: torch.Tensor, sequences: torch.Tensor, settings: Settings
-) -> torch.Tensor:
+def _limited_ratios(gaps: torch.Tensor, inputs: Inputs, settings: Settings) -> torch.Tensor:
     """Return min(π / μ, alpha) of each sequence, float64 [S]. An overflowing ratio is limited."""
-    exact = gaps.detach().double()
-    count = int(sequences.max()) + 1
+    exact, sequences = gaps.detach().double(), inputs[SAMPLED_SEQUENCES]
+    count = len(inputs[SEQUENCE_NUMBERS])
     sums = [torch.where(sequences == number, exact, 0.0).sum() for number in range(count)]
     alpha = settings["alpha"]
     limit = math.log(alpha) if alpha > 0 else -math.inf

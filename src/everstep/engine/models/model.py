@@ -21,6 +21,7 @@ from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.info import ModelInfo
 from everstep.engine.models.lora import AdapterBinding, BoundAdapter, LoraProjection, features
 from everstep.engine.models.lora_targets import ROUTERS, LoraTargets
+from everstep.engine.models.masks import unread_positions
 from everstep.engine.models.peft_names import PeftNames
 from everstep.engine.run_state import (
     Adapter,
@@ -218,7 +219,8 @@ class Model:
 
     def hidden(self, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Compute the last hidden states, [B, T, H], of token ids [B, T]."""
-        output = self._decoder()(input_ids=tokens, use_cache=False, **kwargs)
+        with unread_positions(self.device):
+            output = self._decoder()(input_ids=tokens, use_cache=False, **kwargs)
         states: torch.Tensor = output.last_hidden_state
         return states
 
@@ -243,19 +245,22 @@ class Model:
             logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
         return logits.float()
 
-    def target_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def target_logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute tokens' logprobs in pieces, so a long pass's logits never exist at once.
 
         Args:
             hidden: hidden states, [N, H].
             targets: token ids, [N, K].
+            rows: indices of the tokens that may get a gradient. None: any.
 
         Returns:
             Float32 [N, K].
         """
         piece = max(1, HEAD_CELLS // self.info.vocab_size)
         logprobs: torch.Tensor = TargetLogprobs.apply(  # type: ignore[no-untyped-call]
-            self.logits, piece, hidden, targets, *self._head_parameters()
+            self.logits, piece, rows, hidden, targets, *self._head_parameters()
         )
         return logprobs
 

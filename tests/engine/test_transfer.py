@@ -1,0 +1,242 @@
+"""Transfers: no pass waits for its device once a micro-batch.
+
+The device is torch's ``meta``, which computes shapes alone. Whatever would read a number from it
+raises, as `item`, `nonzero`, `cpu` and `bool` do, so a pass that ends has waited for nothing but
+for what the tests stand in for. Nothing here was run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from everstep.engine import (
+    AdamParams,
+    AdapterConfig,
+    Model,
+    forward_backward,
+    load_model,
+    optimizer,
+    training_pass,
+    transfer,
+)
+from everstep.engine.kernels import head
+from everstep.engine.losses.specs import LOSSES
+from everstep.engine.models import masks
+from everstep.engine.transfer import MAX_QUEUED, QueueBound, download, upload
+from everstep.wire.messages.passes import Example
+from tests.engine.helpers import backward, buffers, examples, finish, trained
+
+META = torch.device("meta")
+Array = np.ndarray[Any, Any]
+
+
+def on_meta(directory: Path) -> Model:
+    """Load a model, and move it to a device that nothing can be read from."""
+    model = load_model("m", str(directory), device="cpu")
+    model.module.to("meta")
+    model.device = META
+    return model
+
+
+@pytest.fixture(scope="module")
+def distant(directories: dict[str, Path]) -> Model:
+    return on_meta(directories["llama"])
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of what was copied to the host: zeros in its place."""
+    seen: list[torch.Size] = []
+
+    def to_host(tensor: torch.Tensor) -> Array:
+        seen.append(tensor.shape)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype).numpy()
+
+    monkeypatch.setattr(transfer, "to_host", to_host)
+    monkeypatch.setattr(training_pass, "is_finite", lambda gradients: True)  # once a pass
+    return seen
+
+
+def inputs_of(loss_fn: str, length: int) -> dict[str, Array]:
+    """All inputs of a loss, the first half of them 0."""
+    spec = LOSSES[loss_fn]
+    numbers = np.where(np.arange(length) < length // 2, 0, 0.5).astype(np.float32)
+    found: dict[str, Array] = {each.name: numbers for each in (*spec.inputs, *spec.optional)}
+    found["target_tokens"] = np.arange(length)
+    if spec.recorded:
+        found["sampling_logprobs"] = -numbers
+        found["sampled_sequences"] = np.where(numbers > 0, 0, -1)
+    return found
+
+
+def run(model: Model, loss_fn: str, count: int, *, backward: bool = True) -> Any:
+    state = model.new_run(AdapterConfig(rank=4, seed=1))
+    lengths = [9 + index % 5 for index in range(count)]
+    data = [Example(np.arange(length), inputs_of(loss_fn, length)) for length in lengths]
+    return finish(forward_backward(model, state, data, loss_fn, {}, backward=backward))
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_pass_copies_its_results_at_once_whatever_its_micro_batches(
+    loss_fn: str, distant: Model, copies: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 20)
+    result = run(distant, loss_fn, 2)
+    assert [each["logprobs"].shape for each in result.outputs] == [(9,), (10,)]
+    few = len(copies)
+    assert few == 2, "one of float32, one of float64"
+    assert len(run(distant, loss_fn, 8).outputs) == 8
+    assert len(copies) == 2 * few
+
+
+def test_no_family_waits_for_its_device(
+    family: str, directories: dict[str, Path], copies: list[torch.Size]
+) -> None:
+    model = on_meta(directories[family])
+    run(model, "cross_entropy", 2)
+    run(model, "cross_entropy", 2, backward=False)
+    assert len(copies) == 4
+
+
+def test_reading_from_the_device_would_raise() -> None:
+    tensor = torch.zeros(3, device=META)
+    for read in (tensor.sum().item, tensor.nonzero, tensor.cpu):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+
+
+def test_optimizer_step_reads_nothing_but_the_norm() -> None:
+    four = {name: torch.zeros(8, device=META) for name in ("params", "exp_avg", "exp_avg_sq")}
+    numbers = {**four, "grads": torch.zeros(8, device=META)}
+    optimizer._apply(numbers, AdamParams(grad_clip_norm=1.0), 3, torch.zeros((), device=META))
+
+
+# On a CPU, where numbers can be compared
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the numbers that Python reads from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += func.overloadpacket.__name__ == "_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_number_is_read_for_each_micro_batch(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "is_accelerator", lambda device: True)
+    counts = []
+    for tokens in (2048, 1):
+        monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", tokens)
+        state = trained(llama)
+        with Reads() as reads:
+            backward(llama, state, examples(1, (9, 9, 9, 9)))
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("loss_fn", [name for name in LOSSES if LOSSES[name].silent_where])
+def test_rows_that_the_host_knows_have_all_gradients(
+    loss_fn: str, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients() -> bytes:
+        state = trained(llama)
+        data = [Example(np.arange(12), inputs_of(loss_fn, 12)) for _ in range(3)]
+        finish(forward_backward(llama, state, data, loss_fn, {}, backward=True))
+        return buffers(state)["grads"]
+
+    expected, known = gradients(), []
+    monkeypatch.setattr(training_pass, "is_accelerator", lambda device: True)
+    wanted = head._wanted
+
+    def record(gradient: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        assert rows is not None and not gradient[_others(rows, len(gradient))].any()
+        known.append(len(rows))
+        return wanted(gradient, rows)
+
+    monkeypatch.setattr(head, "_wanted", record)
+    assert gradients() == expected
+    assert known[-1] == 18  # half of the tokens
+
+
+def _others(rows: torch.Tensor, count: int) -> list[int]:
+    return sorted(set(range(count)) - set(rows.tolist()))
+
+
+def test_results_of_a_device_keep_their_order_and_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "is_accelerator", lambda device: True)
+    tensors = [torch.rand(2, 3), torch.rand((), dtype=torch.float64), torch.rand(0), torch.rand(4)]
+    found = download(tensors)
+    for tensor, array in zip(tensors, found, strict=True):
+        assert array.dtype == tensor.numpy().dtype
+        assert np.array_equal(array, tensor.numpy())
+
+
+def test_upload_to_cuda_is_pinned_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Pinned:
+        def to(self, device: torch.device, *, non_blocking: bool) -> None:
+            calls.append((device, non_blocking))
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+    upload(np.arange(3), torch.device("cuda", 1))
+    assert calls == [(torch.device("cuda", 1), True)]
+
+
+class Events:
+    """Stands in for CUDA's events and streams."""
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+        self.waited: list[int] = []
+
+    def event(self) -> Any:
+        events = self
+
+        class Event:
+            def record(self, stream: Any) -> None:
+                self.number = len(events.recorded)
+                events.recorded.append(self.number)
+
+            def synchronize(self) -> None:
+                events.waited.append(self.number)
+
+        return Event()
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
+    found = Events()
+    monkeypatch.setattr(torch.cuda, "Event", found.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    yield found
+
+
+def test_work_that_is_queued_is_bounded(events: Events) -> None:
+    queue = QueueBound(torch.device("cuda"))
+    for number in range(5):
+        queue.mark()
+        assert events.waited == list(range(max(0, number + 1 - MAX_QUEUED)))
+    assert events.recorded == [0, 1, 2, 3, 4]
+
+
+def test_a_cpu_has_no_events(events: Events) -> None:
+    queue = QueueBound(torch.device("cpu"))
+    for _ in range(5):
+        queue.mark()
+    assert events.recorded == []
