@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from everstep.engine import (
     AdamParams,
@@ -143,3 +144,26 @@ def sample(model: Model, spec: SampleSpec, used: Adapter | None = None) -> Sampl
 
 def prompt(*tokens: int) -> np.ndarray[Any, Any]:
     return np.array(tokens or (1, 2, 3), dtype=np.int64)
+
+
+class OperationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that compute, and the bytes of the largest result.
+
+    Attributes:
+        calls: number of operations, views left out.
+        largest: bytes of the largest result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = 0
+        self.largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.calls += 1
+            self.largest = max(self.largest, result.nbytes)
+        return result

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
@@ -24,7 +23,7 @@ from everstep.engine.models.direct_decoder import DirectDecoder
 from everstep.engine.models.frozen_product import FEW_ROWS, ROW_MULTIPLE, FrozenProduct
 from everstep.engine.run_state import Adapter
 from tests.engine.conftest import GROUPED, SMALL, WINDOW
-from tests.engine.helpers import prompt, random_adapter, sample
+from tests.engine.helpers import OperationCount, prompt, random_adapter, sample
 
 LARGE: dict[str, Any] = {
     **SMALL,
@@ -180,7 +179,7 @@ def test_products_keep_rows_at_every_multiple_that_was_found(
     assert torch.equal(product(x), together)
 
 
-@pytest.mark.parametrize("dependent", [FEW_ROWS, ROW_MULTIPLE])
+@pytest.mark.parametrize("dependent", [*FEW_ROWS, ROW_MULTIPLE])
 def test_products_that_depend_on_the_rows_are_found(
     dependent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,17 +187,42 @@ def test_products_that_depend_on_the_rows_are_found(
 
     def other_for_few(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         y: torch.Tensor = linear(x, *arguments)
-        return y * (1 + 2**-23) if len(x) == dependent else y
+        return y * (1 + 2**-23) if len(x) % (2 * dependent) == dependent else y
 
     first, second = (FrozenProduct(torch.randn(300, 256)) for _ in range(2))
     if not first.uses_onednn:
         pytest.skip("this processor's products are torch's")
     monkeypatch.setattr(frozen_product, "_linear", other_for_few)
-    assert frozen_product.check_rows([first, second]) == ROW_MULTIPLE
-    assert first.uses_onednn == second.uses_onednn == (dependent == FEW_ROWS)
+    more = [each for each in (*FEW_ROWS, ROW_MULTIPLE) if each > dependent]
+    assert frozen_product.check_rows([first, second]) == (more[0] if more else ROW_MULTIPLE)
+    assert first.uses_onednn == second.uses_onednn == bool(more)
     x = torch.randn(dependent, 256)
     if dependent == ROW_MULTIPLE:
         assert torch.equal(second(x), torch.nn.functional.linear(x, second.weight))
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (99, 33), (500, 768)])
+def test_another_order_of_additions_is_found_in_half_precision(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    product = FrozenProduct(torch.randn(shape, dtype=torch.bfloat16))
+    product.use_torch()
+
+    def other_for_few(x: torch.Tensor, narrow: torch.Tensor, *_: Any) -> torch.Tensor:
+        wide, weight, half = x.float(), narrow.float(), shape[1] // 3
+        if len(x) % 16:
+            y = wide[:, :half] @ weight[:, :half].t() + wide[:, half:] @ weight[:, half:].t()
+        else:
+            y = wide @ weight.t()
+        return y.to(x.dtype)
+
+    plain = torch.randn(4, shape[1]).bfloat16()
+    whole = other_for_few(torch.cat([plain] * 4), product.weight)
+    hidden = other_for_few(plain, product.weight) == whole[:4]
+    assert hidden.float().mean() > 0.99, "rounding hides it in most numbers"
+    monkeypatch.setattr(torch.nn.functional, "linear", other_for_few)
+    assert product.row_multiple() == ROW_MULTIPLE
 
 
 def test_a_model_whose_layers_do_more_keeps_the_modules(llama: Model) -> None:
@@ -233,36 +257,13 @@ def test_a_lone_request_is_not_padded_to_sixteen_rows(
     few = llama.decoder.row_multiple(None)
     sample(llama, SampleSpec(prompt(), max_tokens=5, use_eos=False))
     assert rows == [few] * 4
-    assert few in (FEW_ROWS, ROW_MULTIPLE)
+    assert few in (*FEW_ROWS, ROW_MULTIPLE)
 
 
 # What a token costs, counted
 
 
-class OperationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that compute, and the bytes of the largest result.
-
-    Attributes:
-        calls: number of operations, views left out.
-        largest: bytes of the largest result.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls = 0
-        self.largest = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not func.is_view:
-            self.calls += 1
-            self.largest = max(self.largest, result.nbytes)
-        return result
-
-
-@pytest.mark.parametrize(("adapted", "most"), [(False, 38), (True, 58)])
+@pytest.mark.parametrize(("adapted", "most"), [(False, 34), (True, 48)])
 def test_a_token_of_many_sequences_takes_few_operations(
     llama: Model, *, adapted: bool, most: int
 ) -> None:

@@ -24,7 +24,7 @@ from everstep.engine.kernel_digest import digest
 from everstep.engine.models import frozen_product, model
 from everstep.engine.sampling import prefix_cache
 
-ARITHMETIC = 5
+ARITHMETIC = 6
 """Revision of the engine's arithmetic. Raised by every change that moves a bit of a result."""
 VARIABLES = re.compile(
     r"(ONEDNN|DNNL|MKL|KMP|GOMP|OMP|CUBLAS|CUBLASLT|CUDNN|NPY|OPENBLAS)_\w+"

@@ -14,7 +14,7 @@ from everstep.engine.config import AdapterConfig
 from everstep.engine.models.attention import CachedRows, KvCache, trace_attention
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.direct_decoder import FAMILIES, DirectDecoder
-from everstep.engine.models.frozen_product import FEW_ROWS, ROW_MULTIPLE, check_rows
+from everstep.engine.models.frozen_product import ROW_MULTIPLE, check_rows
 from everstep.engine.models.lora import LoraProjection
 from everstep.engine.models.model import Model
 from everstep.engine.run_state import Adapter
@@ -33,7 +33,7 @@ _HALF_ROUNDING = 0.02
 def choose_decoder(model: Model) -> Decoder:
     """Return the direct decoder where it computes what the modules compute, or the modules'."""
     modules = ModuleDecoder(model)
-    keeps_few = _check_products(model)
+    multiple = _check_products(model)
     if model.module.config.get_text_config().model_type not in FAMILIES or model.mixes_rows:
         return modules
     adapter = _random_adapter(model)
@@ -50,18 +50,18 @@ def choose_decoder(model: Model) -> Decoder:
     difference = (_decode(model, direct, ROW_MULTIPLE, adapter) - adapted).abs().max()
     if not difference <= _tolerance(model) * adapted.abs().max():
         return modules
-    few = found[:, :FEW_ROWS]
-    direct.serve(few_rows=keeps_few and torch.equal(_decode(model, direct, FEW_ROWS, None), few))
+    few = _decode(model, direct, multiple, None)
+    direct.serve(multiple if torch.equal(few, found[:, :multiple]) else ROW_MULTIPLE)
     return direct
 
 
-def _check_products(model: Model) -> bool:
-    """Whether all projections keep their rows' bits at few rows. See `check_rows`."""
+def _check_products(model: Model) -> int:
+    """Return the multiple of rows at which projections keep each row's bits. See `check_rows`."""
     if model.device.type != "cpu":
-        return False
+        return ROW_MULTIPLE
     projections = [each for each in model.module.modules() if isinstance(each, LoraProjection)]
     products = [each.product for each in projections if each.product is not None]
-    return check_rows(products) == FEW_ROWS
+    return check_rows(products)
 
 
 def _tolerance(model: Model) -> float:

@@ -22,9 +22,9 @@ from everstep.engine.alignment import aligned, tensor_from
 from everstep.engine.models.attention import AttentionSettings, CachedRows, attend_cached
 from everstep.engine.models.decoder import AdapterRows
 from everstep.engine.models.frozen_product import (
-    FEW_ROWS,
     ROW_MULTIPLE,
     check_rows,
+    pack_products,
     probe_numbers,
 )
 from everstep.engine.models.model import Model
@@ -65,22 +65,23 @@ class DirectDecoder:
         self._rotary = _RotaryTable(decoder.rotary_emb, self._embedding, self._layers[0].width)
         self._groups = [*(group for layer in self._layers for group in layer.groups), self._head]
         self._adapters: WeakKeyDictionary[Adapter, _AdapterStack] = WeakKeyDictionary()
-        self._few = False
+        self._multiple = ROW_MULTIPLE
         self._copies_weights = False
 
-    def serve(self, *, few_rows: bool) -> None:
+    def serve(self, row_multiple: int) -> None:
         """Begin to serve: the next pass copies the weights for the fastest products.
 
         Args:
-            few_rows: pad rows to multiples of `FEW_ROWS`, where adapters keep their bits too.
+            row_multiple: multiple of rows at which the model's products keep their bits.
         """
-        self._few = few_rows
+        self._multiple = row_multiple
         self._copies_weights = True
 
     def row_multiple(self, adapter: Adapter | None) -> int:
         """Return the multiple to which an adapter's rows must be padded in a pass."""
-        few = self._few and (adapter is None or self._stack(adapter).keeps_few_rows)
-        return FEW_ROWS if few else ROW_MULTIPLE
+        if adapter is None:
+            return self._multiple
+        return max(self._multiple, self._stack(adapter).row_multiple)
 
     def logits(
         self,
@@ -124,7 +125,7 @@ class _AdapterStack:
 
     Attributes:
         groups: the products.
-        keeps_few_rows: whether they keep their rows' bits at multiples of `FEW_ROWS` rows.
+        row_multiple: multiple of rows at which they keep their rows' bits.
     """
 
     def __init__(self, adapter: Adapter, groups: Sequence[ProjectionGroup]) -> None:
@@ -134,7 +135,8 @@ class _AdapterStack:
             if any(name in adapter.weights for name in group.names)
         }
         products = [product for each in self.groups.values() for product in each.products()]
-        self.keeps_few_rows = check_rows(products) == FEW_ROWS
+        self.row_multiple = check_rows(products)
+        pack_products(products)
 
 
 class _Layer:

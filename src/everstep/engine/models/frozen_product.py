@@ -21,13 +21,13 @@ MIN_BYTES = 1 << 18
 """Size from which a weight's products are computed by oneDNN."""
 ROW_MULTIPLE = 16
 """Multiple of rows at which every product here keeps its rows' bits."""
-FEW_ROWS = 4
-"""A smaller multiple, for products that are found to keep them there too."""
+FEW_ROWS = (2, 4)
+"""Smaller multiples, for products that are found to keep them there too."""
 _MANY_ROWS, _SOME_ROWS = 256, 64
 """Rows that are multiplied together to probe a product, of a weight up to `_MANY_ROWS_BYTES` and of
 a larger one. Kernels choose how to cut a product up by its rows, its size and the threads."""
 _MANY_ROWS_BYTES = 1 << 26
-_PARTS = ((0, 1), (2, 1), (1, 1), (1, 4), (5, 5), (4, 8), (0, 12))
+_PARTS = ((0, 1), (2, 1), (1, 1), (3, 2), (1, 3), (1, 4), (5, 5), (2, 7), (4, 8), (0, 12))
 """Begin and number of the rows that are multiplied alone, in multiples of the probed multiple."""
 
 
@@ -55,14 +55,21 @@ class FrozenProduct:
             return y
         return functional.linear(x, self.weight, self.bias)
 
-    def pack(self) -> None:
-        """Copy the weight into oneDNN's layout, if products with the copy have the same bits."""
-        if not self.uses_onednn or self._operand is not self.weight:
+    def pack(self, *, check: bool = True) -> None:
+        """Copy the weight into oneDNN's layout, if products with the copy have the same bits.
+
+        Args:
+            check: compare them. It has been done for a product of the same shape otherwise.
+        """
+        if not self.uses_onednn or self.packed:
             return
-        packed = torch.ops.mkldnn._reorder_linear_weight.default(self.weight, ROW_MULTIPLE)
-        for x in self.probes():
-            if not torch.equal(_linear(x, packed, self.bias, "none", [], ""), self(x)):
-                return
+        packed = _packed(self.weight)
+        if check:
+            product, probes = self._probed()
+            other = packed if product is self else _packed(product.weight)
+            for x in probes:
+                if not torch.equal(_linear(x, other, product.bias, "none", [], ""), product(x)):
+                    return
         self._operand = packed
 
     @property
@@ -75,12 +82,13 @@ class FrozenProduct:
 
         Where oneDNN keeps them at none, torch's own product is used from now on.
         """
-        x = self.probes()[-1]
-        together = self(x)
-        for multiple in (FEW_ROWS, ROW_MULTIPLE):
+        product, probes = self._probed()
+        x = probes[-1]
+        together = product(x)
+        for multiple in (*FEW_ROWS, ROW_MULTIPLE):
             parts = [slice(multiple * a, multiple * (a + n)) for a, n in _PARTS]
             parts = [part for part in parts if part.stop <= len(x)]
-            if all(torch.equal(self(x[part].clone()), together[part]) for part in parts):
+            if all(torch.equal(product(x[part].clone()), together[part]) for part in parts):
                 return multiple
         self.use_torch()
         return ROW_MULTIPLE
@@ -92,10 +100,33 @@ class FrozenProduct:
 
     def probes(self) -> list[torch.Tensor]:
         """Return rows of irregular numbers: few, some and many."""
-        width = self.weight.shape[1]
+        return [probe_numbers(count, self.weight.shape[1], self.weight) for count in self._counts()]
+
+    def _counts(self) -> list[int]:
         most = _MANY_ROWS if self.weight.nbytes <= _MANY_ROWS_BYTES else _SOME_ROWS
-        counts = sorted({FEW_ROWS, ROW_MULTIPLE, _SOME_ROWS, most})
-        return [probe_numbers(count, width, self.weight) for count in counts]
+        return sorted({*FEW_ROWS, ROW_MULTIPLE, _SOME_ROWS, most})
+
+    def _probed(self) -> tuple[FrozenProduct, list[torch.Tensor]]:
+        """Return a product that shows the order of this one's additions, and rows to probe it with.
+
+        Results of half precision hide it: nearly all of them are rounded to the same number. So
+        there a product of the same shape is probed whose terms cancel each other, in columns that
+        occur twice and numbers of either sign. Its results are nothing but the sums' rounding.
+        """
+        width = self.weight.shape[1] // 2
+        half = self.weight.dtype in (torch.bfloat16, torch.float16)
+        if not half or self.weight.nbytes > _MANY_ROWS_BYTES:
+            return self, self.probes()
+        columns = self.weight[:, :width]
+        rest = torch.zeros_like(self.weight[:, 2 * width :])
+        bias = None if self.bias is None else torch.zeros_like(self.bias)
+        product = FrozenProduct(torch.cat((columns, columns, rest), 1), bias)
+        product.uses_onednn = self.uses_onednn
+        probes = []
+        for count in self._counts():
+            x = probe_numbers(count, width, self.weight)
+            probes.append(torch.cat((x, -x, rest.new_zeros(count, rest.shape[1])), 1))
+        return product, probes
 
 
 def product_of(projection: nn.Module) -> FrozenProduct | None:
@@ -111,17 +142,30 @@ def check_rows(products: Iterable[FrozenProduct]) -> int:
     One product of each shape is measured. Where oneDNN's keep them at none, all of that shape are
     torch's from now on.
     """
-    shapes: dict[tuple[torch.Size, torch.dtype, bool], list[FrozenProduct]] = {}
-    for product in products:
-        key = (product.weight.shape, product.weight.dtype, product.bias is None)
-        shapes.setdefault(key, []).append(product)
-    multiple = FEW_ROWS
-    for first, *others in shapes.values():
+    multiple = FEW_ROWS[0]
+    for first, *others in _by_shape(products):
         multiple = max(multiple, first.row_multiple())
         if not first.uses_onednn:
             for each in others:
                 each.use_torch()
     return multiple
+
+
+def pack_products(products: Iterable[FrozenProduct]) -> None:
+    """Pack all products whose bits are those of their copies. One of each shape is compared."""
+    for first, *others in _by_shape(products):
+        first.pack()
+        for each in others:
+            if first.packed:
+                each.pack(check=False)
+
+
+def _by_shape(products: Iterable[FrozenProduct]) -> Iterable[list[FrozenProduct]]:
+    shapes: dict[tuple[torch.Size, torch.dtype, bool], list[FrozenProduct]] = {}
+    for product in products:
+        key = (product.weight.shape, product.weight.dtype, product.bias is None)
+        shapes.setdefault(key, []).append(product)
+    return shapes.values()
 
 
 def probe_numbers(rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
@@ -138,6 +182,11 @@ def _is_for_onednn(weight: torch.Tensor) -> bool:
         supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return supported
     return weight.dtype == torch.float32
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight, ROW_MULTIPLE)
+    return packed
 
 
 def _linear(*arguments: Any) -> Any:

@@ -14,6 +14,9 @@ from everstep.engine.models.frozen_product import MIN_BYTES, FrozenProduct
 from everstep.engine.models.lora import LoraProjection
 from everstep.engine.run_state import Adapter
 
+MAX_ZERO_BYTES = 1 << 20
+"""Zeros that one product of all B of a group may read: they take less time than more calls."""
+
 
 class ProjectionGroup:
     """Projections of the same input, whose outputs lie one after another.
@@ -79,17 +82,19 @@ class GroupAdapter:
     """
 
     def __init__(self, adapter: Adapter, group: ProjectionGroup) -> None:
-        self._scale = adapter.layout.config.scale
+        scale = adapter.layout.config.scale
         pairs, ranges, begin = [], [], 0
         for name, width in zip(group.names, group.widths, strict=True):
             if name in adapter.weights:
-                pairs.append(adapter.weights[name])
+                a, b = adapter.weights[name]
+                pairs.append((a, b * scale))
                 ranges.append(slice(begin, begin + width))
             begin += width
         self._down = FrozenProduct(torch.cat([a for a, _ in pairs]))
         rank = pairs[0][0].shape[0]
         self._ups: list[tuple[slice | None, slice | None, FrozenProduct]]
-        if len(pairs) * sum(b.nbytes for _, b in pairs) < MIN_BYTES:
+        zeros = begin * rank * len(pairs) * 4 - sum(b.nbytes for _, b in pairs)
+        if zeros <= MAX_ZERO_BYTES:
             self._ups = [(None, None, _block_diagonal(pairs, ranges, begin, rank))]
         else:
             self._ups = [
@@ -100,8 +105,6 @@ class GroupAdapter:
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add the low-rank products of rows x [M, in] to y [M, sum of widths]."""
         inner = self._down(x.float())
-        if self._scale != 1:
-            inner.mul_(self._scale)
         for columns, outputs, up in self._ups:
             part = inner if columns is None else inner[:, columns].contiguous()
             target = y if outputs is None else y[:, outputs]
