@@ -18,12 +18,11 @@ import zstandard
 
 from everstep.engine import Model
 from everstep.runtime.admission import passes as admission
-from everstep.server import body as bodies
-from everstep.server import passes
+from everstep.server import conversion, passes, receive
 from everstep.server.offload import pool
+from everstep.server.offload.budget import ByteBudget
 from everstep.server.offload.pool import Offload
 from everstep.server.offload.spool import Spool, read_all
-from everstep.server.routes import futures
 from everstep.wire.codecs.proto import PROTOBUF, encode_forward_backward_request
 from everstep.wire.messages.requests import ForwardBackwardRequest
 from tests.runtime.local import Local, batch
@@ -44,13 +43,17 @@ def local(tmp_path_factory: pytest.TempPathFactory, pico: Model) -> Iterator[Loc
         yield service
 
 
+def set_inline_bytes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(receive, "INLINE_BYTES", size)
+    monkeypatch.setattr(conversion, "INLINE_RESULT_BYTES", size)
+
+
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Set the size up to which bodies and results are computed in the service."""
 
     def set_bytes(size: int) -> None:
-        for module in (bodies, futures):
-            monkeypatch.setattr(module, "INLINE_BYTES", size)
+        set_inline_bytes(monkeypatch, size)
 
     set_bytes(INLINE_BYTES)
     return set_bytes
@@ -65,7 +68,7 @@ def not_in_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(passes.PassForm, "decode", fail)
     monkeypatch.setattr(admission, "encode_training_pass", fail)
-    monkeypatch.setattr(futures, "json_result_bytes", fail)
+    monkeypatch.setattr(conversion, "json_result_bytes", fail)
 
 
 def protobuf(model_id: str, seq_id: int, passed: dict[str, Any]) -> bytes:
@@ -99,8 +102,7 @@ def send(local: Local, run: str, seq_id: int, passed: dict[str, Any], encoding: 
 def expected(local: Local) -> Iterator[tuple[bytes, bytes]]:
     """A large pass's result in JSON and protobuf, by a service that computes everything itself."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (bodies, futures):
-            patch.setattr(module, "INLINE_BYTES", 1 << 30)
+        set_inline_bytes(patch, 1 << 30)
         done = send(local, local.new_run(), 1, batch(count=LARGE), "identity")
         local.result(done)
         yield local.poll(done).content, local.poll(done, accept=PROTOBUF).content
@@ -241,6 +243,7 @@ def test_concurrent_large_passes_are_applied_by_seq_id(
 def test_bodies_that_wait_are_bounded(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Spool] = []
     most = 0
+    closed_by = set()
 
     class Counted(Spool):
         def __init__(self) -> None:
@@ -249,11 +252,13 @@ def test_bodies_that_wait_are_bounded(local: Local, monkeypatch: pytest.MonkeyPa
             held.append(self)
             most = max(most, len(held))
 
-        def __exit__(self, *error: Any) -> None:
+        def close(self) -> None:
             held.remove(self)
-            super().__exit__(*error)
+            closed_by.add(threading.get_ident())
+            super().close()
 
     monkeypatch.setattr(pool, "Spool", Counted)
+    monkeypatch.setattr(offload(local), "budget", ByteBudget(3 * (8 << 20)))
     runs = [local.new_run() for _ in range(12)]
     turnstile = Turnstile(local, monkeypatch)
     with ThreadPoolExecutor(12) as threads:
@@ -263,8 +268,14 @@ def test_bodies_that_wait_are_bounded(local: Local, monkeypatch: pytest.MonkeyPa
             turnstile.passes.release()
         for each in sent:
             local.result(each.result(60))
-    assert 1 < most <= pool._MAX_SPOOLS + 1, "those of bodies, and one result's"
+    assert 1 < most <= 3 + 1, "those of three bodies, and one result's"
     assert held == []
+    assert local.http.portal is not None
+    assert local.http.portal.call(thread_of_the_loop) not in closed_by, "freeing memory takes time"
+
+
+async def thread_of_the_loop() -> int:
+    return threading.get_ident()
 
 
 def test_request_is_repeated_after_the_process_died(local: Local) -> None:
@@ -284,7 +295,7 @@ def test_request_is_repeated_after_the_process_died(local: Local) -> None:
 
 def test_job_that_fails_is_an_error_of_the_service(local: Local) -> None:
     async def run() -> Any:
-        async with offload(local).spool() as spool:
+        async with offload(local).spool(0) as spool:
             return await offload(local).run("convert_result", {}, spool)
 
     assert local.http.portal is not None

@@ -78,7 +78,9 @@ def test_error_in_a_stream_is_an_event(local: Local, path: str) -> None:
 def test_error_in_a_sample_stream_is_its_last_event(local: Local) -> None:
     request_id = submit(local, sampler(local))
     local.result(request_id)
-    with mock.patch("everstep.server.routes.sampling.json_result", side_effect=RuntimeError("odd")):
+    with mock.patch(
+        "everstep.server.conversion.json_result_bytes", side_effect=RuntimeError("odd")
+    ):
         answer = local.http.get(f"everstep/samples/{request_id}/events")
     assert answer.status_code == 200
     event, data = [line for line in answer.text.splitlines() if line][-2:]

@@ -11,9 +11,8 @@ with nulls and without types, or send protobuf.
 
 # Annotations are evaluated here: FastAPI resolves none that are strings on callable objects.
 
-import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
@@ -22,24 +21,23 @@ from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from everstep.engine.prepared_pass import ModelLimits, PreparedPass
+from everstep.engine.prepared_pass import PreparedPass
 from everstep.server.client_info import client_of
 from everstep.server.direct import Handler, direct_handler
-from everstep.server.offload.jobs import raise_described
-from everstep.server.offload.pool import INLINE_BYTES
+from everstep.server.offload.jobs import failures_of
 from everstep.server.openapi import request_body
 from everstep.server.passes import MAX_BODY_BYTES, InvalidOperation, PassForm, invalid_operation
-from everstep.server.requests import offload_of, runtime_of
+from everstep.server.receive import Received, offloaded, parsed, read_message, receive_start
+from everstep.server.requests import runtime_of
 from everstep.wire.base import Request as Message
 from everstep.wire.base import parse
-from everstep.wire.codecs.body import decompress, too_large
+from everstep.wire.codecs.body import too_large
 from everstep.wire.codecs.proto import PROTOBUF, TrainingPass
-from everstep.wire.errors import BodyTooLarge, InvalidRequest
-from everstep.wire.messages.requests import ForwardBackwardRequest, ForwardRequest
+from everstep.wire.errors import InvalidRequest
+from everstep.wire.messages.requests import ForwardBackwardRequest, ForwardRequest, SampleRequest
+from everstep.worker.protocol.prepared_sample import PreparedSample
 
 Body = TypeVar("Body", bound=Message)
-Result = TypeVar("Result")
-_MAX_DISCARDED_BYTES = 1 << 30
 _PROTOBUF_PASS = (
     "A ForwardBackwardRequest of the package tinker_public (everstep/wire/codecs/everstep.proto); "
     "its forward_only says whether gradients are wanted, whichever of the two routes it comes to. "
@@ -47,28 +45,11 @@ _PROTOBUF_PASS = (
 )
 
 
-async def read_body(request: Request) -> bytes:
-    """Read a body and decompress it, keeping no more of it than the bound.
-
-    Raises:
-        BodyTooLarge: the body is larger than the bound.
-        InvalidRequest: its encoding is unknown, or it is damaged.
-    """
-    parts: list[bytes] = []
-    if await _receive(request.stream(), 0, parts.append) > MAX_BODY_BYTES:
-        raise too_large(MAX_BODY_BYTES)
-    body, encoding = b"".join(parts), request.headers.get("content-encoding")
-    try:
-        return decompress(body, encoding, INLINE_BYTES)
-    except BodyTooLarge:
-        return await asyncio.to_thread(decompress, body, encoding, MAX_BODY_BYTES)
-
-
 async def _body_of(request: Request) -> bytes:
     """Return a request's body, which two parameters of a route may read."""
     state = request.state
     if not hasattr(state, "body"):
-        state.body = await read_body(request)
+        state.body = await read_message(request)
     body: bytes = state.body
     return body
 
@@ -94,7 +75,7 @@ class JsonBody(Generic[Body]):
         body = await _body_of(request)
         if not body and not self.required:
             return None
-        return parse(self.model, body, newer_client=client_of(request).is_newer)
+        return await parsed(request, self.model, body)
 
     def openapi(self) -> dict[str, Any]:
         """Describe the body, as a route's ``openapi_extra``."""
@@ -108,7 +89,7 @@ class OperationBody(JsonBody[Body]):
         """Parse the body, raising `InvalidOperation`, or `InvalidRequest` for an unknown run."""
         body = await _body_of(request)
         try:
-            return parse(self.model, body, newer_client=client_of(request).is_newer)
+            return await parsed(request, self.model, body)
         except InvalidRequest as error:
             raise invalid_operation(body, error) from error
 
@@ -131,24 +112,35 @@ class TrainingPassBody:
             newer_client=client_of(request).is_newer,
             encoding=request.headers.get("content-encoding"),
         )
-        parts: list[bytes] = []
-        size = 0
-        stream = request.stream()
-        async for part in stream:
-            parts.append(part)
-            size += len(part)
-            if size > INLINE_BYTES:
-                return await _prepared(request, form, b"".join(parts), stream)
-        body = b"".join(parts)
-        try:
-            plain = decompress(body, form.encoding, INLINE_BYTES)
-        except BodyTooLarge:
-            return await _prepared(request, form, body, stream)
-        return form.decode(plain)
+        received = await receive_start(request)
+        plain = received.plain(form.encoding)
+        return form.decode(plain) if plain is not None else await _prepared(request, form, received)
 
     def openapi(self) -> dict[str, Any]:
         """Describe the body, as a route's ``openapi_extra``."""
         return request_body(self.model, protobuf=_PROTOBUF_PASS)
+
+
+class SampleBody:
+    """A dependency that parses a sample request from JSON, a large one in another process."""
+
+    async def __call__(self, request: Request) -> SampleRequest | PreparedSample:
+        """Parse the body, raising `InvalidRequest` for an invalid one."""
+        encoding, newer = request.headers.get("content-encoding"), client_of(request).is_newer
+        received = await receive_start(request)
+        plain = received.plain(encoding)
+        if plain is not None:
+            return parse(SampleRequest, plain, newer_client=newer)
+        models = await _limits(request)
+        arguments = {"encoding": encoding, "newer_client": newer, "models": models}
+        facts, payload = await offloaded(
+            request, received, "prepare_sample", arguments, lambda _: too_large(MAX_BODY_BYTES)
+        )
+        return PreparedSample(**{**facts, "failures": failures_of(facts)}, payload=payload)
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the body, as a route's ``openapi_extra``."""
+        return request_body(SampleRequest)
 
 
 class BodyRoute(APIRoute):
@@ -193,65 +185,33 @@ class OperationRoute(BodyRoute):
         return handle
 
 
-async def _prepared(
-    request: Request, form: PassForm, start: bytes, rest: AsyncIterator[bytes]
-) -> PreparedPass:
-    """Have a large pass prepared in another process.
-
-    Args:
-        request: the request.
-        form: of its body.
-        start: the body's first bytes.
-        rest: the others, which were not read yet.
-    """
-    runtime = runtime_of(request)
-    await runtime.loaded()
+async def _prepared(request: Request, form: PassForm, received: Received) -> PreparedPass:
+    """Have a large pass prepared in another process."""
     arguments = {
         "form": asdict(form),
-        "models": [[each.vocab_size, each.max_context_length] for each in runtime.models],
-        "refuse_stable_reinforce": runtime.settings.stable_reinforce == "refuse",
+        "models": await _limits(request),
+        "refuse_stable_reinforce": runtime_of(request).settings.stable_reinforce == "refuse",
     }
-    offload = offload_of(request)
-    async with offload.spool() as spool:
-        spool.write(start)
-        if await _receive(rest, len(start), spool.write) > MAX_BODY_BYTES:
-            raise form.too_large(start)
-        facts, payload = await offload.run("prepare_pass", arguments, spool)
-    if "error" in facts:
-        raise_described(facts["error"])
-    failures = {ModelLimits(*limits): text for *limits, text in facts.pop("failures")}
-    return PreparedPass(**facts, payload=payload, failures=failures)
+    facts, payload = await offloaded(request, received, "prepare_pass", arguments, form.too_large)
+    return PreparedPass(**{**facts, "failures": failures_of(facts)}, payload=payload)
 
 
-async def _receive(stream: AsyncIterator[bytes], size: int, write: Callable[[bytes], None]) -> int:
-    """Receive a body, keeping no more of it than the bound, and return its size.
-
-    Bytes beyond the bound are read and discarded, up to another bound: many clients look for an
-    answer only once they have sent everything.
-
-    Args:
-        stream: the body's parts.
-        size: of what was received before.
-        write: keeps a part.
-    """
-    async for part in stream:
-        size += len(part)
-        if size <= MAX_BODY_BYTES:
-            write(part)
-        elif size > _MAX_DISCARDED_BYTES:
-            break
-    return size
+async def _limits(request: Request) -> list[list[int]]:
+    """Return the limits of the served models, once they are loaded."""
+    runtime = runtime_of(request)
+    await runtime.loaded()
+    return [[each.vocab_size, each.max_context_length] for each in runtime.models]
 
 
 def _bind_body(
     endpoint: Callable[..., Any], json_body: type[JsonBody[Any]]
-) -> JsonBody[Any] | TrainingPassBody | None:
+) -> JsonBody[Any] | TrainingPassBody | SampleBody | None:
     """Make an endpoint's message parameter a dependency and return it, if there is one."""
     signature = inspect.signature(endpoint, eval_str=True)
     for parameter in signature.parameters.values():
         for mark in get_args(parameter.annotation)[1:]:
             found = getattr(mark, "dependency", None)
-            if isinstance(found, JsonBody | TrainingPassBody):
+            if isinstance(found, JsonBody | TrainingPassBody | SampleBody):
                 return found
         model = _message_type(parameter.annotation)
         if model is not None:

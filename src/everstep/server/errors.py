@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from everstep.json_values import encodable
 from everstep.ledger import Deleted, LedgerDamaged, NotWritten
@@ -25,6 +26,8 @@ from everstep.wire.messages.openai import CompletionError, CompletionErrorRespon
 _log = get_logger("everstep.server")
 UNEXPECTED = "The service failed to answer this; its log says why."
 OPENAI_PREFIX = "/v1"
+CLIENT_CLOSED = 499
+"""The usual status, in logs, of a request whose client is gone."""
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -49,6 +52,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return _error(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED)  # to nobody, but for traces
 
     @app.exception_handler(Exception)  # the server logs it as well
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

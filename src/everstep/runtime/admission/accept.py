@@ -15,8 +15,7 @@ from typing import Any
 from everstep.engine.config import AdapterConfig
 from everstep.engine.errors import InputError
 from everstep.engine.models.info import ModelInfo
-from everstep.engine.prepared_pass import PreparedPass
-from everstep.engine.sampling.validation import check_sample
+from everstep.engine.prepared_pass import ModelLimits, PreparedPass
 from everstep.engine.validation import check_adapter
 from everstep.ledger import Failure, NewOperation, Operation, Run, Session, SessionFinished
 from everstep.runtime import ids
@@ -39,7 +38,7 @@ from everstep.wire import types
 from everstep.wire.codecs.proto import TrainingPass
 from everstep.wire.errors import ErrorCategory, WireError
 from everstep.wire.paths import parse_path, validate_name
-from everstep.worker.protocol.sample_spec import sample_spec
+from everstep.worker.protocol.prepared_sample import PreparedSample, prepare_sample
 
 Save = types.SaveWeightsRequest | types.SaveWeightsExternalRequest
 Request = (
@@ -52,6 +51,7 @@ Request = (
     | types.SaveWeightsForSamplerRequest
     | types.SaveWeightsExternalRequest
     | types.SampleRequest
+    | PreparedSample
 )
 _SECRET_FIELD = "age_encryption_recipients"
 """A field of invalid requests that is not stored: it may hold a secret key."""
@@ -114,7 +114,7 @@ class Admission:
                 return await self._create_model(request)
             case types.LoadWeightsRequest() if request.model_id is None:
                 return await self._create_from_state(request)
-            case types.SampleRequest():
+            case types.SampleRequest() | PreparedSample():
                 return await self._sample(request)
             case TrainingPass() | PreparedPass():
                 return await self._training_pass(request)
@@ -341,7 +341,7 @@ class Admission:
 
     # Sampling
 
-    async def _sample(self, request: types.SampleRequest) -> Entry:
+    async def _sample(self, request: types.SampleRequest | PreparedSample) -> Entry:
         if request.sampling_session_id is None:
             raise Rejected(400, "sampling_session_id is required: create a sampling session first.")
         sampler = await self._ledger.sampler(request.sampling_session_id)
@@ -349,22 +349,22 @@ class Admission:
             text = f"Sampling session {request.sampling_session_id} does not exist."
             raise await absent(self._ledger, request.sampling_session_id, text)
         seq_id = _required(request.seq_id, "seq_id")
-        payload = request.model_dump(mode="json", exclude_none=True)
-        failure = None
+        limits, failure = None, None
         try:
             info = self.model(sampler.base_model)
-            spec = sample_spec(payload, ids.seed_for(sampler.sampler_id, seq_id))
-            check_sample(
-                spec, vocab_size=info.vocab_size, max_context_length=info.max_context_length
-            )
-        except _USER_ERRORS as error:
+            limits = ModelLimits(info.vocab_size, info.max_context_length)
+        except OperationFailed as error:
             failure = _failure(error)
+        if isinstance(request, types.SampleRequest):
+            request = prepare_sample(request, () if limits is None else (limits,))
+        if limits is not None and (reason := request.failures[limits]) is not None:
+            failure = Failure(reason, ErrorCategory.USER)
         return Entry(
             NewOperation(
                 sampler.sampler_id,
                 seq_id,
                 ids.SAMPLE,
-                payload_json(payload),
+                request.payload,
                 failure,
                 sampler.session_id,
                 is_sample=True,

@@ -7,8 +7,12 @@ from typing import Any
 
 from everstep.engine.prepared_pass import ModelLimits, prepare
 from everstep.server.json_results import json_result_bytes
-from everstep.server.passes import InvalidOperation, PassForm
+from everstep.server.passes import MAX_BODY_BYTES, InvalidOperation, PassForm
+from everstep.wire.base import parse
+from everstep.wire.codecs.body import decompress
 from everstep.wire.errors import BodyTooLarge, InvalidRequest, WireError
+from everstep.wire.messages.requests import SampleRequest
+from everstep.worker.protocol import prepared_sample
 
 Arguments = Mapping[str, Any]
 Outcome = tuple[dict[str, Any], bytes]
@@ -29,16 +33,35 @@ def prepare_pass(arguments: Arguments, body: bytes) -> Outcome:
         return {"error": _described(error)}, b""
     refuse = arguments["refuse_stable_reinforce"]
     prepared = prepare(request, models, refuse_stable_reinforce=refuse)
-    failures = [
-        [limits.vocab_size, limits.max_context_length, text]
-        for limits, text in prepared.failures.items()
-    ]
     facts = {
         "model_id": prepared.model_id,
         "seq_id": prepared.seq_id,
         "loss_fn": prepared.loss_fn,
         "forward_only": prepared.forward_only,
-        "failures": failures,
+        "failures": _listed(prepared.failures),
+    }
+    return facts, prepared.payload
+
+
+def prepare_sample(arguments: Arguments, body: bytes) -> Outcome:
+    """Decode, check and encode a sample request. See `PreparedSample`.
+
+    Args:
+        arguments: the body's ``encoding``, ``newer_client`` as for `parse`, limits of the
+            ``models``.
+        body: the request as it was received.
+    """
+    try:
+        plain = decompress(body, arguments["encoding"], MAX_BODY_BYTES)
+        request = parse(SampleRequest, plain, newer_client=arguments["newer_client"])
+    except WireError as error:
+        return {"error": _described(error)}, b""
+    models = [ModelLimits(*limits) for limits in arguments["models"]]
+    prepared = prepared_sample.prepare_sample(request, models)
+    facts = {
+        "sampling_session_id": prepared.sampling_session_id,
+        "seq_id": prepared.seq_id,
+        "failures": _listed(prepared.failures),
     }
     return facts, prepared.payload
 
@@ -55,8 +78,18 @@ def convert_result(arguments: Arguments, body: bytes) -> Outcome:
 
 JOBS: Mapping[str, Callable[[Arguments, bytes], Outcome]] = {
     "prepare_pass": prepare_pass,
+    "prepare_sample": prepare_sample,
     "convert_result": convert_result,
 }
+
+
+def _listed(failures: Mapping[ModelLimits, str | None]) -> list[list[Any]]:
+    return [[each.vocab_size, each.max_context_length, text] for each, text in failures.items()]
+
+
+def failures_of(facts: Mapping[str, Any]) -> dict[ModelLimits, str | None]:
+    """Return the failures that a job found, by the limits of the model."""
+    return {ModelLimits(*limits): text for *limits, text in facts["failures"]}
 
 
 def _described(error: WireError) -> dict[str, Any]:

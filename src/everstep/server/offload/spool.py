@@ -35,6 +35,10 @@ class Spool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the bytes, which can take a while."""
         os.close(self.descriptor)
 
     def write(self, data: bytes) -> None:

@@ -16,7 +16,7 @@ from everstep.runtime import OperationFailed, Rejected
 from everstep.runtime.sampling.openai import TextCompletions
 from everstep.server.body import BodyRoute
 from everstep.server.direct import Handler
-from everstep.server.errors import OPENAI_PREFIX
+from everstep.server.errors import CLIENT_CLOSED, OPENAI_PREFIX
 from everstep.server.openai import models
 from everstep.server.openai.execute import ClientGone, accept, answer, chunks, status_of
 from everstep.server.openai.plan import Plan, plan_chat, plan_text
@@ -28,8 +28,6 @@ from everstep.wire.messages.openai import (
     CompletionErrorResponse,
     CompletionRequest,
 )
-
-_CLIENT_CLOSED = 499
 
 
 class _Route(BodyRoute):
@@ -117,4 +115,4 @@ async def _answer(request: Request, plan: Plan, form_of: Callable[[str, str], Fo
     try:
         return JSONResponse(await answer(runtime, request, plan, form, request_ids))
     except ClientGone:
-        return Response(status_code=_CLIENT_CLOSED)
+        return Response(status_code=CLIENT_CLOSED)

@@ -14,10 +14,11 @@ from everstep.runtime import UnknownFuture
 from everstep.runtime.sampling.requests import result_dropped
 from everstep.server.body import BodyRoute
 from everstep.server.client_info import Client, ClientInfo
-from everstep.server.json_results import SampleResult, TrainingPassResult, json_result_bytes
-from everstep.server.offload.pool import INLINE_BYTES
+from everstep.server.conversion import converted
+from everstep.server.json_results import SampleResult, TrainingPassResult
 from everstep.server.openapi import errors, protobuf_content
-from everstep.server.requests import CurrentRuntime, Stopping, no_future, offload_of
+from everstep.server.piecewise import PiecewiseResponse
+from everstep.server.requests import CurrentRuntime, Stopping, no_future
 from everstep.wire import types
 from everstep.wire.codecs.proto import PROTOBUF
 
@@ -145,21 +146,12 @@ async def _result(operation: Operation, allow_metadata_only: bool, request: Requ
     if allow_metadata_only and len(body) > MAX_INLINE_BYTES:
         return _json(types.CompleteMetadataResponse(response_payload_size=len(body)))
     if operation.media != "protobuf":
-        return Response(body, media_type="application/json")
+        return PiecewiseResponse(body, media_type="application/json")
     if PROTOBUF in request.headers.get("accept", ""):
-        return Response(body, media_type=PROTOBUF)
-    return Response(await _converted(operation.kind, body, request), media_type="application/json")
-
-
-async def _converted(kind: str, body: bytes, request: Request) -> bytes:
-    """Convert a result to JSON, a large one in another process."""
-    if len(body) <= INLINE_BYTES:
-        return json_result_bytes(kind, body)
-    offload = offload_of(request)
-    async with offload.spool() as spool:
-        spool.write(body)
-        _, content = await offload.run("convert_result", {"kind": kind}, spool)
-    return content
+        return PiecewiseResponse(body, media_type=PROTOBUF)
+    return PiecewiseResponse(
+        await converted(operation.kind, body, request), media_type="application/json"
+    )
 
 
 def _json(model: Any) -> JSONResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from everstep.integers import parse_natural
@@ -13,17 +13,19 @@ from everstep.ledger import LedgerDamaged, Operation
 from everstep.logs import get_logger
 from everstep.runtime import Rejected, UnknownFuture
 from everstep.runtime.sampling.stream import SampleEvent
-from everstep.server.body import BodyRoute
+from everstep.server.body import BodyRoute, SampleBody
+from everstep.server.conversion import converted
 from everstep.server.errors import UNEXPECTED
-from everstep.server.json_results import json_result
 from everstep.server.openapi import errors, stream_errors
 from everstep.server.requests import CurrentRuntime, WeightsToken, no_future
 from everstep.wire import types
 from everstep.wire.errors import ErrorCategory
+from everstep.worker.protocol.prepared_sample import PreparedSample
 
 _MAX_POSITION = 2**31 - 1
 _log = get_logger("everstep.server")
 router = APIRouter(tags=["sampling"], route_class=BodyRoute)
+Sample = Annotated[types.SampleRequest | PreparedSample, Depends(SampleBody())]
 
 
 @router.post(
@@ -62,7 +64,7 @@ async def join_sampling_session(
     responses=errors(400, 404, 413, 429),
 )
 async def asample(
-    message: types.SampleRequest,
+    message: Sample,
     runtime: CurrentRuntime,
     x_tinker_sampling_backpressure: Annotated[str | None, Header()] = None,
 ) -> types.UntypedAPIFuture:
@@ -99,6 +101,7 @@ async def _followed(
     responses=stream_errors(400, 404, 410),
 )
 async def sample_events(
+    request: Request,
     events: Annotated[AsyncIterator[SampleEvent], Depends(_followed)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream a sample while it is drawn.
@@ -108,7 +111,7 @@ async def sample_events(
     """
     try:
         async for event in events:
-            yield _server_sent(event)
+            yield await _server_sent(event, request)
     except Exception as error:  # noqa: BLE001  the status is sent: only an event can report it
         _log.error("sample stream failed", error=repr(error), exc_info=error)
         failure = str(error) if isinstance(error, LedgerDamaged) else UNEXPECTED
@@ -125,13 +128,14 @@ def _read_position(last_event_id: str) -> int:
     return position
 
 
-def _server_sent(event: SampleEvent) -> ServerSentEvent:
+async def _server_sent(event: SampleEvent, request: Request) -> ServerSentEvent:
     if not isinstance(event, Operation):
         content = event.model_dump_json(exclude_none=True)
         return ServerSentEvent(event="drawn", id=str(event.position), raw_data=content)
     if event.failure is not None:
         return _failed(event.failure.message, event.failure.category)
-    return ServerSentEvent(event="result", data=json_result(event.kind, event.result or b""))
+    result = await converted(event.kind, event.result or b"", request)
+    return ServerSentEvent(event="result", raw_data=result.decode())
 
 
 def _failed(message: str, category: str) -> ServerSentEvent:
