@@ -168,7 +168,7 @@ def test_every_row_goes_and_no_other_does(home: Path, pico: Model, kind: str) ->
         assert found[table], f"this test gives {table} no row of a {kind}, so it proves nothing"
 
     async def remove() -> None:
-        """Delete in the ledger alone: the service would have removed the pin at its start."""
+        """Delete in the ledger alone."""
         ledger = await Ledger.open(home / "ledger.sqlite")
         for each in owned:
             what = await ledger.deletions.owned(kind, each)

@@ -17,7 +17,6 @@ from everstep.ledger.audit import AuditLog
 from everstep.ledger.checkpoint_metadata import CheckpointMetadata
 from everstep.ledger.deletion import Deletions
 from everstep.ledger.memory import Memory
-from everstep.ledger.pins import Pins
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
@@ -48,7 +47,6 @@ class Ledger:
         audit: the audit log.
         samples: clients of samplers, and the samples that have ended.
         deletions: deletes runs and sessions, and knows what was deleted.
-        pins: commands that are writing files to the vault.
     """
 
     def __init__(self, store: Store, *, exclusive: bool = True) -> None:
@@ -60,7 +58,6 @@ class Ledger:
         self.search = LedgerSearch(store)
         self.audit = AuditLog(store)
         self.samples = Samples(store, self._memory)
-        self.pins = Pins(store)
 
     @classmethod
     async def open(cls, path: Path, *, allow_missing: bool = False) -> Ledger:
@@ -292,7 +289,7 @@ class Ledger:
         Returns:
             The operations that failed.
         """
-        return await self._store.run(lambda c: outcomes.mark_corrupted(c, run_id, fault))
+        return await self._store.run(lambda c: operation_rows.mark_corrupted(c, run_id, fault))
 
     # Sessions and samplers
 

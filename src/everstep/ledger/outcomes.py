@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete
 
-from everstep.ledger import audit, pins
+from everstep.ledger import audit
 from everstep.ledger import operation_rows as rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
@@ -39,8 +39,6 @@ def succeed(
     )
     if ended and checkpoint is not None:
         q.put(connection, t.checkpoints, checkpoint)
-    if checkpoint is not None:
-        pins.remove(connection, request_id)
     if ended and sampler is not None:
         put_sampler(connection, sampler)
     if ended and environment is not None:
@@ -55,14 +53,6 @@ def fail(connection: Connection, request_id: str, message: str, category: str) -
     failed, ended = rows.finish(
         connection, request_id, status="failed", error=message, category=category
     )
-    pins.remove(connection, request_id)
     if ended and failed.seq_id == 0:
         connection.execute(delete(t.runs).where(t.runs.c.run_id == failed.scope))
-    return failed
-
-
-def mark_corrupted(connection: Connection, run_id: str, fault: str) -> list[Operation]:
-    """Mark a run as corrupted and fail its pending operations. Return those."""
-    failed = rows.mark_corrupted(connection, run_id, fault)
-    pins.remove(connection, *(each.request_id for each in failed))
     return failed

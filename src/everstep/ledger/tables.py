@@ -225,6 +225,7 @@ weights_tokens = Table(
     Column("seal", LargeBinary),
 )
 
+# Of earlier releases. Commands are pinned in memory now (`everstep.vault.pins`).
 pins = Table(
     "pins",
     metadata,

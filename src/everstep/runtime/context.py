@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from everstep.ledger import Ledger
@@ -11,6 +11,7 @@ from everstep.runtime.checkpoints.catalog import CheckpointCatalog
 from everstep.runtime.settings import Settings
 from everstep.runtime.workers.base import WorkerPool
 from everstep.vault import Vault
+from everstep.vault.pins import Pins
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RuntimeContext:
         catalog: look-up, locks and deletion of checkpoints.
         settings: limits and intervals.
         authorization: decides who may read a checkpoint.
+        pins: the commands of workers that are writing to the vault.
     """
 
     home: Path
@@ -37,3 +39,4 @@ class RuntimeContext:
     catalog: CheckpointCatalog
     settings: Settings
     authorization: Authorization
+    pins: Pins = field(default_factory=Pins)

@@ -143,7 +143,6 @@ class Runtime:
             access = Authorization(ledger)
             context = RuntimeContext(home, ledger, vault, workers, catalog, settings, access)
             runtime = cls(context)
-            await ledger.pins.clear()  # no worker holds a command yet
             await catalog.resume_deletions()
             await catalog.follow_quarantine()
             await runtime.checkpoint_metadata.write_unwritten()

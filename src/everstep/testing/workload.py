@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from everstep.testing.invariants import (
     thing_of,
 )
 from everstep.vault import CheckpointId, FileRef, Manifest, Vault, gc
+from everstep.vault.pins import Pins
 
 _NAMES = ("a", "b", "c")
 _KINDS = ("training", "sampler")
@@ -102,13 +104,13 @@ class Workload:
         self._chance = random.Random(seed)
         self._reporter = reporter
         self._next = dict.fromkeys(RUNS, 0)
+        self._pins = Pins()
 
     async def run(self, steps: int) -> None:
         """Open the home, run some actions, close it."""
         self._home.mkdir(exist_ok=True)
         self._ledger = await Ledger.open(self._home / LEDGER)
         self._vault = await asyncio.to_thread(Vault, self._home / VAULT)
-        await self._ledger.pins.clear()
         for scope in RUNS:
             known = await self._ledger.operations(scope)
             self._next[scope] = 1 + max((each.seq_id for each in known), default=-1)
@@ -172,10 +174,9 @@ class Workload:
         contents = {"adapter": self._content(), "config": self._chance.choice(_SHARED)}
         payload = self._bytes(100)
         seq_id, request_id, _ = await self._accept_one(checkpoint.run_id, payload)
-        await self._ledger.pins.add(request_id)
 
         def write() -> int:
-            with self._vault.writing(), ExitStack() as saving:
+            with self._pins.held(), self._vault.writing(), ExitStack() as saving:
 
                 def manifest_of(files: dict[str, FileRef]) -> Manifest:
                     manifest = draft(checkpoint, files, step=seq_id)
@@ -196,12 +197,7 @@ class Workload:
         await self._collect()
 
     async def _collect(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def pins_ended() -> bool:
-            wait = self._ledger.pins.wait(_PIN_TIMEOUT)
-            return asyncio.run_coroutine_threadsafe(wait, loop).result()
-
+        pins_ended = partial(self._pins.wait, _PIN_TIMEOUT)
         await asyncio.to_thread(gc.collect, self._vault, 0, pins_ended=pins_ended)
 
     async def _fork(self) -> None:

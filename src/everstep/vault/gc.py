@@ -6,9 +6,9 @@ in any process, which keep nothing in memory for it:
 * A file that is put, or named by a new manifest, while the collection runs is in the journal
   (`everstep.vault.gc_journal`), and stays.
 * A file that was put earlier, for a manifest that is not committed yet, belongs to a command that
-  is pinned in the ledger. The collection begins its journal, then reads the pins, and marks only
-  when all of these have ended. Their manifests exist by then, or never will. The caller waits for
-  them (``pins_ended``).
+  is pinned (`everstep.vault.pins`). The collection begins its journal, then reads the pins, and
+  marks only when all of these have ended. Their manifests exist by then, or never will. The
+  caller waits for them (``pins_ended``).
 * A backup pauses collections while it copies (`Vault.gc_paused`).
 """
 

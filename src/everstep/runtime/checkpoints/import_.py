@@ -35,6 +35,7 @@ from everstep.runtime.authorization import event
 from everstep.runtime.checkpoints.catalog import draft, taken
 from everstep.runtime.context import RuntimeContext
 from everstep.runtime.errors import OperationFailed, Rejected, WorkerLost
+from everstep.runtime.maintenance.pins import send_pinned
 from everstep.runtime.payloads import optimizer_of
 from everstep.runtime.workers.base import not_served
 from everstep.vault import CheckpointId, Manifest, VaultError
@@ -86,6 +87,7 @@ class CheckpointImporter:
         self._ledger = context.ledger
         self._vault = context.vault
         self._workers = context.workers
+        self._pins = context.pins
         self._catalog = context.catalog
         self._max_bytes = context.settings.import_bytes
         shutil.rmtree(self._directory, ignore_errors=True)  # of uploads that died with the service
@@ -217,17 +219,14 @@ class CheckpointImporter:
         return Checkpoint(**saved), run or _run(target.run_id, saved, now), reply
 
     async def _import(self, command: ImportAdapter) -> AdapterImported:
-        pin = f"import {uuid.uuid4().hex}"
         try:
             lease = await self._workers.for_model(command.model)
-            await self._ledger.pins.add(pin)
-            return await (await lease.call(command)).done
+            call = await send_pinned(self._pins, lambda: lease.call(command))
+            return await asyncio.shield(call.done)  # it goes on when the client has left
         except OperationFailed as failure:
             raise Rejected(400 if failure.category == "user" else 503, failure.message) from failure
         except WorkerLost as lost:
             raise Rejected(503, f"The import was broken off: {lost.reason}. Try again.") from lost
-        finally:
-            await self._ledger.pins.remove(pin)
 
     def _base(self, query: ImportQuery, upload: _Upload) -> ModelInfo:
         """Return the base model, or raise `Rejected` (400) if it is ambiguous or not served."""

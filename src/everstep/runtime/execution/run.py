@@ -334,8 +334,7 @@ class Run:
         """
         allowed = may_diverge or self.context.settings.allow_diverged
         command = messages.SaveRun(self.run_id, manifest, line, recipients, allowed)
-        ledger, request_id = self.context.ledger, manifest["request_id"]
-        return await send_pinned(ledger, request_id, lambda: self._begin(command))
+        return await send_pinned(self.context.pins, lambda: self._begin(command))
 
     async def _call(self, command: messages.Command[R]) -> R:
         """Send a command and wait for its reply. Raises `OperationFailed`, `WorkerLost`."""

@@ -13,6 +13,7 @@ from everstep.runtime.settings import Settings
 from everstep.runtime.workers.base import WorkerPool
 from everstep.runtime.workers.eviction import Eviction
 from everstep.vault import Vault
+from everstep.vault.pins import Pins
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RunContext:
         ledger: holds their operations and results.
         vault: holds their snapshots.
         workers: hold them in memory and execute their commands.
+        pins: of the commands that write them to the vault.
         catalog: resolves the paths that they load, and locks the paths that they save.
         settings: limits and intervals.
         eviction: accounts for the memory that they take.
@@ -35,6 +37,7 @@ class RunContext:
     ledger: Ledger
     vault: Vault
     workers: WorkerPool
+    pins: Pins
     catalog: CheckpointCatalog
     settings: Settings
     eviction: Eviction

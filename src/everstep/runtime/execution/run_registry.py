@@ -44,6 +44,7 @@ class RunRegistry:
             ledger=context.ledger,
             vault=context.vault,
             workers=context.workers,
+            pins=context.pins,
             catalog=context.catalog,
             settings=settings,
             eviction=Eviction(settings, self._evict),

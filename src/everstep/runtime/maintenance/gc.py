@@ -7,7 +7,7 @@
     files       files that no manifest names: `everstep.vault.gc`, which runs in this process
 
 The service is the only process that collects. Workers write meanwhile: their commands are pinned
-in the ledger from before they are sent until their operations end.
+from before they are sent until the worker has replied or is gone.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class GarbageCollector:
     def __init__(self, context: RuntimeContext, grace_seconds: float) -> None:
         self._ledger = context.ledger
         self._vault = context.vault
+        self._pins = context.pins
         self._catalog = context.catalog
         self._grace = grace_seconds
         self._stopping = threading.Event()
@@ -89,13 +90,11 @@ class GarbageCollector:
             VaultBusy: commands that were pinned at the start are still being executed after
                 `PIN_TIMEOUT`. Nothing was removed.
         """
-        loop = asyncio.get_running_loop()
         ended = True
 
         def pins_ended() -> bool:
             nonlocal ended
-            wait = self._ledger.pins.wait(PIN_TIMEOUT)
-            ended = asyncio.run_coroutine_threadsafe(wait, loop).result()
+            ended = self._pins.wait(PIN_TIMEOUT)
             return ended
 
         removed = await asyncio.to_thread(
