@@ -22,7 +22,7 @@ WINDOW = 16 << 20
 """Bytes of a file that may be on their way to the disk while more are written."""
 _WAIT_BEFORE, _START, _WAIT_AFTER = 1, 2, 4
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE)
-_MIN_BYTES = 1 << 20
+_MIN_BYTES = 4 << 20
 _NICE = 10
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = 2 << 13 | 7

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from everstep.vault import Vault
 from everstep.vault import vault as vault_module
+from everstep.vault.storage import local
 from everstep.vault.storage.keys import BLOBS
 from tests.vault.checkpoints import load, save_at_once
 
@@ -91,3 +92,25 @@ def test_save_hashes_each_byte_once_and_large_chunks_beside_the_writing(
     assert sum(size for _, size in hashed) == sum(map(len, FILES.values()))
     elsewhere = {name.split("_")[0] for name, size in hashed if size >= MIB}
     assert elsewhere == {"hash"}
+
+
+def test_first_use_of_directories_costs_no_further_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = Vault(tmp_path)
+    rounds: list[int] = []
+    alone: list[Path] = []
+    at_once = local._at_once
+
+    def counting(syncs: Sequence[Callable[[], None]]) -> None:
+        rounds.append(len(syncs))
+        at_once(syncs)
+
+    monkeypatch.setattr(local, "_at_once", counting)
+    monkeypatch.setattr(local, "sync_directory", alone.append)
+    manifest = save_at_once(vault, "x", FILES)
+    blobs = {vault.storage.path(BLOBS + ref.blake3[:2]) for ref in manifest.files.values()}  # type: ignore[attr-defined]
+    above = {each for blob in blobs for each in blob.parents if each.is_relative_to(tmp_path)}
+    assert blobs | above <= set(alone)
+    assert len(alone) == len(set(alone)) == sum(rounds[1:])
+    assert len(rounds) == 3, "files; their directories and all above; the manifest's directory"

@@ -39,6 +39,7 @@ from everstep.vault.storage.local import LocalStorage
 from everstep.vault.storage.locks import Locks
 
 _PARALLEL_FROM = 1 << 20
+_hashing = ThreadPoolExecutor(4, "hash")
 
 
 class Vault:
@@ -89,7 +90,7 @@ class Vault:
 
         A file that is there already under the same hash is replaced by the same bytes, so that a
         damaged copy is healed and never trusted. Until `commit` names the file, its command has
-        to be pinned in the ledger, or the caller inside `gc_paused`.
+        to be pinned (`everstep.vault.pins`), or the caller inside `gc_paused`.
 
         Args:
             chunks: the content.
@@ -163,7 +164,7 @@ class Vault:
     def gc_paused(self) -> Iterator[None]:
         """Keep every process from collecting garbage. Waits for a running collection.
 
-        For backups, and for writers without a ledger that could pin their files.
+        For backups, and for writers that are not among the service's pins.
         """
         with self.locks.pausing_gc():
             yield
@@ -379,17 +380,18 @@ class _Hashed:
         return FileRef(blake3=self._hasher.hexdigest(), size=self._size)
 
     def _read(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-        with ThreadPoolExecutor(1, "hash") as pool:  # starts a thread for a large chunk only
-            for chunk in chunks:
-                view = as_bytes(chunk)
-                self._size += len(view)
-                if len(view) < _PARALLEL_FROM:
-                    self._hasher.update(view)
-                    yield view
-                else:
-                    hashing = pool.submit(self._hasher.update, view)
-                    yield view
-                    hashing.result()
+        for chunk in chunks:
+            view = as_bytes(chunk)
+            self._size += len(view)
+            if len(view) < _PARALLEL_FROM:
+                self._hasher.update(view)
+                yield view
+                continue
+            hashing = _hashing.submit(self._hasher.update, view)
+            try:
+                yield view
+            finally:  # the chunk may be reused then
+                hashing.result()
 
     def _key(self) -> str:
         key = blob_key(self.ref.blake3)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from everstep.vault.storage.base import (
 )
 
 _READ = 1 << 20
-_MAX_SYNCS = 4
+_syncs = ThreadPoolExecutor(4, "fsync")  # kept, because to start a thread costs as much as a sync
 
 
 class LocalStorage:
@@ -39,7 +38,6 @@ class LocalStorage:
         self._root = root
         self._temporary = root / "tmp"
         self._known: set[Path] = set()
-        self._lock = threading.Lock()
         self.make(self._temporary)
 
     def clean(self) -> None:
@@ -53,18 +51,23 @@ class LocalStorage:
         with self._staged() as stage:
             stage.write(content)
             (target,) = stage.sync()
+            self.make(target.path.parent)
             stage.name([target], replace=replace)
         return target.key
 
     def write_all(
         self, files: Sequence[NewContent], last: NewContent | None = None, *, replace: bool = True
     ) -> None:
-        """Write all files, fsync them at once, rename them, fsync the directories at once."""
+        """Write all files, fsync them at once, rename them, fsync the directories at once.
+
+        Directories that are used for the first time are fsynced together with those of the files.
+        """
         with self._staged() as stage:
             for content in (*files, *([last] if last is not None else [])):
                 stage.write(content)
             targets = stage.sync()
-            stage.name(targets[: len(files)], replace=True)
+            stage.create_directories()
+            stage.name(targets[: len(files)], replace=True)  # and the directory of the last one
             if last is not None:
                 stage.name(targets[-1:], replace=replace)
 
@@ -172,21 +175,32 @@ class LocalStorage:
         An existing one may come from a process that died before it synced it. So the first use of
         a directory always syncs its name.
         """
-        with self._lock:
-            unsure: dict[Path, None] = {}
-            for directory in directories:
-                new = []
-                parent = directory
-                while parent not in self._known and (
-                    self._root in (parent, *parent.parents) or not parent.exists()
-                ):
-                    new.append(parent)
-                    parent = parent.parent
-                directory.mkdir(parents=True, exist_ok=True)
-                unsure |= dict.fromkeys(reversed(new))
-            for each in dict.fromkeys(each.parent for each in unsure):
-                sync_directory(each)
-            self._known.update(unsure)
+        unsure = self.create(*directories)
+        for each in dict.fromkeys(each.parent for each in unsure):
+            sync_directory(each)
+        self.know(unsure)
+
+    def create(self, *directories: Path) -> list[Path]:
+        """Create directories. Returns those whose names may not be durable yet, outermost first.
+
+        The caller syncs the parents of these, then calls `know`.
+        """
+        unsure: dict[Path, None] = {}
+        for directory in directories:
+            new = []
+            parent = directory
+            while parent not in self._known and (
+                self._root in (parent, *parent.parents) or not parent.exists()
+            ):
+                new.append(parent)
+                parent = parent.parent
+            directory.mkdir(parents=True, exist_ok=True)
+            unsure |= dict.fromkeys(reversed(new))
+        return list(unsure)
+
+    def know(self, directories: Iterable[Path]) -> None:
+        """Record that the names of directories are durable."""
+        self._known.update(directories)
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,8 @@ class _Stage:
         self._storage = storage
         self._open = ExitStack()
         self._written: list[tuple[Path, NewFile, NewContent]] = []
+        self._targets: list[_Target] = []
+        self._unsure: list[Path] = []
 
     def write(self, content: NewContent) -> None:
         """Write a content to a temporary file."""
@@ -219,22 +235,24 @@ class _Stage:
         WRITTEN()
 
     def sync(self) -> list[_Target]:
-        """Make the contents durable, and the directories in which they get their names.
+        """Make the contents durable.
 
         Fsyncs that are made at once share the commits of the file system's journal.
         """
         _at_once([file.sync for _, file, _ in self._written])
         self._open.close()
-        targets = []
         for temporary, _, content in self._written:
             SYNCED()
             key = content.key_of()
-            targets.append(_Target(temporary, key, self._storage.path(key)))
-        self._storage.make(*(each.path.parent for each in targets))
-        return targets
+            self._targets.append(_Target(temporary, key, self._storage.path(key)))
+        return self._targets
+
+    def create_directories(self) -> None:
+        """Create the directories in which the files get their names. `name` makes them durable."""
+        self._unsure = self._storage.create(*(each.path.parent for each in self._targets))
 
     def name(self, targets: Sequence[_Target], *, replace: bool) -> None:
-        """Give files their names, durably."""
+        """Give files their names, durably, as those of all directories that were created."""
         for each in targets:
             if replace:
                 each.temporary.replace(each.path)
@@ -242,8 +260,11 @@ class _Stage:
                 os.link(each.temporary, each.path)
                 each.temporary.unlink()
             NAMED()
-        directories = dict.fromkeys(each.path.parent for each in targets)
-        _at_once([partial(sync_directory, each) for each in directories])
+        unsure, self._unsure = self._unsure, []
+        parents = [each.parent for each in unsure] + [each.path.parent for each in targets]
+        if parents:
+            _at_once([partial(sync_directory, each) for each in dict.fromkeys(parents)])
+        self._storage.know(unsure)
         for _ in targets:
             DURABLE()
 
@@ -255,10 +276,12 @@ class _Stage:
 
 
 def _at_once(calls: Sequence[Callable[[], None]]) -> None:
-    """Make calls at once. Raises the first error when all have ended."""
-    if len(calls) == 1:
-        calls[0]()
-        return
-    with ThreadPoolExecutor(_MAX_SYNCS, "fsync") as pool:
-        for made in [pool.submit(call) for call in calls]:
-            made.result()
+    """Make calls at once, the last one in this thread. Raises the first error when all ended."""
+    *others, own = calls
+    made = [_syncs.submit(call) for call in others]
+    try:
+        own()
+    finally:
+        wait(made)
+    for each in made:
+        each.result()
