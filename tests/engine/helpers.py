@@ -83,9 +83,11 @@ def trained(model: Model, seed: int = 3, steps: int = 2, rate: float = 0.01) -> 
     return state
 
 
-def files(state: RunState, *, optimizer: bool) -> tuple[dict[str, bytes], dict[str, Any]]:
+def files(
+    state: RunState, *, optimizer: bool, zero_moments: bool = True
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return a checkpoint's files and metadata."""
-    capture = state.capture(optimizer=optimizer)
+    capture = state.capture(optimizer=optimizer, zero_moments=zero_moments)
     content = {n: b"".join(bytes(c) for c in chunks) for n, chunks in capture.files().items()}
     capture.release()
     return content, capture.meta

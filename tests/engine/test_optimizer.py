@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from everstep.engine import AdamParams, AdapterConfig, Model, optim_step
+from everstep.engine.errors import ConfigMismatch
 from tests.engine.helpers import CONFIG, backward, buffers, examples, files, trained
 from tests.engine.test_reference import distance
 
@@ -86,3 +87,32 @@ def test_a_restore_without_optimizer_equals_a_new_run_with_these_weights(
     weights = {**buffers(new), "params": buffers(source)["params"]}
     assert buffers(state) == weights
     assert (state.step, state.has_gradients) == (0, False) == (new.step, new.has_gradients)
+
+
+def test_capture_may_leave_out_moments_that_are_zero_and_no_others(llama: Model) -> None:
+    source, state = llama.new_run(CONFIG), trained(llama, seed=6)
+    backward(llama, source, examples(1))
+    expected = buffers(source)
+    contents, meta = files(source, optimizer=True, zero_moments=False)
+    assert meta["zero_moments"] and "optimizer.safetensors" not in contents
+    state.restore(contents, meta, optimizer=True)
+    assert buffers(state) == expected
+    assert (state.step, state.has_gradients, state.has_moments) == (0, True, False)
+
+    whole, meta = files(source, optimizer=True)
+    assert not meta["zero_moments"] and "optimizer.safetensors" in whole
+    optim_step(state, DEFAULT)
+    contents, meta = files(state, optimizer=True, zero_moments=False)
+    assert not meta["zero_moments"] and "optimizer.safetensors" in contents
+    state.restore(whole, {"step": 0}, optimizer=True)
+    assert buffers(state) == expected
+    assert not files(state, optimizer=True, zero_moments=False)[1]["zero_moments"], "not known"
+
+
+def test_missing_moments_are_an_error_unless_they_are_said_to_be_zero(llama: Model) -> None:
+    state = trained(llama, seed=6)
+    before = buffers(state)
+    contents, _ = files(state, optimizer=False)
+    with pytest.raises(ConfigMismatch, match="no optimizer state"):
+        state.restore(contents, {"step": 3}, optimizer=True)
+    assert buffers(state) == before

@@ -143,8 +143,45 @@ def test_snapshot_after_a_load_of_weights_names_the_adapter(home: Path, pico: Mo
         name = "adapter_model.safetensors"
         assert snapshot.files[name] == saved.files[name]
         assert blobs(home)[saved.files[name].blake3] == before[saved.files[name].blake3]
-        optimizer = snapshot.files["optimizer.safetensors"]
-        assert optimizer != saved.files["optimizer.safetensors"]
+        assert snapshot.zero_moments and "optimizer.safetensors" not in snapshot.files
+        assert blobs(home).keys() == before.keys(), "no zeros were written"
+
+
+@pytest.mark.parametrize("after", ["a load of weights", "a creation"])
+def test_run_whose_moments_are_zero_comes_back_from_a_snapshot_without_them(
+    home: Path, tmp_path: Path, pico: Model, after: str
+) -> None:
+    def begin(service: Local) -> str:
+        run, path = trained_and_saved(service)
+        if after == "a creation":
+            run = service.new_run(seed=7)
+        else:
+            service.do(run, "load_weights", path=path, optimizer=False)
+        service.do(run, "forward_backward", forward_backward_input=batch(2))
+        return run
+
+    with Local(tmp_path / "uninterrupted", pico) as other:
+        uninterrupted = begin(other)
+        expected = other.train(uninterrupted, 3, 4)
+        other.do(uninterrupted, "save_weights", path="end")
+    with Local(home, pico) as service:
+        run = begin(service)
+    snapshot = snapshots(home, run)[-1]
+    assert snapshot.zero_moments and snapshot.step == 0
+    assert set(snapshot.files) == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "gradients.safetensors",
+    }
+    with service.after() as service:
+        assert service.train(run, 3, 4) == expected
+        service.do(run, "save_weights", path="end")
+    assert not snapshots(home, run)[-1].zero_moments
+    ends = [
+        Vault(each / "vault", writer=False).manifest("training", name, "end")
+        for each, name in ((tmp_path / "uninterrupted", uninterrupted), (home, run))
+    ]
+    assert ends[0].files == ends[1].files
 
 
 def test_snapshot_after_a_changed_load_holds_the_changed_state(home: Path, pico: Model) -> None:

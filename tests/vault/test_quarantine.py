@@ -129,7 +129,7 @@ def test_damaged_manifest_is_moved_and_its_files_are_kept(vault: Vault, tmp_path
 
 
 def test_manifest_of_a_newer_release_is_not_moved(vault: Vault, tmp_path: Path) -> None:
-    newer = vault.manifest("training", RUN, "z").model_copy(update={"format_version": 2})
+    newer = vault.manifest("training", RUN, "z").model_copy(update={"format_version": 3})
     key = manifest_key("training", RUN, "z")
     (tmp_path / "vault" / key).write_bytes(newer.encode())
     with pytest.raises(FormatTooNew):

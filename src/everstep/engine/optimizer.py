@@ -55,6 +55,7 @@ def optim_step(
     state.step += 1
     state.arena.buffers["grads"].zero_()
     state.has_gradients = False
+    state.has_moments = True
     return {"optimizer_step": float(state.step), "grad_norm": size}
 
 

@@ -116,6 +116,7 @@ class RunState:
         arena: the buffers.
         step: number of optimizer steps so far.
         has_gradients: whether gradients are pending for the next step.
+        has_moments: whether a moment may differ from zero.
         magnitudes: bounds of the weights and moments. They follow from the steps: whoever else
             writes to the buffers sets them to `divergence.UNKNOWN`.
     """
@@ -127,6 +128,7 @@ class RunState:
         self.arena = Arena(layout.shapes, device, zero=initialise)
         self.step = 0
         self.has_gradients = False
+        self.has_moments = not initialise
         if initialise:
             self._initialise()
         self.magnitudes = Magnitudes(1.0, 0.0, 0.0)
@@ -171,18 +173,28 @@ class RunState:
         """Return the SHA-256 of the parameters' bytes."""
         return hashlib.sha256(_host(self.arena.buffers["params"]).tobytes()).hexdigest()
 
-    def capture(self, *, optimizer: bool, diverged: bool | None = None) -> Capture:
+    def capture(
+        self, *, optimizer: bool, zero_moments: bool = True, diverged: bool | None = None
+    ) -> Capture:
         """Capture the present state. Training may go on while the capture is written.
 
         Args:
             optimizer: whether to include moments and pending gradients.
+            zero_moments: whether to include moments that are all zero. If not, ``meta`` says that
+                they are.
             diverged: whether a weight is NaN or infinite, if that is known.
         """
         names = ["params"]
+        left_out = optimizer and not zero_moments and not self.has_moments
         if optimizer:
-            names += [*_MOMENTS, *(["grads"] if self.has_gradients else [])]
-        diverged = self.has_diverged() if diverged is None else diverged
-        return Capture(self.layout, self.arena.pin(*names), self.step, diverged=diverged)
+            names += [] if left_out else _MOMENTS
+            names += ["grads"] if self.has_gradients else []
+        meta = {
+            "step": self.step,
+            "diverged": self.has_diverged() if diverged is None else diverged,
+            "zero_moments": left_out,
+        }
+        return Capture(self.layout, self.arena.pin(*names), meta)
 
     def restore(
         self, contents: Mapping[str, files.Buffer], meta: Mapping[str, Any], *, optimizer: bool
@@ -194,7 +206,7 @@ class RunState:
 
         Args:
             contents: files by name, as `Capture.files` returned them.
-            meta: ``step`` of the state.
+            meta: ``step`` of the state, and ``zero_moments`` if it has no file of them.
             optimizer: whether to load moments, step and pending gradients.
 
         Raises:
@@ -204,7 +216,7 @@ class RunState:
         shapes = self.arena.shapes
         step = int(meta["step"]) if optimizer else 0
         loaded = {"params": _flat(contents, files.ADAPTER, self.layout)}
-        if optimizer:
+        if optimizer and not meta.get("zero_moments", False):
             if files.OPTIMIZER not in contents:
                 raise ConfigMismatch("The checkpoint holds no optimizer state.")
             moments = files.read_safetensors(contents[files.OPTIMIZER], files.OPTIMIZER)
@@ -215,8 +227,8 @@ class RunState:
                     if k.startswith(f"{moment}.")
                 }
                 loaded[moment] = _checked(own, self.layout, f"{files.OPTIMIZER} ({moment})")
-            if files.GRADIENTS in contents:
-                loaded["grads"] = _flat(contents, files.GRADIENTS, self.layout)
+        if optimizer and files.GRADIENTS in contents:
+            loaded["grads"] = _flat(contents, files.GRADIENTS, self.layout)
         buffers = dict(zip(_ALL, self.arena.writable(*_ALL), strict=True))
         for name, buffer in buffers.items():
             if name in loaded:
@@ -224,6 +236,7 @@ class RunState:
             else:
                 buffer.zero_()
         self.has_gradients = "grads" in loaded
+        self.has_moments = _MOMENTS[0] in loaded
         self.step = step
         self.magnitudes = UNKNOWN
 
@@ -239,11 +252,12 @@ class Capture:
     """A run's state at one instant. Call `release` when its files are written.
 
     Attributes:
-        meta: ``step`` of the state, and whether a weight is NaN or infinite (``diverged``).
+        meta: ``step`` of the state, whether a weight is NaN or infinite (``diverged``), and whether
+            the moments are zero and in no file (``zero_moments``).
     """
 
-    def __init__(self, layout: AdapterLayout, pinned: Pinned, step: int, *, diverged: bool) -> None:
-        self.meta: dict[str, Any] = {"step": step, "diverged": diverged}
+    def __init__(self, layout: AdapterLayout, pinned: Pinned, meta: dict[str, Any]) -> None:
+        self.meta = meta
         self._layout = layout
         self._pinned = pinned
 

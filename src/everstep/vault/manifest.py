@@ -15,7 +15,8 @@ from everstep.vault import self_hashed_json
 from everstep.vault.errors import CheckpointDamaged, FormatTooNew
 from everstep.vault.storage.keys import CheckpointId
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest layout that this release reads. Whatever earlier releases can read is written as 1."""
 
 
 class FileRef(BaseModel):
@@ -52,11 +53,12 @@ class Manifest(BaseModel):
         run_metadata: the user's metadata of the run.
         environment: the numeric environment that it was computed in.
         diverged: whether a weight is NaN or infinite. Written only if it is.
+        zero_moments: whether the optimizer's moments are zero, and have no file. Layout 2.
         files: hash and size of each file, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     kind: str
     run_id: str
     name: str
@@ -78,6 +80,7 @@ class Manifest(BaseModel):
     run_metadata: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     diverged: bool = False
+    zero_moments: bool = False
     files: dict[str, FileRef]
 
     @property
@@ -92,7 +95,10 @@ class Manifest(BaseModel):
 
     def encode(self) -> bytes:
         """Encode the manifest with its hash."""
-        content = self.model_dump(mode="json", exclude=None if self.diverged else {"diverged"})
+        absent = {name for name in ("diverged", "zero_moments") if not getattr(self, name)}
+        content = self.model_dump(mode="json", exclude=absent)
+        if self.zero_moments:
+            content["format_version"] = FORMAT_VERSION
         return self_hashed_json.encode(content)
 
     @classmethod
@@ -109,9 +115,10 @@ class Manifest(BaseModel):
         """
         content = self_hashed_json.decode(data, f"{where}: the manifest")
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise FormatTooNew(
-                f"{where}: format {version}; this release reads {FORMAT_VERSION}. Upgrade everstep."
+                f"{where}: format {version}; this release reads up to {FORMAT_VERSION}. "
+                "Upgrade everstep."
             )
         try:
             return cls.model_validate(content)

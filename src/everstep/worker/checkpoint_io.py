@@ -142,6 +142,7 @@ def _manifest(
             "created_at": datetime.now(UTC),
             "step": int(meta["step"]),
             "diverged": meta.get("diverged", False),
+            "zero_moments": meta.get("zero_moments", False),
             "rng": {},  # training draws no random numbers; a sample carries its own seed
             "environment": dict(environment),
             "files": files,

@@ -201,7 +201,7 @@ class Commands:
             config = model.config_of(config, files[ADAPTER_FILE])
         if state is None or state.layout.config != config:
             state = model.new_run(config, initialise=False)
-        meta = {"step": manifest.step, "lora": manifest.lora, "optimizer": manifest.optimizer}
+        meta = {"step": manifest.step, "zero_moments": manifest.zero_moments}
         self._loaded.pop(command.run, None)
         state.restore(files, meta, optimizer=command.optimizer)
         self._runs[command.run] = (model, state)
@@ -253,8 +253,10 @@ class Commands:
             if not command.may_diverge:
                 state.check_weights()
             loaded = self._loaded.get(command.run)
+            snapshot = command.manifest["kind"] == "snapshot"
             capture = state.capture(
                 optimizer=command.manifest["kind"] in _WITH_OPTIMIZER,
+                zero_moments=not snapshot,
                 diverged=loaded.diverged if loaded is not None else None,
             )
         except Exception as error:  # noqa: BLE001  one operation's failure is reported, not ours
@@ -263,7 +265,6 @@ class Commands:
         _CAPTURED()
         self._channel.send(call_id, messages.Captured())
         made_in = {**environment(), **model.info.environment()}
-        snapshot = command.manifest["kind"] == "snapshot"
         stored = loaded.files if loaded is not None and snapshot else {}
         self._write(call_id, partial(self._write_state, capture, command, made_in, stored))
 
