@@ -17,10 +17,11 @@ from transformers.models.qwen3 import Qwen3Config
 
 from everstep.engine import Model, SampleSpec, SamplingBatch, load_model
 from everstep.engine.models import decoder_checks, direct_decoder, frozen_product
-from everstep.engine.models.attention import CachedRows, KvCache
+from everstep.engine.models.attention import CachedRows
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.direct_decoder import DirectDecoder
 from everstep.engine.models.frozen_product import FEW_ROWS, ROW_MULTIPLE, FrozenProduct
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.run_state import Adapter
 from tests.engine.conftest import GROUPED, SMALL, WINDOW
 from tests.engine.helpers import OperationCount, prompt, random_adapter, sample

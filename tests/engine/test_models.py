@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from everstep.engine import AdamParams, AdapterConfig, Model, SampleSpec, load_model, optim_step
 from everstep.engine.errors import InputError, ModelUnsupported
 from everstep.engine.models import attention
-from everstep.engine.models.attention import KvCache
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.run_state import Adapter
 from tests.engine.conftest import GROUPED, SMALL, WINDOW, write_model
 from tests.engine.helpers import (

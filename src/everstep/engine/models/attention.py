@@ -3,7 +3,7 @@
 In training, texts are packed into one row, and each attends to itself alone. In decoding, each
 request attends over its own key-value cache alone: shapes depend on the request and never on the
 others in its pass. A lone query reads each key and value once: the heads that share them are
-queries of one product.
+queries of one product, and so are the sequences that share a prompt.
 """
 
 from __future__ import annotations
@@ -21,74 +21,12 @@ from transformers.masking_utils import AttentionMaskInterface
 from everstep.engine.alignment import aligned
 from everstep.engine.errors import ModelUnsupported
 from everstep.engine.kernels.packing import Packing, TextGroup
+from everstep.engine.models.kv_cache import KeysValues, KvCache
 
 NAME = "everstep"
-_INITIAL_CAPACITY = 64
 
-LayerCache = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values by layer, [n, heads, length, width] each."""
 MaskFunction = Callable[..., torch.Tensor]
 """Whether a query may see a key: of batch, head, query position and key position."""
-
-
-class KvCache:
-    """Keys and values of one request.
-
-    On a CPU those of half precision are held in float32, which represents them exactly: there the
-    products of a lone query are several times faster in float32 than in half precision.
-    """
-
-    def __init__(self) -> None:
-        self._layers: LayerCache = {}
-        self._lengths: dict[int, int] = {}
-        self._dtype: torch.dtype | None = None
-
-    def append(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append positions to a layer. Returns all of its keys and values."""
-        begin = self._lengths.get(layer, 0)
-        end = begin + key.shape[2]
-        self._dtype = key.dtype
-        if layer not in self._layers or self._layers[layer][0].shape[2] < end:
-            self._grow(layer, key, value, end)
-        keys, values = self._layers[layer]
-        keys[:, :, begin:end] = key
-        values[:, :, begin:end] = value
-        self._lengths[layer] = end
-        return keys[:, :, :end], values[:, :, :end]
-
-    def copy_positions(self, begin: int, end: int) -> LayerCache:
-        """Copy the keys and values of a range of positions, in the dtype of the model."""
-        return {
-            layer: (
-                keys[:, :, begin:end].to(self._dtype, copy=True),
-                values[:, :, begin:end].to(self._dtype, copy=True),
-            )
-            for layer, (keys, values) in self._layers.items()
-        }
-
-    def select_rows(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order. A row may appear several times."""
-        self._layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._layers.items()}
-
-    def _grow(self, layer: int, key: torch.Tensor, value: torch.Tensor, end: int) -> None:
-        capacity = _INITIAL_CAPACITY
-        while capacity < end:
-            capacity *= 2
-        grown = []
-        for index, new in enumerate((key, value)):
-            buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3], dtype=_held_dtype(new))
-            if layer in self._layers:
-                old = self._layers[layer][index]
-                buffer[:, :, : self._lengths[layer]] = old[:, :, : self._lengths[layer]]
-            grown.append(buffer)
-        self._layers[layer] = (grown[0], grown[1])
-
-
-def _held_dtype(new: torch.Tensor) -> torch.dtype:
-    half = new.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if half and new.device.type == "cpu" else new.dtype
 
 
 @dataclass(frozen=True)
@@ -262,9 +200,64 @@ def attend_cached(
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
     for cached in cached_rows:
         rows = cached.rows
+        own = aligned(query[rows])
+        prompt = cached.cache.prompt(layer)
+        if prompt is not None and not _can_merge(own, prompt, settings):
+            cached.cache.unshare(layer, len(own))
+            prompt = None
         keys, values = cached.cache.append(layer, key[rows], value[rows])
-        output[rows] = _causal(aligned(query[rows]), keys, values, settings).transpose(1, 2)
+        if prompt is None:
+            attended = _causal(own, keys, values, settings)
+        else:
+            attended = _after_prompt(own, prompt, (keys, values), settings)
+        output[rows] = attended.transpose(1, 2)
     return output
+
+
+def _can_merge(query: torch.Tensor, prompt: KeysValues, settings: AttentionSettings) -> bool:
+    """Whether attention over a shared prompt and over the rest can be merged by `_after_prompt`."""
+    keys, values = prompt
+    return (
+        query.device.type == "cpu"
+        and query.shape[2] == 1
+        and settings.softcap is None
+        and keys.shape[3] == values.shape[3]
+        and keys.dtype in (torch.float32, torch.float64)
+    )
+
+
+def _after_prompt(
+    query: torch.Tensor, prompt: KeysValues, own: KeysValues, settings: AttentionSettings
+) -> torch.Tensor:
+    """Let the last position of each row attend to a prompt that all rows share, and to its own.
+
+    Both are computed alone, and weighted by the sums of their scores' exponentials. The prompt is
+    read once for all rows.
+    """
+    if settings.window is not None:
+        seen = settings.window - own[0].shape[2]
+        if seen <= 0:
+            return _causal(query, *own, settings)
+        prompt = prompt[0][:, :, -seen:], prompt[1][:, :, -seen:]
+    rows, heads, _, width = query.shape
+    groups = prompt[0].shape[1]
+    queries = query.view(rows, groups, heads // groups, width).to(prompt[0].dtype)
+    by_group = queries.transpose(0, 1)
+    first, first_sums = _flash(by_group.reshape(1, groups, -1, width), *prompt, settings)
+    rest, rest_sums = _flash(queries, *own, settings)
+    share = torch.sigmoid(first_sums.view(by_group.shape[:3]).transpose(0, 1) - rest_sums)
+    merged = torch.lerp(rest, first.view(by_group.shape).transpose(0, 1), share.unsqueeze(-1))
+    return merged.reshape(rows, heads, 1, width)
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return attention to all positions, and the logarithms of the exponentials' sums."""
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+        query, key, value, scale=settings.scale
+    )
+    return output, sums
 
 
 def _packed(

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from everstep.engine.config import AdapterConfig
-from everstep.engine.models.attention import CachedRows, KvCache, trace_attention
+from everstep.engine.models.attention import CachedRows, trace_attention
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.direct_decoder import FAMILIES, DirectDecoder
 from everstep.engine.models.frozen_product import ROW_MULTIPLE, check_rows
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.models.lora import LoraProjection
 from everstep.engine.models.model import Model
 from everstep.engine.run_state import Adapter

@@ -15,7 +15,6 @@ from everstep.engine.errors import ModelUnsupported
 from everstep.engine.models.attention import (
     AttentionTrace,
     CachedRows,
-    KvCache,
     MaskFunction,
     decoding,
     trace_attention,
@@ -23,6 +22,7 @@ from everstep.engine.models.attention import (
 )
 from everstep.engine.models.float32 import in_float32
 from everstep.engine.models.info import ModelInfo
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.models.model import Model
 from everstep.engine.models.pretrained import LIBRARY_ERRORS, context_length, first_sentence
 

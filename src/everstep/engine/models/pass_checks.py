@@ -13,8 +13,9 @@ import torch
 
 from everstep.engine.errors import ModelUnsupported
 from everstep.engine.kernels.packing import Packing
-from everstep.engine.models.attention import CachedRows, KvCache, decoding, packed
+from everstep.engine.models.attention import CachedRows, decoding, packed
 from everstep.engine.models.float32 import in_float32
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.models.model import Model
 
 _LONGER = 7

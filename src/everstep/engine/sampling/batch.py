@@ -129,7 +129,7 @@ class SamplingBatch:
             check_logits(logits, request.adapter)  # also where no token is drawn
             if request.alive:
                 alive = request.draw(logits)
-                request.cache.select_rows(torch.zeros(len(alive), dtype=torch.long))
+                request.cache.branch(len(alive))
         except (EngineError, RuntimeError, ValueError) as error:
             self._prefill = None
             return [(request.key, error)]
@@ -170,7 +170,7 @@ class SamplingBatch:
         if not alive:
             return request.output()
         if len(alive) < before:
-            request.cache.select_rows(torch.tensor(alive))
+            request.cache.select_rows(alive)
         return None
 
     def _bound(self, adapter: Adapter | None) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from everstep.engine.models.attention import KvCache, LayerCache
+from everstep.engine.models.kv_cache import KvCache, LayerCache
 
 BLOCK = 128
 """Tokens that are computed at a time."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from everstep.engine.models.attention import KvCache
+from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.run_state import Adapter
 from everstep.engine.sampling import token_choice
 from everstep.engine.sampling.finite import check_logits
