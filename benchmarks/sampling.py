@@ -6,8 +6,8 @@ One request for 1 and for 32 samples of a prompt of 32 tokens, of the base model
 adapter of rank 32, on two random models: a tiny one of 140 thousand parameters, and one of 97
 million. The peer is transformers' `generate` with its key-value cache, which draws as many tokens
 from the same prompt. For the larger model the limit is the memory's bandwidth, measured as the rate
-of a sum over a large array, by the bytes of the weights that each pass reads. All take turns in one
-run.
+of a sum over a large array, by the bytes of the weights that each pass reads. It is compared with
+the passes after the prompt, which is bound by arithmetic. All take turns in one run.
 """
 
 from __future__ import annotations
@@ -85,6 +85,17 @@ class Subject:
         while batch.busy:
             batch.step()
 
+    def passes(self, samples: int, tokens: int) -> float:
+        """Sample with the engine. Returns the tokens a second of the passes after the prompt."""
+        batch = SamplingBatch(self.model)
+        batch.add("it", SampleSpec(PROMPT, samples, max_tokens=tokens, use_eos=False), None)
+        while not batch.drawn("it", 0):
+            batch.step()
+        begin = time.perf_counter()
+        while batch.busy:
+            batch.step()
+        return samples * (tokens - 1) / (time.perf_counter() - begin)
+
     def generate(self, samples: int, tokens: int) -> None:
         """Sample with transformers."""
         ids = torch.from_numpy(PROMPT).expand(samples, -1).contiguous()
@@ -135,6 +146,7 @@ def compare(subject: Subject, samples: int, tokens: int, rounds: int) -> dict[st
             measured = rate(action, samples * tokens)
             if number:
                 found[name].append(measured)
+        found["passes"].append(subject.passes(samples, tokens))
         found["bandwidth"].append(bandwidth())
     return {name: statistics.median(values) for name, values in found.items()}
 
@@ -156,7 +168,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
             if name != "tiny":
                 limit = samples * found["bandwidth"] / subject.weight_bytes
                 aim = BANDWIDTH_AIM if samples == 1 else None  # many rows are bound by arithmetic
-                yield Figure(f"{what}, base", base, "tokens/s", "bandwidth limit", limit, aim)
+                passes = found["passes"]
+                yield Figure(f"{what}, passes", passes, "tokens/s", "bandwidth limit", limit, aim)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -62,4 +62,5 @@ class Prefill:
         request.prompt["prompt_cache_hit_tokens"] = self._hits
         if request.namespace is not None:
             self._prefix_cache.store(request.namespace, self._tokens, request.cache)
-        return self._model.logits(states[-1:])
+        with decoding(()):  # one row of the head's weights as they are read for every token
+            return self._model.logits(states[-1:])
