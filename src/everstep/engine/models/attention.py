@@ -21,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from everstep.engine.alignment import aligned
 from everstep.engine.errors import ModelUnsupported
 from everstep.engine.kernels.packing import Packing, TextGroup
+from everstep.engine.kernels.short_attention import MAX_LENGTHS, ShortAttention
 from everstep.engine.models.kv_cache import KeysValues, KvCache
 
 NAME = "everstep"
@@ -167,7 +168,7 @@ def attend(
         _Pass.trace.windows[int(module.layer_idx)] = sliding_window  # type: ignore[arg-type]
         _Pass.trace.settings[int(module.layer_idx)] = settings  # type: ignore[arg-type]
     if _Pass.packing is not None:
-        return _packed(query, key, value, settings, _Pass.packing.groups), None
+        return attend_packed(query, key, value, settings, _Pass.packing.groups), None
     if _Pass.cached_rows is None:
         output = _causal(query, key, value, settings).transpose(1, 2).contiguous()
     else:
@@ -260,7 +261,7 @@ def _flash(
     return output, sums
 
 
-def _packed(
+def attend_packed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -271,10 +272,24 @@ def _packed(
     sizes = [group.size for group in groups]
     parts = (torch.split(each[0], sizes, dim=1) for each in (query, key, value))
     outputs = [
-        group.flat(_causal(group.grid(q), group.grid(k), group.grid(v), settings))
+        group.flat(_whole_texts(group.grid(q), group.grid(k), group.grid(v), settings))
         for group, q, k, v in zip(groups, *parts, strict=True)
     ]
     return torch.cat(outputs).unsqueeze(0)
+
+
+def _whole_texts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
+) -> torch.Tensor:
+    """Let texts of one length attend to themselves."""
+    length = query.shape[2]
+    windowed = settings.window is not None and length > settings.window
+    short = query.device.type == "cpu" and length <= MAX_LENGTHS.get(query.dtype, 0)
+    if not short or windowed or settings.softcap is not None:
+        return _causal(query, key, value, settings)
+    scale = settings.scale if settings.scale is not None else query.shape[-1] ** -0.5
+    output: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _causal(
