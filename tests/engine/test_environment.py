@@ -16,6 +16,7 @@ import torch
 
 from everstep.engine import cuda_environment, environment, training_pass
 from everstep.engine.kernel_digest import digest
+from everstep.engine.kernels import threads
 from everstep.engine.models import frozen_product, model
 from everstep.engine.sampling import prefix_cache
 
@@ -61,6 +62,7 @@ def test_other_variable_is_not_part_of_it(name: str, monkeypatch: Patch) -> None
         ("arithmetic", environment, "ARITHMETIC", 99),
         ("micro_batch_tokens", training_pass, "TOKENS_PER_MICRO_BATCH", 99),
         ("micro_batch_padding", training_pass, "MAX_PADDING", 99),
+        ("one_thread_work", threads, "MIN_WORK", 99),
         ("head_cells", model, "HEAD_CELLS", 99),
         ("prefill_block", prefix_cache, "BLOCK", 99),
         ("row_multiple", frozen_product, "ROW_MULTIPLE", 99),

@@ -21,6 +21,7 @@ import torch
 
 from everstep.engine import cuda_environment, training_pass
 from everstep.engine.kernel_digest import digest
+from everstep.engine.kernels import threads
 from everstep.engine.models import frozen_product, model
 from everstep.engine.sampling import prefix_cache
 
@@ -144,6 +145,7 @@ def _engine() -> dict[str, Any]:
         "arithmetic": ARITHMETIC,
         "micro_batch_tokens": training_pass.TOKENS_PER_MICRO_BATCH,
         "micro_batch_padding": training_pass.MAX_PADDING,
+        "one_thread_work": threads.MIN_WORK,
         "head_cells": model.HEAD_CELLS,
         "prefill_block": prefix_cache.BLOCK,
         "row_multiple": frozen_product.ROW_MULTIPLE,

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from everstep.engine.arena import split
 from everstep.engine.divergence import diverged, is_finite
 from everstep.engine.errors import InputError
 from everstep.engine.kernels.packing import Packing
+from everstep.engine.kernels.threads import threads_for
 from everstep.engine.losses.objective import (
     Objective,
     Term,
@@ -23,7 +25,6 @@ from everstep.engine.losses.objective import (
     combine_metrics,
     silent_input,
 )
-from everstep.engine.models.attention import packed
 from everstep.engine.models.model import Model
 from everstep.engine.run_state import RunState
 from everstep.engine.transfer import QueueBound, download, is_accelerator, upload
@@ -125,7 +126,12 @@ def _micro_batch(
         The datums' terms, and their logprobs in float32. Both are still on the device.
     """
     leaves = state.leaves()
-    with torch.set_grad_enabled(gradients is not None), model.bind_weights(state.layout, leaves):
+    work = model.size * sum(len(example.tokens) for example in examples)
+    with (
+        threads_for(work),
+        torch.set_grad_enabled(gradients is not None),
+        model.bind_weights(state.layout, leaves),
+    ):
         logps = _logprobs(model, examples, loss.silent)
     detached = [logp.detach().float() for logp in logps]
 
@@ -137,8 +143,9 @@ def _micro_batch(
     terms = yield from loss.evaluate(examples, logps, on_host)
     if gradients is not None:
         total = torch.stack([term.surrogate for term in terms]).sum()
-        with model.bind_weights(state.layout, leaves):  # checkpointed pieces are computed again
-            _add_gradients(gradients, total, leaves)
+        # Bound again: the head's logits are computed again.
+        with threads_for(work), model.bind_weights(state.layout, leaves):
+            _add_gradients(state, gradients, total, leaves)
     return [Term(each.value, each.surrogate.detach(), each.metrics) for each in terms], detached
 
 
@@ -230,10 +237,9 @@ def _logprobs(
         silent: input that a target gets no gradient from where it is 0.
     """
     lengths = [len(example.tokens) for example in examples]
-    tokens = np.concatenate([example.tokens for example in examples])[np.newaxis]
+    tokens = np.concatenate([example.tokens for example in examples])
     packing = Packing(lengths, MAX_PADDING, model.device)
-    with packed(packing):
-        hidden = model.hidden(upload(tokens, model.device), position_ids=packing.positions)[0]
+    hidden = model.text_states(upload(tokens, model.device), packing)
     targets = [example.inputs["target_tokens"] for example in examples]
     columns = max(target[0].size for target in targets)
     grid = upload(
@@ -264,12 +270,11 @@ def _pad_columns(target: Array, columns: int) -> Array:
 
 
 def _add_gradients(
-    gradients: torch.Tensor, loss: torch.Tensor, leaves: Mapping[str, torch.Tensor]
+    state: RunState, gradients: torch.Tensor, loss: torch.Tensor, leaves: Mapping[str, torch.Tensor]
 ) -> None:
-    """Differentiate a loss and add its gradients, in the arena's layout."""
+    """Differentiate a loss and add its gradients to a buffer of the arena's layout."""
     computed = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    offset = 0
-    for leaf, gradient in zip(leaves.values(), computed, strict=True):
-        if gradient is not None:
-            gradients[offset : offset + leaf.numel()].add_(gradient.reshape(-1))
-        offset += leaf.numel()
+    parts = split(gradients, state.arena.shapes).values()
+    found = [each for each in zip(parts, computed, strict=True) if each[1] is not None]
+    if found:
+        torch._foreach_add_(*map(list, zip(*found, strict=True)))

@@ -30,6 +30,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return functional.linear(x, weight, bias)
 
 
+def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Compute y + x Wᵀ without recording gradients. May overwrite y."""
+    if _is_for_onednn(x, weight):
+        total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+        return total
+    return y.addmm_(x, weight.t())
+
+
 def has_onednn(weight: torch.Tensor) -> bool:
     """Return whether oneDNN is enabled and has kernels for the processor that holds a weight."""
     return bool(

@@ -60,6 +60,7 @@ class ModelInfo:
         rotary: the factors that the context's length chose for its positions, see `rotary`.
         projections: those that adapters of the model can adapt, and the others.
         decoder: what computes its decoding passes, see `decoder`.
+        layers: what computes its training passes, see `training.layers`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelInfo:
     rotary: str = ""
     projections: Projections = Projections()
     decoder: str = "transformers"
+    layers: str = "transformers"
 
     def environment(self) -> dict[str, Any]:
         """Return the model's part of the numeric environment."""
@@ -83,6 +85,7 @@ class ModelInfo:
             "model_device": self.device.partition(":")[0],
             "rotary": self.rotary,
             "decoder": self.decoder,
+            "layers": self.layers,
         }
 
     def to_dict(self) -> dict[str, Any]:

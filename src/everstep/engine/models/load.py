@@ -22,6 +22,7 @@ from everstep.engine.models.model import Model
 from everstep.engine.models.pass_checks import check_passes
 from everstep.engine.models.peft_names import PeftNames
 from everstep.engine.models.rotary import fix_frequencies
+from everstep.engine.training.checks import choose_layers
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
 """Fields of a configuration that describe its file rather than the model."""
@@ -94,7 +95,9 @@ def load_model(
     load_checks.check_model(model, tokens, reference)
     check_passes(model, tokens)
     model.decoder = choose_decoder(model)
-    model.info = replace(model.info, decoder=model.decoder.name)
+    model.layers = choose_layers(model)
+    layers = model.info.layers if model.layers is None else model.layers.name
+    model.info = replace(model.info, decoder=model.decoder.name, layers=layers)
     return model
 
 

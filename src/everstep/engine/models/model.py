@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from everstep.engine.alignment import tensor_from
 from everstep.engine.config import AdapterConfig
 from everstep.engine.errors import InputError
 from everstep.engine.kernels.head import TargetLogprobs
+from everstep.engine.kernels.packing import Packing
+from everstep.engine.models.attention import packed
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.info import ModelInfo
 from everstep.engine.models.lora import AdapterBinding, BoundAdapter, LoraProjection, features
@@ -31,6 +33,9 @@ from everstep.engine.run_state import (
     module_name,
 )
 
+if TYPE_CHECKING:
+    from everstep.engine.training.layers import DirectLayers
+
 HEAD_CELLS = 1 << 24
 """Bound of the logits that exist at once: rows of a piece times the vocabulary."""
 
@@ -44,7 +49,9 @@ class Model:
         tokenizer: its tokenizer.
         binding: the adapters that are bound at present.
         device: device of the weights.
+        size: number of the weights.
         decoder: computes decoding passes. `load_model` chooses a faster one where there is one.
+        layers: compute training passes. None: the modules of transformers do.
         mixes_rows: whether a row's bits depend on the other rows of its pass. They do in a mixture
             of experts, where an expert's product has as many rows as were routed to it.
     """
@@ -60,6 +67,7 @@ class Model:
         self.mixes_rows = any(
             "experts" in name or parameter.ndim > 2 for name, parameter in module.named_parameters()
         )
+        self.size = sum(parameter.numel() for parameter in module.parameters())
         self._targets = targets
         config = module.config.get_text_config()  # read once: each access costs microseconds
         self._is_part = config is not module.config
@@ -73,6 +81,7 @@ class Model:
         self._conv1d = False
         self._wrap()
         self.decoder: Decoder = ModuleDecoder(self)
+        self.layers: DirectLayers | None = None
 
     def new_run(self, config: AdapterConfig, *, initialise: bool = True) -> RunState:
         """Create a run's state.
@@ -223,6 +232,14 @@ class Model:
             output = self._decoder()(input_ids=tokens, use_cache=False, **kwargs)
         states: torch.Tensor = output.last_hidden_state
         return states
+
+    def text_states(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Compute the last hidden states, [N, H], of packed token ids [N]."""
+        adapters = self.binding.adapters
+        if self.layers is not None and len(adapters) == 1 and adapters[0].rows is None:
+            return self.layers.hidden(tokens, packing, adapters[0])
+        with packed(packing):
+            return self.hidden(tokens.unsqueeze(0), position_ids=packing.positions)[0]
 
     def _decoder(self) -> Any:
         """Return the model below the head. One family calls its head a decoder."""

@@ -1,0 +1,1 @@
+"""Layers of training: Llama-like families without the modules of transformers."""
