@@ -1,23 +1,21 @@
-"""Benchmark of training steps: the engine against a plain PEFT loop on the same weights.
+"""How fast does the engine train, and with how much memory, beside a plain PEFT loop?
 
     python benchmarks/training.py [--quick] [--repeat 7] [--only TEXT]
 
 Each case is a model, a dtype and the lengths of a pass's rows. Two processes train the same adapter
 in turns, one step each: the engine (`forward_backward`, `optim_step`) and a loop of transformers,
-PEFT and AdamW over rows padded to the longest. Prints the median time of a step, the median of the
-turns' ratios (above 1: the engine is faster), the peak memory of the processes and its ratio, and
-the share of the machine's GEMM rate that a step reaches: 4 N flops a token, where N is the number
-of the base's weights that a token is multiplied by.
+PEFT and AdamW over rows padded to the longest. Compares tokens per second, the peak memory of the
+processes, and the flops of a step with the machine's GEMM rate: 4 N flops a token, where N is the
+number of the base's weights that a token is multiplied by.
 
-Models: ``tiny`` (everstep/pico) and ``97m``, a Llama with random weights. ``--quick`` measures the
-tiny model and one case of the other.
+Models: ``tiny`` (everstep/pico) and ``97m``, a Llama with random weights. ``--quick`` measures one
+case of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import Figure, run
 
 from everstep.worker.zygote.fit import worker_environment
 
@@ -42,12 +41,20 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a dtype and the lengths of a pass's rows."""
+    """A model, a dtype and the lengths of a pass's rows.
+
+    Attributes:
+        aim: the wanted ratio of the engine's tokens per second to the loop's.
+        quick: whether ``--quick`` measures it.
+        share: the wanted share of the GEMM rate.
+    """
 
     model: str
     dtype: str
     rows: str
+    aim: float = 1.0
     quick: bool = False
+    share: float | None = None
 
     @property
     def title(self) -> str:
@@ -62,13 +69,13 @@ class Case:
 
 
 CASES = (
-    Case("tiny", "float32", "8x512", quick=True),
+    Case("tiny", "float32", "8x512"),
     Case("tiny", "float32", "4x64", quick=True),
-    Case("97m", "bfloat16", "4x256", quick=True),
-    Case("97m", "bfloat16", "32x16..64"),
-    Case("97m", "bfloat16", "16x16..256"),
-    Case("97m", "float32", "4x256"),
-    Case("97m", "float32", "32x16..64"),
+    Case("97m", "bfloat16", "4x256", 1.3, quick=True, share=0.3),
+    Case("97m", "bfloat16", "32x16..64", 1.6),
+    Case("97m", "bfloat16", "16x16..256", 2.5),
+    Case("97m", "float32", "4x256", 1.1),
+    Case("97m", "float32", "32x16..64", 1.4),
 )
 
 
@@ -239,8 +246,8 @@ def products(case: Case, directory: Path) -> int:
     )
 
 
-def compare(case: Case, directory: Path, repeat: int) -> None:
-    """Measure a case and print its line."""
+def compare(case: Case, directory: Path, repeat: int) -> Iterator[Figure]:
+    """Measure a case and yield its figures."""
     with ExitStack() as stack:
         steps = {
             name: stack.enter_context(side(name, case, directory)) for name in (*SIDES, "gemm")
@@ -250,45 +257,48 @@ def compare(case: Case, directory: Path, repeat: int) -> None:
         assert abs(warm["engine"][2] / warm["peft"][2] - 1) < 1e-2, "the sides' losses differ"
         turns = [{name: step() for name, step in steps.items()} for _ in range(repeat)]
     times = {name: statistics.median(turn[name][0] for turn in turns) for name in steps}
-    ratio = statistics.median(turn["peft"][0] / turn["engine"][0] for turn in turns)
+    tokens = sum(case.lengths())
+    engine, peft = (tokens / times[name] for name in SIDES)
+    yield Figure(f"training, {case.title}", engine, "tokens/s", "PEFT", peft, case.aim)
     engine, peft = (turns[-1][name][1] for name in SIDES)
-    rate = 2 * 2048**3 / times["gemm"]
-    share = 4 * products(case, directory) * sum(case.lengths()) / times["engine"] / rate
-    print(
-        f"{case.title:<26} {1000 * times['engine']:>8.1f} {1000 * times['peft']:>8.1f} "
-        f"{ratio:>7.2f}x {engine:>8.0f} {peft:>7.0f} {engine / peft:>6.2f}x {share:>7.0%} "
-        f"{rate / 1e9:>9.0f}",
-        flush=True,
-    )
+    yield Figure(f"training, {case.title}, peak memory", engine, "MiB", "PEFT", peft, 1.0)
+    if case.share is not None:
+        made = 4 * products(case, directory) * tokens / times["engine"] / 1e9
+        rate = 2 * 2048**3 / times["gemm"] / 1e9
+        title = f"training, {case.title}, 4N flops"
+        yield Figure(title, made, "GFLOP/s", "GEMM", rate, case.share)
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the figures."""
+    repeat = 3 if arguments.quick else arguments.repeat
+    with tempfile.TemporaryDirectory() as directory:
+        write_models(Path(directory))
+        for case in CASES:
+            if arguments.only in case.title and (case.quick or not arguments.quick):
+                yield from compare(case, Path(directory), repeat)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the benchmark's own options."""
+    parser.add_argument("--repeat", type=int, default=7, help="measured steps of each side")
+    parser.add_argument("--only", default="", help="cases whose title holds this text")
 
 
 def main() -> None:
     """Run the benchmark, or one of its sides."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="three cases only")
-    parser.add_argument("--repeat", type=int, default=7, help="measured steps of each side")
-    parser.add_argument("--only", default="", help="cases whose title holds this text")
-    parser.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.write:
-        write_97m(args.write)
-        return
-    if args.side:
-        serve_side(args.side, Case(*args.case), args.dir)
-        return
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(
-        f"{'case':<26} {'ms':>8} {'PEFT ms':>8} {'faster':>8} {'MiB':>8} {'PEFT':>7} "
-        f"{'memory':>7} {'of GEMM':>8} {'GFLOP/s':>8}"
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        write_models(Path(directory))
-        for case in CASES:
-            if args.only in case.title and (case.quick or not args.quick):
-                compare(case, Path(directory), args.repeat)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dir", type=Path)
+    parser.add_argument("--side")
+    parser.add_argument("--case", nargs=3)
+    parser.add_argument("--write", type=Path)
+    own, _ = parser.parse_known_args()
+    if own.write:
+        write_97m(own.write)
+    elif own.side:
+        serve_side(own.side, Case(*own.case), own.dir)
+    else:
+        run(__doc__, measure, add_options)
 
 
 if __name__ == "__main__":
