@@ -34,7 +34,7 @@ def check_json(value: Any, where: str) -> None:
             for key, item in each.items():
                 check_text(str(key), f"a key of {name}")
                 pending.append((f"{name}.{key}", item))
-        elif isinstance(each, list | tuple):
+        elif isinstance(each, (list, tuple)):
             pending.extend((f"{name}[{index}]", item) for index, item in enumerate(each))
         elif isinstance(each, str):
             check_text(each, name)

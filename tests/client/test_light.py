@@ -58,6 +58,20 @@ def test_modules_are_loaded_when_they_are_needed(code: str, unwanted: tuple[str,
     assert done.stdout.strip() == ""
 
 
+def test_httpx_is_loaded_without_its_command_line() -> None:
+    """Which loads click, rich and pygments. A program that needs it imports it all the same."""
+    unwanted = ("click", "rich", "pygments", "httpx._main")
+    code = f"""
+import sys, everstep
+everstep.ServiceClient
+print([name for name in {unwanted} if name in sys.modules])
+import httpx, httpx._main
+print(httpx.AsyncClient.__name__, callable(httpx._main.main))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "AsyncClient True"]
+
+
 def test_types_are_the_classes_of_the_protocol_and_loaded_once() -> None:
     assert {"Datum", "ModelID", "FutureRetrieveResponse", "parse"} <= set(types.__all__)
     for name in types.__all__:

@@ -114,7 +114,7 @@ def test_stream_with_echoed_logprobs_equals_the_whole_answer(
 
 
 def test_usage_is_only_in_the_last_part_of_a_stream(local: Local) -> None:
-    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4, "stream": True}
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4, "seed": 1, "stream": True}
     options = {"stream_options": {"include_usage": True}}
     usages = []
     for asked in (body, body | options):

@@ -1,5 +1,9 @@
 """The client: the official SDK's surface for any service that speaks the protocol."""
 
+# isort: off
+import everstep.client._httpx_import  # noqa: F401  before any other module imports it
+
+# isort: on
 from everstep.client._downloads.checkpoint import download_checkpoint
 from everstep.client._operations.loss_handle import LossHandle, PerDatumLossFn
 from everstep.client._transport.errors import DownloadError, RequestFailedError, TinkerError

@@ -34,6 +34,7 @@ from everstep.wire.fields import fields_of
 Model = TypeVar("Model", bound=BaseModel)
 _log = get_logger("everstep.wire")
 _LENIENT = "lenient"
+_CHECKED = (int, dict)
 _NOT_A_NUMBER = "a number is required, not null. Clients send NaN and infinity as null"
 
 
@@ -67,7 +68,7 @@ class Request(BaseModel):
     def _check_values(self) -> Self:
         """Check the values that no field's type bounds."""
         for name, value in self.__dict__.items():
-            if isinstance(value, int | dict):
+            if isinstance(value, _CHECKED):
                 check_json(value, name)
         return self
 
