@@ -60,6 +60,20 @@ def test_requests_share_a_connection(run: Run) -> None:
     assert service.connections == [0] * 5
 
 
+def test_requests_go_over_uvloop_where_a_program_installs_it() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def post(url: str) -> list[int]:
+        http = Http(url, None)
+        answers = await posts(3)(http)
+        await http.close()
+        return [each.status_code for each in answers]
+
+    with peer([OK]) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(post(service.url)) == [200] * 3
+    assert service.connections == [0] * 3
+
+
 def test_both_ways_send_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async def send(http: Http) -> None:
         await http.send("POST", "/x?y=%20z", json={"a": "ü"}, headers={"Accept": "text/x", "B": ""})

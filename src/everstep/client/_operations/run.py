@@ -81,10 +81,10 @@ class Run:
         )
 
         async def send() -> ops.Answer:
-            future = await self._queue.send(
-                seq_id, 1, lambda: ops.submit(self.session, path, content)
+            accepted = await self._queue.send(
+                seq_id, 1, lambda: ops.submit_followed(self.session, path, content)
             )
-            return await ops.json_result(self.session, future, request_info, answer)
+            return await ops.json_result(self.session, accepted, request_info, answer)
 
         return seq_id, send()
 

@@ -7,10 +7,12 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from everstep.client._transport import otel, request_events
-from everstep.client._transport.http import read
+from everstep.client._transport.direct import FOLLOWING
+from everstep.client._transport.http import body_of, read
 from everstep.client._transport.long_poll import RequestInfo, retrieve
 from everstep.client._transport.request_events import RequestEvent, notify_hooks
 from everstep.client._transport.session import Session
@@ -100,6 +102,32 @@ def encode_json(body: Request) -> bytes:
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """An accepted operation.
+
+    Attributes:
+        request_id: its future.
+        following: its result, if the service sends it after the acceptance.
+    """
+
+    request_id: str
+    following: asyncio.Future[bytes] | None
+
+
+async def submit_followed(
+    session: Session, path: str, content: bytes, headers: Mapping[str, str] = JSON
+) -> Accepted:
+    """Send an operation whose result may follow. See `submit`."""
+    request_events.current().sent()
+    response = await session.http.request(
+        "POST", path, content=content, headers=headers, follow=True
+    )
+    future = read(types.UntypedAPIFuture, body_of(response))
+    request_events.current().accepted()
+    return Accepted(future.request_id, response.extensions.get(FOLLOWING))
+
+
 async def submit(
     session: Session,
     path: str,
@@ -118,8 +146,8 @@ async def submit(
 
 
 async def send_chunks(
-    send: Callable[[int], Awaitable[types.UntypedAPIFuture]], count: int, *, parallel: bool
-) -> list[types.UntypedAPIFuture]:
+    send: Callable[[int], Awaitable[Accepted]], count: int, *, parallel: bool
+) -> list[Accepted]:
     """Send the chunks of one operation: all but the first in parallel, then the first.
 
     The service starts with the first chunk, and has all others by then. Every chunk is sent, even
@@ -133,7 +161,9 @@ async def send_chunks(
     Raises:
         TinkerError: of the first chunk that was refused.
     """
-    answers: list[types.UntypedAPIFuture | BaseException] = []
+    if count == 1:
+        return [await send(0)]
+    answers: list[Accepted | BaseException] = []
     if parallel:
         later = await asyncio.gather(
             *(send(index) for index in range(1, count)), return_exceptions=True
@@ -152,13 +182,18 @@ async def send_chunks(
 
 async def json_result(
     session: Session,
-    future: types.UntypedAPIFuture,
+    accepted: Accepted,
     request_info: RequestInfo,
     answer: type[Answer],
 ) -> Answer:
     """Wait for a JSON result."""
     return await retrieve(
-        session.connection, future.request_id, request_info, None, lambda body: read(answer, body)
+        session.connection,
+        accepted.request_id,
+        request_info,
+        None,
+        lambda body: read(answer, body),
+        accepted.following,
     )
 
 
@@ -167,7 +202,8 @@ async def create(
 ) -> tuple[types.UntypedAPIFuture, Answer]:
     """Send an operation outside of any run's sequence, and wait for its result."""
     future = await submit(session, path, encode_json(request))
-    return future, await json_result(session, future, request_info, answer)
+    accepted = Accepted(future.request_id, None)
+    return future, await json_result(session, accepted, request_info, answer)
 
 
 async def reported(

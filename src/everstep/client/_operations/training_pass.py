@@ -178,24 +178,27 @@ class TrainingPasses:
 
         futures = await self._send(parts, first)
         connection = self._session.connection
-        results = await asyncio.gather(
-            *(retrieve(connection, f.request_id, request_info, decode, None) for f in futures)
-        )
-        return combine(results)
+        results = [
+            retrieve(connection, each.request_id, request_info, decode, None, each.following)
+            for each in futures
+        ]
+        return combine([await results[0]] if len(results) == 1 else await asyncio.gather(*results))
 
-    async def _send(self, parts: Sequence[_Part], first: int) -> list[types.UntypedAPIFuture]:
+    async def _send(self, parts: Sequence[_Part], first: int) -> list[ops.Accepted]:
         """Send the requests as one entry of the queue. See `submit.send_chunks`."""
         config = self._session.config
         headers = {"Content-Type": PROTOBUF}
         if config.proto_compress_fwdbwd:
             headers["Content-Encoding"] = "zstd"
 
-        async def send(index: int) -> types.UntypedAPIFuture:
+        async def send(index: int) -> ops.Accepted:
             part = parts[index]
             async with self._session.connection.budgets.passes.reserve(part.size):
-                return await ops.submit(self._session, "/forward_backward", part.content, headers)
+                return await ops.submit_followed(
+                    self._session, "/forward_backward", part.content, headers
+                )
 
-        async def send_all() -> list[types.UntypedAPIFuture]:
+        async def send_all() -> list[ops.Accepted]:
             return await ops.send_chunks(send, len(parts), parallel=config.parallel_fwdbwd_chunks)
 
         return await self._queue.send(first, len(parts), send_all)

@@ -152,8 +152,11 @@ class Http:
         params: Mapping[str, Any] | None = None,
         timeout: float = 60.0,  # noqa: ASYNC109  httpx enforces it
         follow_redirects: bool = True,
+        follow: bool = False,
     ) -> httpx.Response:
         """Send one request, once, and return the response whatever its status.
+
+        With ``follow`` it may come with a future of the operation's result: see `following`.
 
         Raises:
             APIConnectionError: there was no response.
@@ -166,7 +169,9 @@ class Http:
         with self._connection_errors(method, path, timeout):
             url = _parsed(f"{self.base_url}/api/v1{path}")
             if self._direct is not None and params is None:
-                response = await self._direct.send(method, url, headers, content, timeout)
+                response = await self._direct.send(
+                    method, url, headers, content, timeout, follow=follow
+                )
                 if response is not None and not (
                     follow_redirects and response.has_redirect_location
                 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -21,6 +22,7 @@ from everstep.client._transport.queue_state import QueueObserver, QueueState, no
 from everstep.client._transport.request_events import current
 from everstep.client._transport.session import Connection
 from everstep.wire.codecs import PROTOBUF
+from everstep.wire.codecs.followed import split_result
 from everstep.wire.errors import ErrorCategory, WireError
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ async def retrieve(
     request_info: RequestInfo,
     decode: Callable[[bytes], T] | None,
     read: Callable[[Any], T] | None,
+    following: asyncio.Future[bytes] | None = None,
 ) -> T:
     """Wait for a future's result, however long it takes. Call it when the operation was accepted.
 
@@ -62,13 +65,15 @@ async def retrieve(
         request_info: the operation.
         decode: decodes a protobuf result.
         read: parses a JSON result.
+        following: the result, if the service sends it after the acceptance.
 
     Raises:
         RequestFailedError: the operation failed.
         APIStatusError: the service doesn't know the future (404), or no longer has it (410).
         APIResponseValidationError: the result has another type.
     """
-    return await _LongPoll(connection, request_id, request_info, decode, read).run()
+    polls = _LongPoll(connection, request_id, request_info, decode, read)
+    return await polls.run(following)
 
 
 class _LongPoll(Generic[T]):
@@ -96,9 +101,11 @@ class _LongPoll(Generic[T]):
         self._bad_requests = 0  # 400
         self._unpaid: float | None = None
 
-    async def run(self) -> T:
+    async def run(self, following: asyncio.Future[bytes] | None) -> T:
         """Poll until there is a result. A large one is only fetched within the byte budget."""
-        found = await self._poll()
+        found = None if following is None else self._followed(await following)
+        if found is None and self._size is None:
+            found = await self._poll()
         while found is None:
             if self._size is None:
                 found = await self._poll()
@@ -108,6 +115,14 @@ class _LongPoll(Generic[T]):
                         found = await self._poll()
         notify_queue_state(self._request_info.observer, {"queue_state": QueueState.ACTIVE})
         return found[0]
+
+    def _followed(self, content: bytes) -> tuple[T] | None:
+        """Return the result that followed the acceptance. None: poll."""
+        parts = split_result(content)
+        if parts is None:
+            return None
+        media_type, body = parts
+        return self._answer(httpx.Response(200, headers={"content-type": media_type}, content=body))
 
     async def _poll(self) -> tuple[T] | None:
         """Poll once. None means: poll again."""

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from everstep.ledger import Failure, LedgerDamaged, Operation
-from everstep.runtime import UnknownFuture
+from everstep.runtime import Runtime, UnknownFuture
 from everstep.runtime.sampling.requests import result_dropped
 from everstep.server.body import BodyRoute
 from everstep.server.client_info import Client, ClientInfo
@@ -71,6 +71,17 @@ async def retrieve_future(
     stopping: Stopping,
 ) -> Response:
     """Wait for the result of an operation. It is protobuf where that is accepted."""
+    return await result_response(request, message, runtime, client, stopping)
+
+
+async def result_response(
+    request: Request,
+    message: types.FutureRetrieveRequest,
+    runtime: Runtime,
+    client: ClientInfo,
+    stopping: asyncio.Event,
+) -> Response:
+    """Answer a long poll. Raises `Rejected` where the future or its result is not there."""
     waiting = runtime.wait(message.request_id, runtime.settings.poll_seconds)
     try:
         operation = await _until_stop(stopping, waiting)

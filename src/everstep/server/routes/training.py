@@ -7,15 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from everstep.engine.prepared_pass import PreparedPass
-from everstep.server.body import BodyRoute, OperationRoute, TrainingPassBody
+from everstep.server.body import BodyRoute, TrainingPassBody
 from everstep.server.client_info import Client
 from everstep.server.openapi import errors
 from everstep.server.requests import CurrentRuntime, WeightsToken
+from everstep.server.routes.followed import FollowedRoute
 from everstep.wire import types
 from everstep.wire.codecs.proto import TrainingPass
 
 router = APIRouter(tags=["training"], route_class=BodyRoute)
-operations = APIRouter(tags=["training"], route_class=OperationRoute)
+operations = APIRouter(tags=["training"], route_class=FollowedRoute)
 """Operations in the order of a run's sequence ids."""
 Future = types.UntypedAPIFuture
 ForwardPass = Annotated[

@@ -5,3 +5,9 @@ a few small ones. What they do for an unencrypted connection to a service is her
 timeouts, and a well-kept parser (httptools). TLS, proxies, redirects, cookies and renewed tokens
 stay httpx's: `Http.send` uses both. Responses, errors and timeouts are httpx's, and mean the same.
 """
+
+FOLLOWING = "following"
+"""Name under which a response's extensions have the future of the bytes that follow it.
+
+They are empty if the connection broke. The future's cancellation closes the connection.
+"""

@@ -13,6 +13,8 @@ import httpx
 
 from everstep.addresses import is_loopback
 from everstep.client._transport.credentials import CREDENTIAL_HEADER, Credential
+from everstep.wire.codecs import PROTOBUF
+from everstep.wire.codecs.followed import FOLLOWED
 
 if TYPE_CHECKING:
     from everstep.client._transport.direct.pool import ConnectionPool
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _FIELDS = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~]*\r\n)+")
 _PORT = 80
+_ACCEPTED = f"{FOLLOWED}, {PROTOBUF}, */*"
 
 
 class DirectClient:
@@ -46,6 +49,8 @@ class DirectClient:
         headers: Mapping[str, str],
         content: bytes | None,
         seconds: float,
+        *,
+        follow: bool = False,
     ) -> httpx.Response | None:
         """Send a request and return the response whatever its status.
 
@@ -55,6 +60,7 @@ class DirectClient:
             headers: of the request.
             content: the body.
             seconds: bound on each wait.
+            follow: accept that the operation's result follows, see `Connection.exchange`.
 
         Returns:
             The response, or None: the request was not sent, and is one for httpx.
@@ -64,6 +70,8 @@ class DirectClient:
         """
         if method not in _METHODS or not self._reaches(url):
             return None
+        if follow:
+            headers = {**headers, "Accept": _ACCEPTED}
         credential = None if self._auth is None else await self._auth.credential_for(url.path)
         response = await self._send(method, url, headers, credential, content, seconds)
         if response is None or self._auth is None:

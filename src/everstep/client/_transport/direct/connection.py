@@ -8,10 +8,14 @@ import select
 import httptools
 import httpx
 
+from everstep.client._transport.direct import FOLLOWING
+from everstep.wire.codecs.followed import FOLLOWED, split_accepted
+
 _MAX_HEAD_BYTES = 100 * 1024
 _MAX_JOINED_BYTES = 64 * 1024
 """Size up to which a body is copied behind its head, so that both are one write."""
 _FRAMING = (b"content-length", b"transfer-encoding")
+_FOLLOWED = (b"content-type", FOLLOWED.encode())
 
 
 class Connection(asyncio.Protocol):
@@ -34,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._readable = select.poll()
         self._parser = httptools.HttpResponseParser(self)
         self._response: asyncio.Future[httpx.Response] | None = None
+        self._following: asyncio.Future[bytes] | None = None
         self._seconds = 0.0
         self._unsent = 0
         self._reset()
@@ -42,12 +47,16 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._has_head = False
+        self._is_followed = False
         self._unread_bytes = 0
 
     # Used by the pool
 
     async def exchange(self, head: bytes, body: bytes, seconds: float) -> httpx.Response:
         """Send a request and wait for its response. If that fails, the connection is closed.
+
+        A response whose media type is `FOLLOWED` is returned with its first part. Its extensions
+        have a future of the second part, and the connection is in use until then.
 
         Args:
             head: the request's first line and header fields.
@@ -69,11 +78,20 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(seconds, self._check_silence)
         try:
             return await response
+        except BaseException:
+            self.is_reusable = False
+            if self._following is not None:
+                self._following.cancel()
+            raise
         finally:
-            self._timer.cancel()
             self._response = None
-            if not self.is_reusable:
-                self.close()
+            if self._following is None:
+                self._end()
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        if not self.is_reusable:
+            self.close()
 
     def is_open(self) -> bool:
         """Return whether another request can be sent: nothing came since, not even the end."""
@@ -85,9 +103,8 @@ class Connection(asyncio.Protocol):
 
     # Called by asyncio
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -118,7 +135,7 @@ class Connection(asyncio.Protocol):
             self._fail(httpx.ReadError(str(exc)))
         elif not self._has_head:
             self._fail(httpx.RemoteProtocolError("Server disconnected without sending a response."))
-        elif any(name.lower() in _FRAMING for name, _ in self._headers):
+        elif any(name in _FRAMING for name, _ in self._headers):
             self._fail(httpx.RemoteProtocolError("the connection was closed before the body's end"))
         else:
             self._finish()
@@ -134,17 +151,20 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header field. Trailers are dropped."""
         if not self._has_head:
-            self._headers.append((name, value))
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Note that the body begins."""
         self._has_head = True
         self._unread_bytes = 0
+        self._is_followed = _FOLLOWED in self._headers
 
     def on_body(self, part: bytes) -> None:
         """Collect a part of the body."""
         self._body.append(part)
         self._unread_bytes = 0
+        if self._is_followed and self._following is None and not self._is_idle():
+            self._begin_following()
 
     def on_message_complete(self) -> None:
         """Finish the request. Informational responses are skipped."""
@@ -158,11 +178,38 @@ class Connection(asyncio.Protocol):
         self._finish()
 
     def _is_idle(self) -> bool:
-        return self._response is None or self._response.done()
+        waits = self._following or self._response
+        return waits is None or waits.done()
+
+    def _begin_following(self) -> None:
+        """Return the response, if its first part is whole."""
+        parts = split_accepted(b"".join(self._body))
+        if parts is None or self._response is None:
+            return
+        accepted, rest = parts
+        self._body = [rest]
+        self._following = self._loop.create_future()
+        self._following.add_done_callback(self._end_following)
+        self._response.set_result(
+            httpx.Response(
+                self._parser.get_status_code(),
+                content=accepted,
+                extensions={FOLLOWING: self._following},
+            )
+        )
+
+    def _end_following(self, following: asyncio.Future[bytes]) -> None:
+        self._following = None
+        self._end()
 
     def _finish(self) -> None:
-        if self._response is None or self._response.done():
+        if self._is_idle():
             return
+        if self._following is not None:
+            self._following.set_result(b"".join(self._body))
+            self._reset()
+            return
+        assert self._response is not None
         status, headers, body = self._parser.get_status_code(), self._headers, b"".join(self._body)
         self._reset()
         try:
@@ -174,7 +221,11 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, error: httpx.RequestError) -> None:
         self.is_reusable = False
-        if self._response is not None and not self._response.done():
+        if self._is_idle():
+            return
+        if self._following is not None:
+            self._following.set_result(b"")
+        elif self._response is not None:
             self._response.set_exception(error)
 
     def _check_silence(self) -> None:

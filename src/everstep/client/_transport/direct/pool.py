@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 
+from everstep.client._transport.direct import FOLLOWING
 from everstep.client._transport.direct.connection import Connection
 
 _MAX_CONNECTIONS = 4096
@@ -38,13 +40,23 @@ class ConnectionPool:
             seconds: bound on each wait: for a free connection, for a new one, for data.
         """
         await self._reserve(seconds)
+        following = None
         try:
             connection = self._kept() or await self._connect(seconds)
             response = await connection.exchange(head, body, seconds)
-            self._keep(connection)
-            return response
+            following = response.extensions.get(FOLLOWING)
         finally:
-            self._free.release()
+            if following is None:
+                self._free.release()
+        if following is None:
+            self._keep(connection)
+        else:
+            following.add_done_callback(lambda _: self._end_following(connection))
+        return response
+
+    def _end_following(self, connection: Connection) -> None:
+        self._free.release()
+        self._keep(connection)
 
     def close(self) -> None:
         """Close the connections that no request uses now, and the others when theirs ends."""
@@ -82,13 +94,13 @@ class ConnectionPool:
 
     async def _connect(self, seconds: float) -> Connection:
         loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {}
+        if isinstance(loop, asyncio.BaseEventLoop):  # uvloop tries one address after the other
+            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop),
-                    self._host,
-                    self._port,
-                    happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS,
+                    lambda: Connection(loop), self._host, self._port, **options
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout(str(error)) from error
