@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import everstep
-import everstep.server
+import everstep.runtime.deletion
 from everstep import failpoints
 from everstep.testing.nursery import Nursery
 from everstep.vault import Vault

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import everstep
-import everstep.server
+import everstep.server.app
 from everstep import failpoints
 from everstep.interchange.archive import adapter_files, pack
 from everstep.vault import Vault
