@@ -60,6 +60,19 @@ def test_requests_share_a_connection(run: Run) -> None:
     assert service.connections == [0] * 5
 
 
+def test_httpx_sends_where_the_system_has_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(url: str) -> int:
+        http = Http(url, None)
+        response = await http.send("GET", "/x")
+        await http.close()
+        return response.status_code
+
+    monkeypatch.delattr("everstep.client._transport.direct.client.select.poll")
+    with peer([OK]) as service:
+        assert asyncio.run(get(service.url)) == 200
+    assert len(service.requests) == 1
+
+
 def test_requests_go_over_uvloop_where_a_program_installs_it() -> None:
     uvloop = pytest.importorskip("uvloop")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ class DirectClient:
         self._cookies = client.cookies
         self._auth = auth
         self._has_proxy = not {"http", "all"}.isdisjoint(getproxies())
-        self._is_open = find_spec("httptools") is not None
+        self._is_open = find_spec("httptools") is not None and hasattr(select, "poll")
         self._pool: ConnectionPool | None = None
         self._pool_key: tuple[asyncio.AbstractEventLoop, str, int] | None = None
 
