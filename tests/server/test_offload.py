@@ -158,6 +158,21 @@ def test_invalid_pass_fails_its_future_with_the_same_text(
     assert texts[0] == texts[1]
 
 
+def test_unknown_field_in_protobuf_fails_the_future_unless_the_sdk_is_newer(
+    local: Local, inline: Callable[[int], None]
+) -> None:
+    texts = []
+    for size in (1 << 30, 0):
+        inline(size)
+        for headers in ({}, {"x-stainless-package-version": "99.0"}):
+            content = protobuf(local.new_run(), 1, batch()) + b"\x78\x05"
+            sent = {"content-type": PROTOBUF, **headers}
+            answer = local.http.post("forward_backward", content=content, headers=sent)
+            texts.append(local.result(answer.json()["request_id"]).get("error", "none"))
+    assert "no field number 15" in texts[0]
+    assert texts == [texts[0], "none"] * 2
+
+
 @pytest.mark.parametrize(
     ("content", "headers"),
     [

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from everstep.wire import types
+from everstep.wire.codecs import everstep_pb2 as pb
+from everstep.wire.codecs import unknown
+from everstep.wire.codecs.proto import decode_request
 from everstep.wire.errors import InvalidRequest
 
 RUN = {"model_id": "m", "seq_id": 1}
@@ -102,3 +105,92 @@ def test_boolean_is_no_number(model: Any, body: dict[str, Any], name: str) -> No
 def test_boolean_is_no_number_for_the_client_either() -> None:
     with pytest.raises(ValueError, match="learning_rate takes a number; got true"):
         types.AdamParams(learning_rate=True)
+
+
+# Protobuf
+
+NUMBER = b"\x78\x05"
+"""Field 15, a number, which no message has."""
+OFF = {"zero": b"\x78\x00", "empty": b"\x7a\x00", "fixed": b"\x79" + bytes(8)}
+
+
+def field(number: int, content: bytes) -> bytes:
+    assert len(content) < 128
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def protobuf_pass(
+    more: bytes = b"",
+    datum: bytes = b"",
+    chunk: bytes = b"",
+    text: bytes = b"",
+    image: bytes = b"",
+    tensor: bytes = b"",
+    setting: bytes = b"",
+) -> bytes:
+    """A pass, with further bytes in each of its parts."""
+    inputs = pb.Tensor(dense=bytes(8), dtype=pb.DTYPE_INT64, shape=[1]).SerializeToString()
+    words = field(1, field(1, bytes(4)) + text) + chunk
+    media = field(2, field(2, b"png") + image)
+    parts = field(1, words) + (field(1, media) if image else b"")
+    named = field(2, field(1, b"target_tokens") + field(2, inputs + tensor))
+    config = field(7, field(1, b"beta") + field(2, b"\x09" + bytes(8) + setting))
+    head = pb.ForwardBackwardRequest(model_id="m", seq_id=1, loss_fn="ppo").SerializeToString()
+    return head + field(3, parts + named + datum) + config + more
+
+
+@pytest.fixture(params=["measured", "searched"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small messages are measured first, large ones are not."""
+    if request.param == "searched":
+        monkeypatch.setattr(unknown, "_MEASURED_BYTES", 0)
+
+
+PARTS = {
+    "more": "ForwardBackwardRequest",
+    "datum": "Datum",
+    "chunk": "Chunk",
+    "text": "EncodedTextChunk",
+    "tensor": "Tensor",
+    "setting": "LossConfigValue",
+}
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("part", PARTS)
+def test_unknown_field_of_a_protobuf_pass_is_refused_by_its_number(part: str) -> None:
+    content = protobuf_pass(**{part: NUMBER})
+    with pytest.raises(InvalidRequest, match=f"{PARTS[part]} has no field number 15; it has") as no:
+        decode_request(content)
+    assert (no.value.model_id, no.value.seq_id) == ("m", 1), "its future fails"
+    if part != "more":
+        with pytest.raises(InvalidRequest, match="no field number 15"):
+            decode_request(content, newer_client=True)
+
+
+@pytest.mark.usefixtures("size")
+def test_newer_client_may_send_more_in_a_protobuf_pass() -> None:
+    passed = decode_request(protobuf_pass(NUMBER), newer_client=True)
+    assert (passed.loss_fn, len(passed.examples)) == ("ppo", 1)
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("nothing", OFF.values(), ids=OFF)
+@pytest.mark.parametrize("part", PARTS)
+def test_unknown_field_of_a_protobuf_pass_that_is_off_asks_for_nothing(
+    part: str, nothing: bytes
+) -> None:
+    passed = decode_request(protobuf_pass(**{part: nothing}))
+    assert passed.loss_fn_config == {"beta": 0.0}
+    assert passed.examples[0].inputs["target_tokens"].tolist() == [0]
+
+
+@pytest.mark.usefixtures("size")
+def test_pass_with_an_image_is_refused_for_that_whatever_the_image_has() -> None:
+    assert decode_request(protobuf_pass(image=NUMBER)).examples[0].media == ("image",)
+
+
+@pytest.mark.usefixtures("size")
+def test_unusual_encoding_of_known_fields_is_read() -> None:
+    twice = protobuf_pass() + field(4, b"cispo") + b"\x30\x00"
+    assert decode_request(twice).loss_fn == "cispo"

@@ -9,7 +9,7 @@ from everstep.integers import MAX_INT64
 from everstep.json_values import check_json
 from everstep.wire.base import parse
 from everstep.wire.codecs.body import decompress, head, too_large
-from everstep.wire.codecs.proto import TrainingPass, decode_training_pass, run_and_seq_id_of
+from everstep.wire.codecs.proto import TrainingPass, decode_request, run_and_seq_id_of
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
 from everstep.wire.messages.requests import ForwardBackwardRequest, ForwardRequest
 
@@ -59,7 +59,7 @@ class PassForm:
         """Decode a decompressed body. Raises as `read` does."""
         try:
             if self.protobuf:
-                return decode_training_pass(plain)
+                return decode_request(plain, newer_client=self.newer_client)
             model: type[ForwardRequest | ForwardBackwardRequest]
             model = ForwardRequest if self.forward else ForwardBackwardRequest
             return TrainingPass.from_request(parse(model, plain, newer_client=self.newer_client))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -119,12 +119,23 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
 @cache
 def _number_fields(model: type[BaseModel]) -> tuple[str, ...]:
     """Return the names of a model's fields that hold numbers, alone or as a mapping's values."""
-    found = []
+    return tuple(
+        name for name, kinds in _kinds(model) if kinds & {int, float} and bool not in kinds
+    )
+
+
+@cache
+def _float_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of a model's fields that hold a float and can't be None."""
+    return frozenset(
+        name for name, kinds in _kinds(model) if float in kinds and NoneType not in kinds
+    )
+
+
+def _kinds(model: type[BaseModel]) -> Iterator[tuple[str, set[Any]]]:
+    """Yield the names of a model's fields and the types of their values."""
     for name, field in model.model_fields.items():
-        kinds = set(_alternatives(field.annotation))
-        if kinds & {int, float} and bool not in kinds:
-            found.append(name)
-    return tuple(found)
+        yield name, set(_alternatives(field.annotation))
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
@@ -139,17 +150,6 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
         yield from _alternatives(inner[1])
     else:
         yield annotation
-
-
-@cache
-def _float_fields(model: type[BaseModel]) -> frozenset[str]:
-    """Return the names of a model's fields that hold a float and can't be None."""
-    return frozenset(
-        name
-        for name, field in model.model_fields.items()
-        if field.annotation is float
-        or (float in get_args(field.annotation) and type(None) not in get_args(field.annotation))
-    )
 
 
 class Response(BaseModel):

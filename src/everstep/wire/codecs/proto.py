@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from everstep.wire.codecs import PROTOBUF, arrays
 from everstep.wire.codecs.arrays import FLOAT32, INT32, INT64, Array, pb, to_bytes
 from everstep.wire.codecs.spans import add_spans, read_provenance
+from everstep.wire.codecs.unknown import check_fields
 from everstep.wire.errors import InvalidRequest
 from everstep.wire.messages.inputs import (
     DmelChunk,
@@ -53,6 +54,7 @@ __all__ = [
     "TopkOutput",
     "TrainingPass",
     "decode_forward_backward_output",
+    "decode_request",
     "decode_sample_response",
     "decode_training_pass",
     "encode_forward_backward_output",
@@ -129,13 +131,36 @@ def encode_training_pass(training_pass: TrainingPass) -> bytes:
 
 
 def decode_training_pass(body: bytes) -> TrainingPass:
-    """Decode a forward_backward request of any client.
+    """Decode a forward_backward request in the form in which `encode_training_pass` wrote it.
 
     Raises:
-        InvalidRequest: the bytes are not such a message, or a tensor does not fit its shape. In
-            the second case the error has the request's run and sequence id.
+        InvalidRequest: as for `decode_request`.
+    """
+    return _training_pass(_parsed(pb.ForwardBackwardRequest(), body))
+
+
+def decode_request(body: bytes, *, newer_client: bool = False) -> TrainingPass:
+    """Decode a forward_backward request of any client.
+
+    Args:
+        body: the request.
+        newer_client: the client is an SDK of a later release than any that is known here. Unknown
+            fields of the request itself are then ignored.
+
+    Raises:
+        InvalidRequest: the bytes are not such a message, it has an unknown field that asks for
+            something, or a tensor does not fit its shape. In the last two cases the error has the
+            request's run and sequence id.
     """
     message = _parsed(pb.ForwardBackwardRequest(), body)
+    try:
+        check_fields(message, body, newer_client=newer_client)
+    except ValueError as error:
+        raise _invalid(message, error) from error
+    return _training_pass(message)
+
+
+def _training_pass(message: Any) -> TrainingPass:
     try:
         check_filled_out(
             tensor.shape
@@ -146,9 +171,7 @@ def decode_training_pass(body: bytes) -> TrainingPass:
         reads = message.loss_fn in READS_PROVENANCE
         examples = [_example(datum, index, reads) for index, datum in enumerate(message.data)]
     except ValueError as error:
-        raise InvalidRequest(
-            str(error), model_id=message.model_id, seq_id=message.seq_id
-        ) from error
+        raise _invalid(message, error) from error
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for key, value in message.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number
@@ -160,6 +183,10 @@ def decode_training_pass(body: bytes) -> TrainingPass:
         loss_fn_config=config,
         forward_only=message.forward_only,
     )
+
+
+def _invalid(message: Any, error: ValueError) -> InvalidRequest:
+    return InvalidRequest(str(error), model_id=message.model_id, seq_id=message.seq_id)
 
 
 def run_and_seq_id_of(head: bytes) -> tuple[str, int] | None:
