@@ -141,3 +141,30 @@ def test_a_pass_takes_few_operations(llama: Model, monkeypatch: pytest.MonkeyPat
     direct, modules = counts
     assert 0 < direct <= MAX_OPERATIONS
     assert direct < 0.9 * modules
+
+
+def kept_by_a_pass(model: Model) -> int:
+    """Return the bytes that the backward of a pass needs, beyond weights and adapter."""
+    state, data = trained(model), examples(1, (32, 32))
+    kept: dict[int, torch.UntypedStorage] = {}
+    known = {each.untyped_storage().data_ptr() for each in model.module.state_dict().values()}
+    known.add(state.arena.buffers["params"].untyped_storage().data_ptr())
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # alive, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        backward(model, state, data)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_pass_keeps_less_than_with_the_modules(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = kept_by_a_pass(llama)
+    monkeypatch.setattr(llama, "layers", None)
+    modules = kept_by_a_pass(llama)
+    assert 0 < direct < 0.95 * modules
