@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -100,6 +100,31 @@ def test_large_body_without_room_is_refused_for_a_retry(
         assert (answer.status_code, "try again" in answer.text) == (503, True)
         assert answer.headers["retry-after"] == "1"
     assert local.do(run, "optim_step", adam_params={}) is not None, "small ones need no room"
+
+
+def test_body_over_the_limit_is_read_and_not_kept_and_an_endless_one_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients look for an answer only once they have sent everything."""
+    monkeypatch.setattr(receive, "_MAX_DISCARDED_BYTES", 1000)
+    read = 0
+
+    async def body(size: int) -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(size // 10):
+            read += 10
+            yield bytes(10)
+
+    async def received(size: int) -> tuple[int, int]:
+        kept: list[bytes] = []
+        found = await receive.Received(bytes(10), body(size - 10)).each(kept.append, 100)
+        return found, sum(map(len, kept))
+
+    assert asyncio.run(received(100)) == (100, 100)
+    assert asyncio.run(received(500)) == (500, 100)
+    read = 0
+    assert asyncio.run(received(10_000_000)) == (1010, 100)
+    assert read == 1000
 
 
 # Messages
