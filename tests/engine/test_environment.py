@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from everstep.engine import cuda_environment, environment, training_pass
+from everstep.engine import cuda_environment, environment, numerics, training_pass
 from everstep.engine.kernel_digest import digest
 from everstep.engine.kernels import threads
 from everstep.engine.models import frozen_product, model
@@ -60,7 +60,7 @@ def test_other_variable_is_not_part_of_it(name: str, monkeypatch: Patch) -> None
     ("name", "owner", "attribute", "value"),
     [
         ("arithmetic", environment, "ARITHMETIC", 99),
-        ("micro_batch_tokens", training_pass, "TOKENS_PER_MICRO_BATCH", 99),
+        ("micro_batch_tokens", numerics, "TOKENS_PER_MICRO_BATCH", 99),
         ("micro_batch_padding", training_pass, "MAX_PADDING", 99),
         ("one_thread_work", threads, "MIN_WORK", 99),
         ("head_cells", model, "HEAD_CELLS", 99),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from everstep.engine import Model, training_pass
+from everstep.engine import Model, numerics, training_pass
 from everstep.engine.errors import Diverged
 from everstep.engine.kernels import threads
 from tests.engine.helpers import backward, examples, trained
@@ -62,7 +62,8 @@ def test_a_larger_pass_is_computed_by_all_threads(
 def test_threads_are_put_back_between_micro_batches_and_after_a_failure(llama: Model) -> None:
     state, data = trained(llama), examples(1, (60, 60))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 64)
+        patch.setattr(numerics, "TOKENS_PER_MICRO_BATCH", 64)
+        state.numerics = numerics.Numerics()
         steps = training_pass.forward_backward(
             llama, state, data, "cross_entropy", {}, backward=True
         )

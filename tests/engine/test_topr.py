@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everstep.engine import Model, RunState, forward_backward, training_pass
+from everstep.engine import Model, RunState, forward_backward, numerics
 from everstep.engine.errors import InputError
 from everstep.engine.losses.objective import combine_metrics
 from everstep.engine.losses.specs import LOSSES, STABLE_REINFORCE
@@ -223,8 +223,8 @@ def test_adapters_gradient_equals_finite_differences(llama: Model) -> None:
 def test_micro_batches_change_nothing(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     data = [example(length, 5) for length in (30, 9, 31, 8)]
     together, apart = trained(llama), trained(llama)
+    apart.numerics = numerics.Numerics(4)
     whole = run(llama, together, data)
-    monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 4)
     cut = run(llama, apart, data)
     assert cut.metrics.keys() == whole.metrics.keys()
     for name, value in whole.metrics.items():

@@ -19,8 +19,8 @@ from everstep.engine import (
     SampleSpec,
     SamplingBatch,
     forward_backward,
+    numerics,
     optim_step,
-    training_pass,
 )
 from everstep.engine.errors import InputError
 from everstep.engine.kernels.packing import Packing
@@ -48,8 +48,8 @@ MANY = (40, 4, 30, 11, 60, 7)  # several micro-batches, with the bound below
 
 @pytest.fixture(autouse=True)
 def _small_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 64)
-    assert len(micro_batches(MANY)) > 2
+    monkeypatch.setattr(numerics, "TOKENS_PER_MICRO_BATCH", 64)
+    assert len(micro_batches(MANY, numerics.TOKENS_PER_MICRO_BATCH)) > 2
 
 
 def policy(example: Example, logprob: float, advantage: float) -> Example:
@@ -184,11 +184,11 @@ def test_a_datum_scores_the_same_alone_and_in_a_batch_up_to_rounding(llama: Mode
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
 @example_count(60)
 def test_micro_batches_hold_every_datum_once_with_little_padding(lengths: list[int]) -> None:
-    groups = micro_batches(lengths)
+    groups = micro_batches(lengths, numerics.TOKENS_PER_MICRO_BATCH)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         sizes = [lengths[index] for index in group]
-        assert len(group) == 1 or sum(sizes) <= training_pass.TOKENS_PER_MICRO_BATCH
+        assert len(group) == 1 or sum(sizes) <= numerics.TOKENS_PER_MICRO_BATCH
         packing = Packing(sizes, MAX_PADDING, torch.device("cpu"))
         assert sum(part.size for part in packing.groups) == sum(sizes)
         for part in packing.groups:

@@ -22,6 +22,7 @@ from everstep.engine import (
     Model,
     forward_backward,
     load_model,
+    numerics,
     optimizer,
     training_pass,
     transfer,
@@ -87,7 +88,7 @@ def run(model: Model, loss_fn: str, count: int, *, backward: bool = True) -> Any
 def test_pass_copies_its_results_at_once_whatever_its_micro_batches(
     loss_fn: str, distant: Model, copies: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", 20)
+    monkeypatch.setattr(numerics, "TOKENS_PER_MICRO_BATCH", 20)
     result = run(distant, loss_fn, 2)
     assert [each["logprobs"].shape for each in result.outputs] == [(9,), (10,)]
     few = len(copies)
@@ -141,7 +142,7 @@ def test_no_number_is_read_for_each_micro_batch(
     monkeypatch.setattr(masks, "is_accelerator", lambda device: True)
     counts = []
     for tokens in (2048, 1):
-        monkeypatch.setattr(training_pass, "TOKENS_PER_MICRO_BATCH", tokens)
+        monkeypatch.setattr(numerics, "TOKENS_PER_MICRO_BATCH", tokens)
         state = trained(llama)
         with Reads() as reads:
             backward(llama, state, examples(1, (9, 9, 9, 9)))

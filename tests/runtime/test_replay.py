@@ -148,12 +148,12 @@ def test_other_bits_of_another_environment_do_not_corrupt_a_run(
     with Local(home, pico).killed() as service:
         run = service.new_run()
         service.train(run, 0)
-    # One datum a micro-batch: other shapes, other last bits.
-    monkeypatch.setattr("everstep.engine.training_pass.TOKENS_PER_MICRO_BATCH", 1)
+    # One row of logits at a time: other shapes, other last bits.
+    monkeypatch.setattr("everstep.engine.models.model.HEAD_CELLS", 1)
     with service.after() as other:
         other.train(run, 1)
         (change,) = moved(other, run)
-    assert change["changed"] == {"micro_batch_tokens": "2048 → 1"}
+    assert change["changed"] == {"head_cells": "16777216 → 1"}
 
 
 @pytest.mark.parametrize("mode", [0, 1])
@@ -167,7 +167,7 @@ def test_without_determinism_other_bits_do_not_corrupt_a_run(
     # One datum a micro-batch, which the environment doesn't show: as atomics do on a GPU.
     monkeypatch.setattr(
         "everstep.engine.training_pass.micro_batches",
-        lambda lengths: [[index] for index in range(len(lengths))],
+        lambda lengths, limit: [[index] for index in range(len(lengths))],
     )
     with service.after() as other:
         futures = other.step(run, 1)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from everstep.engine import cuda_environment, training_pass
+from everstep.engine import cuda_environment, numerics, training_pass
 from everstep.engine.kernel_digest import digest
 from everstep.engine.kernels import threads
 from everstep.engine.models import frozen_product, model
@@ -143,7 +143,7 @@ def _engine() -> dict[str, Any]:
     """The engine's revision, and the sizes by which it cuts passes into products."""
     return {
         "arithmetic": ARITHMETIC,
-        "micro_batch_tokens": training_pass.TOKENS_PER_MICRO_BATCH,
+        "micro_batch_tokens": numerics.TOKENS_PER_MICRO_BATCH,
         "micro_batch_padding": training_pass.MAX_PADDING,
         "one_thread_work": threads.MIN_WORK,
         "head_cells": model.HEAD_CELLS,

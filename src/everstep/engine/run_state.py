@@ -19,6 +19,7 @@ from everstep.engine.config import AdapterConfig
 from everstep.engine.divergence import UNKNOWN, Magnitudes, diverged, is_finite
 from everstep.engine.errors import ConfigMismatch, InputError
 from everstep.engine.models.lora import BoundAdapter, LoraWeights
+from everstep.engine.numerics import Numerics
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ALL = ("params", "grads", *_MOMENTS)
@@ -115,6 +116,7 @@ class RunState:
         layout: as given.
         arena: the buffers.
         step: number of optimizer steps so far.
+        numerics: choices of its arithmetic.
         has_gradients: whether gradients are pending for the next step.
         has_moments: whether a moment may differ from zero.
         magnitudes: bounds of the weights and moments. They follow from the steps: whoever else
@@ -127,6 +129,7 @@ class RunState:
         self.layout = layout
         self.arena = Arena(layout.shapes, device, zero=initialise)
         self.step = 0
+        self.numerics = Numerics()
         self.has_gradients = False
         self.has_moments = not initialise
         if initialise:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from everstep.engine.run_state import RunState
 from everstep.engine.transfer import QueueBound, download, is_accelerator, upload
 from everstep.wire.codecs.proto import Example
 
-TOKENS_PER_MICRO_BATCH = 2048
 MAX_PADDING = 1.25
 """Largest ratio of the lengths of datums that are padded to one length for their attention."""
 Array = np.ndarray[Any, Any]
@@ -80,7 +80,8 @@ def forward_backward(
     terms: dict[int, Term] = {}
     gradients = torch.zeros_like(state.arena.buffers["grads"]) if backward else None
     queue = QueueBound(model.device)
-    for batch in micro_batches([len(example.tokens) for example in examples]):
+    lengths = [len(example.tokens) for example in examples]
+    for batch in micro_batches(lengths, state.numerics.micro_batch_tokens):
         members = [examples[index] for index in batch]
         batch_terms, logps = yield from _micro_batch(model, state, members, loss, gradients)
         for index, term, logp in zip(batch, batch_terms, logps, strict=True):
@@ -126,12 +127,9 @@ def _micro_batch(
         The datums' terms, and their logprobs in float32. Both are still on the device.
     """
     leaves = state.leaves()
+    bind = partial(model.bind_weights, state.layout, leaves, state.numerics)
     work = model.size * sum(len(example.tokens) for example in examples)
-    with (
-        threads_for(work),
-        torch.set_grad_enabled(gradients is not None),
-        model.bind_weights(state.layout, leaves),
-    ):
+    with threads_for(work), torch.set_grad_enabled(gradients is not None), bind():
         logps = _logprobs(model, examples, loss.silent)
     detached = [logp.detach().float() for logp in logps]
 
@@ -143,8 +141,7 @@ def _micro_batch(
     terms = yield from loss.evaluate(examples, logps, on_host)
     if gradients is not None:
         total = torch.stack([term.surrogate for term in terms]).sum()
-        # Bound again: the head's logits are computed again.
-        with threads_for(work), model.bind_weights(state.layout, leaves):
+        with threads_for(work), bind():  # again: the head's logits are computed again
             _add_gradients(state, gradients, total, leaves)
     return [Term(each.value, each.surrogate.detach(), each.metrics) for each in terms], detached
 
@@ -203,11 +200,12 @@ def _nonfinite_gradients(index: int | None) -> str:
     )
 
 
-def micro_batches(lengths: Sequence[int]) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Group datums of similar lengths, with a bound on the tokens of a group.
 
     Args:
         lengths: lengths of the datums in tokens.
+        limit: most tokens of a group.
 
     Returns:
         Indices of each group's datums, longest datums first.
@@ -217,7 +215,7 @@ def micro_batches(lengths: Sequence[int]) -> list[list[int]]:
     tokens = 0
     for index in order:
         tokens += lengths[index]
-        if not groups or tokens > TOKENS_PER_MICRO_BATCH:
+        if not groups or tokens > limit:
             groups.append([])
             tokens = lengths[index]
         groups[-1].append(index)

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     """Whether equal passes give equal bits. ``off`` lets CUDA take faster operations that don't,
     and gives up exact resume (P1) and exact recovery (P3): replays are compared to a tolerance."""
 
+    lora_products: Literal["float32", "base"] = "float32"
+    """Dtype of an adapter's products in training, for new runs on base weights of half precision:
+    ``base`` computes them in the base's dtype with sums in float32. A run keeps its own."""
+
     # Runs and recovery
 
     replay_seconds: Seconds = 30.0

@@ -28,6 +28,7 @@ from everstep.engine import (
 )
 from everstep.engine.environment import environment
 from everstep.engine.errors import InputError
+from everstep.engine.numerics import Numerics
 from everstep.failpoints import Failpoint
 from everstep.logs import get_logger
 from everstep.vault import FileRef, Manifest, StoreFailed, Vault, VaultError
@@ -166,23 +167,25 @@ class Commands:
     def _create(self, command: messages.CreateRun) -> _Steps:
         yield from ()
         model = self._models[command.model]
-        state = model.new_run(AdapterConfig(**command.adapter))
+        numerics = Numerics.recorded(command.environment)
+        state = model.new_run(AdapterConfig(**command.adapter), numerics=numerics)
         self._runs[command.run] = (model, state)
         self._loaded.pop(command.run, None)
-        return messages.RunCreated(state.nbytes)
+        return messages.RunCreated(state.nbytes, _recorded(state))
 
     def _restore(self, command: messages.RestoreRun) -> _Steps:
         yield from ()
         model = self._models[command.model]
         config = AdapterConfig(**command.adapter)
         state, manifest = self._read(model, config, None, command)
-        return messages.RunRestored(state.nbytes, state.step, manifest.parents)
+        found = _recorded(state)
+        return messages.RunRestored(state.nbytes, state.step, manifest.parents, found)
 
     def _load(self, command: messages.LoadCheckpoint) -> _Steps:
         yield from ()
         model, state = self._runs[command.run]
         state, manifest = self._read(model, state.layout.config, state, command)
-        return messages.CheckpointLoaded(state.step, manifest.parents)
+        return messages.CheckpointLoaded(state.step, manifest.parents, _recorded(state))
 
     def _read(
         self,
@@ -199,11 +202,17 @@ class Commands:
         manifest, files = read_checkpoint(self._vault, command.source, command.optimizer)
         if ADAPTER_FILE in files:
             config = model.config_of(config, files[ADAPTER_FILE])
+        numerics = state.numerics if state is not None else None
+        if isinstance(command, messages.RestoreRun):
+            numerics = Numerics.recorded(command.environment)
+        if command.optimizer:
+            numerics = Numerics.recorded(manifest.environment) or numerics
         if state is None or state.layout.config != config:
             state = model.new_run(config, initialise=False)
         meta = {"step": manifest.step, "zero_moments": manifest.zero_moments}
         self._loaded.pop(command.run, None)
         state.restore(files, meta, optimizer=command.optimizer)
+        state.numerics = numerics or state.numerics
         self._runs[command.run] = (model, state)
         self._loaded[command.run] = Loaded(
             {name: manifest.files[name] for name in files}, diverged=manifest.diverged
@@ -264,7 +273,7 @@ class Commands:
             return
         _CAPTURED()
         self._channel.send(call_id, messages.Captured())
-        made_in = {**environment(), **model.info.environment()}
+        made_in = {**environment(), **model.info.environment(), **_recorded(state)}
         stored = loaded.files if loaded is not None and snapshot else {}
         self._write(call_id, partial(self._write_state, capture, command, made_in, stored))
 
@@ -342,6 +351,11 @@ class Commands:
             yield
             _SAMPLED()
         self._sampling.discard(name)
+
+
+def _recorded(state: RunState) -> dict[str, Any]:
+    """Return a run's part of the numeric environment."""
+    return state.numerics.environment()
 
 
 def _out_of_memory(error: BaseException) -> bool:

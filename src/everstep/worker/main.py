@@ -128,6 +128,7 @@ def _load_models(
                 dtype=arguments["dtype"],
                 context_length=arguments["context_length"],
                 deterministic=arguments["determinism"] == "exact",
+                lora_products=arguments["lora_products"],
             )
             write_tokenizer(home, name, model.tokenizer, source)
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:

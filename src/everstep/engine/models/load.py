@@ -17,11 +17,13 @@ from everstep.engine.alignment import align_module
 from everstep.engine.models import attention, load_checks, pretrained
 from everstep.engine.models.decoder_checks import choose_decoder
 from everstep.engine.models.info import ModelInfo, Projections, count_forms
+from everstep.engine.models.lora import LoraProjection, features
 from everstep.engine.models.lora_targets import LoraTargets, find_lora_targets, record_calls
 from everstep.engine.models.model import Model
 from everstep.engine.models.pass_checks import check_passes
 from everstep.engine.models.peft_names import PeftNames
 from everstep.engine.models.rotary import fix_frequencies
+from everstep.engine.numerics import Numerics, tokens_per_micro_batch
 from everstep.engine.training.checks import choose_layers
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -36,6 +38,7 @@ def load_model(
     dtype: str | None = None,
     context_length: int | None = None,
     deterministic: bool = True,
+    lora_products: str = "float32",
 ) -> Model:
     """Load a causal language model and check that the engine computes it exactly.
 
@@ -46,6 +49,7 @@ def load_model(
         dtype: dtype of the weights. None: float32 on a CPU, bfloat16 on CUDA.
         context_length: tokens of the longest sequence. None, or more than the model's own: that.
         deterministic: whether equal passes have to give equal bits, see `determinism`.
+        lora_products: of new runs, see `Numerics`. Float32 weights are computed in float32.
 
     Raises:
         ModelUnsupported: it cannot be trained or sampled exactly here. The message says why.
@@ -98,7 +102,20 @@ def load_model(
     model.layers = choose_layers(model)
     layers = model.info.layers if model.layers is None else model.layers.name
     model.info = replace(model.info, decoder=model.decoder.name, layers=layers)
+    model.numerics = _numerics(model, "float32" if kind == torch.float32 else lora_products)
     return model
+
+
+def _numerics(model: Model, lora_products: str) -> Numerics | None:
+    """Choose the arithmetic of new runs. None: the defaults."""
+    if model.device.type != "cuda":
+        return None if lora_products == "float32" else Numerics(lora_products=lora_products)
+    adaptable = [each for each in model.module.modules() if isinstance(each, LoraProjection)]
+    weights = sum(each.nbytes for each in model.module.parameters())
+    memory = torch.cuda.get_device_properties(model.device).total_memory
+    itemsize = model.module.dtype.itemsize
+    tokens = tokens_per_micro_batch(map(features, adaptable), itemsize, weights, memory)
+    return Numerics(tokens, lora_products)
 
 
 def _projections(targets: LoraTargets, peft: PeftNames) -> Projections:

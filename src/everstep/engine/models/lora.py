@@ -2,7 +2,8 @@
 
 Every projection that can be adapted is wrapped once. Adapters, and the rows that they apply to, are
 bound for the duration of a pass. With none bound, the wrapped model computes the same bits as
-before. The low-rank product is computed in the adapter's float32, whatever the base's dtype.
+before. The low-rank product is computed in the adapter's float32, whatever the base's dtype, unless
+the run's `Numerics` say otherwise.
 
 The formula and the initialisation are those of LoRA (Hu et al. 2021) as PEFT has them:
 y = W x + (alpha / rank) B A x, A uniform as kaiming_uniform with a = sqrt(5), B zero.
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from everstep.engine.alignment import aligned
 from everstep.engine.kernels.low_rank import AdaptedProduct
+from everstep.engine.kernels.low_rank_base import AdaptedBaseProduct
 from everstep.engine.models.attention import is_decoding
 from everstep.engine.models.frozen_product import product_of
 
@@ -29,11 +31,19 @@ LoraWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """An adapter bound to rows of a batch. ``rows`` None: to all of them."""
+    """An adapter bound to rows of a batch.
+
+    Attributes:
+        weights: its A and B.
+        scale: factor of the low-rank product.
+        rows: the rows. None: all of them.
+        in_base_dtype: whether its products are computed in the base's dtype.
+    """
 
     weights: LoraWeights
     scale: float
     rows: slice | None = None
+    in_base_dtype: bool = False
 
 
 @dataclass
@@ -113,9 +123,8 @@ class LoraProjection(nn.Module):
             if pair is None:
                 continue
             part = x if bound.rows is None else aligned(x[bound.rows])
-            delta = nn.functional.linear(
-                nn.functional.linear(part.to(pair[0].dtype), pair[0]), pair[1]
-            )
+            a, b = (each.to(x.dtype) for each in pair) if bound.in_base_dtype else pair
+            delta = nn.functional.linear(nn.functional.linear(part.to(a.dtype), a), b)
             delta = (delta * bound.scale).to(y.dtype)
             if bound.rows is None:
                 y = y + delta
@@ -138,11 +147,17 @@ class LoraProjection(nn.Module):
             return y
         weight = self.weight.t() if isinstance(self.base, Conv1D) else self.weight
         bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
-        wide = self._binding.widen(x, pair[0].dtype)
-        rows, wide = (each.reshape(-1, x.shape[-1]) for each in (x, wide))
-        product: torch.Tensor = AdaptedProduct.apply(  # type: ignore[no-untyped-call]
-            rows, wide, weight, bias, *pair, bound.scale
-        )
+        rows = x.reshape(-1, x.shape[-1])
+        product: torch.Tensor
+        if bound.in_base_dtype:
+            product = AdaptedBaseProduct.apply(  # type: ignore[no-untyped-call]
+                rows, None, weight, bias, *pair, bound.scale
+            )
+        else:
+            wide = self._binding.widen(x, pair[0].dtype).reshape(-1, x.shape[-1])
+            product = AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+                rows, wide, weight, bias, *pair, bound.scale
+            )
         return product.view(*x.shape[:-1], product.shape[-1])
 
 

@@ -25,6 +25,7 @@ from everstep.engine.models.lora import AdapterBinding, BoundAdapter, LoraProjec
 from everstep.engine.models.lora_targets import ROUTERS, LoraTargets
 from everstep.engine.models.masks import unread_positions
 from everstep.engine.models.peft_names import PeftNames
+from everstep.engine.numerics import Numerics
 from everstep.engine.run_state import (
     Adapter,
     AdapterLayout,
@@ -50,6 +51,7 @@ class Model:
         binding: the adapters that are bound at present.
         device: device of the weights.
         size: number of the weights.
+        numerics: choices of arithmetic for new runs. None: the defaults.
         decoder: computes decoding passes. `load_model` chooses a faster one where there is one.
         layers: compute training passes. None: the modules of transformers do.
         mixes_rows: whether a row's bits depend on the other rows of its pass. They do in a mixture
@@ -63,6 +65,7 @@ class Model:
         self.module = module
         self.tokenizer = tokenizer
         self.binding = AdapterBinding()
+        self.numerics: Numerics | None = None
         self.device = torch.device(info.device)
         self.mixes_rows = any(
             "experts" in name or parameter.ndim > 2 for name, parameter in module.named_parameters()
@@ -83,18 +86,27 @@ class Model:
         self.decoder: Decoder = ModuleDecoder(self)
         self.layers: DirectLayers | None = None
 
-    def new_run(self, config: AdapterConfig, *, initialise: bool = True) -> RunState:
+    def new_run(
+        self,
+        config: AdapterConfig,
+        *,
+        initialise: bool = True,
+        numerics: Numerics | None = None,
+    ) -> RunState:
         """Create a run's state.
 
         Args:
             config: of its adapter.
             initialise: whether the weights are drawn from the adapter's seed. If not, the state is
                 to be restored.
+            numerics: choices of its arithmetic. None: the model's.
 
         Raises:
             InputError: a flag selects projections that this model does not have.
         """
-        return RunState(self.layout(config), self.device, initialise=initialise)
+        state = RunState(self.layout(config), self.device, initialise=initialise)
+        state.numerics = numerics or self.numerics or state.numerics
+        return state
 
     def load_adapter(self, config: AdapterConfig, adapter_file: Buffer) -> Adapter:
         """Load an adapter for sampling. Raises as `RunState.restore` does."""
@@ -220,10 +232,21 @@ class Model:
 
     @contextmanager
     def bind_weights(
-        self, layout: AdapterLayout, tensors: Mapping[str, torch.Tensor]
+        self,
+        layout: AdapterLayout,
+        tensors: Mapping[str, torch.Tensor],
+        numerics: Numerics | None = None,
     ) -> Iterator[None]:
-        """Bind an adapter's tensors to all rows for the duration of a pass."""
-        with self.binding.bind(BoundAdapter(layout.weights(tensors), layout.config.scale)):
+        """Bind an adapter's tensors to all rows for the duration of a pass.
+
+        Args:
+            layout: the adapter's.
+            tensors: its tensors.
+            numerics: choices of the run's arithmetic. None: the defaults.
+        """
+        in_base = numerics is not None and numerics.lora_products == "base"
+        weights, scale = layout.weights(tensors), layout.config.scale
+        with self.binding.bind(BoundAdapter(weights, scale, in_base_dtype=in_base)):
             yield
 
     def hidden(self, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -236,7 +259,8 @@ class Model:
     def text_states(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Compute the last hidden states, [N, H], of packed token ids [N]."""
         adapters = self.binding.adapters
-        if self.layers is not None and len(adapters) == 1 and adapters[0].rows is None:
+        direct = len(adapters) == 1 and adapters[0].rows is None
+        if self.layers is not None and direct and not adapters[0].in_base_dtype:
             return self.layers.hidden(tokens, packing, adapters[0])
         with packed(packing):
             return self.hidden(tokens.unsqueeze(0), position_ids=packing.positions)[0]

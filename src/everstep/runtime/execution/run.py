@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from everstep.engine.models.info import ModelInfo
+from everstep.engine.numerics import Numerics
 from everstep.failpoints import Failpoint
 from everstep.ledger import Checkpoint, Operation
 from everstep.ledger import Run as RunRecord
@@ -85,6 +86,7 @@ class Run:
         self.wake = asyncio.Event()
         self._lease: Lease | None = None
         self._environment: Mapping[str, Any] = {}
+        self._numerics: Mapping[str, Any] | None = None
 
     # What is known of it
 
@@ -120,7 +122,14 @@ class Run:
         """Return the numeric environment that the run would go on in. Raises as `model` does."""
         info = self.model(record)
         own = {**info.environment(), "base_fingerprint": info.fingerprint}
-        return {**self._environment, **own}
+        return {**self._environment, **own, **self._own_numerics(record)}
+
+    def _own_numerics(self, record: RunRecord) -> Mapping[str, Any]:
+        """Return the choices of arithmetic that the run keeps, wherever it goes on."""
+        if self._numerics is not None:
+            return self._numerics
+        known = Numerics.recorded(record.environment)
+        return known.environment() if known is not None else {}
 
     def mark_durable(self, position: int) -> None:
         """Record that the state of now is durable: nothing would be replayed."""
@@ -250,17 +259,21 @@ class Run:
 
     async def create(self, record: RunRecord) -> None:
         """Create the run's state from its seed."""
-        command = messages.CreateRun(self.run_id, record.base_model, record.lora)
+        environment = record.environment or {}
+        command = messages.CreateRun(self.run_id, record.base_model, record.lora, environment)
         created = await self._call(command)
+        self._numerics = created.numerics
         self.context.eviction.add(self.run_id, created.bytes)
         self.lineage.begin([])
 
     async def restore(self, record: RunRecord, source: CheckpointId, *, optimizer: bool) -> None:
         """Restore the run's state from a checkpoint or snapshot in the vault."""
         base_model, lora = record.base_model, record.lora
-        command = messages.RestoreRun(self.run_id, base_model, lora, source, optimizer)
+        environment = record.environment or {}
+        command = messages.RestoreRun(self.run_id, base_model, lora, source, optimizer, environment)
         async with self._syncing_quarantine():
             restored = await self._call(command)
+        self._numerics = restored.numerics
         self.context.eviction.add(self.run_id, restored.bytes)
         self._begin_lineage(source, restored.parents)
 
@@ -277,6 +290,7 @@ class Run:
         source = id_of(checkpoint)
         async with self._syncing_quarantine():
             loaded = await self._call(messages.LoadCheckpoint(self.run_id, source, optimizer))
+        self._numerics = loaded.numerics
         self._begin_lineage(source, loaded.parents)
 
     async def training_pass(self, payload: bytes, *, again: bool = False) -> tuple[bytes, float]:

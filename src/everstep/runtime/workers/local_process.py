@@ -56,6 +56,7 @@ def worker_arguments(home: Path, models: Mapping[str, str], settings: Settings) 
         "dtype": settings.dtype,
         "context_length": settings.context_length,
         "determinism": settings.determinism,
+        "lora_products": settings.lora_products,
         "disk_reserve_bytes": settings.disk_reserve_bytes,
         "prefix_bytes": settings.prefix_bytes,
         "vault_retry_seconds": settings.vault_retry_seconds,

@@ -113,9 +113,15 @@ class Reply(Message):
 
 @dataclass(frozen=True)
 class RunCreated(Reply):
-    """Reply to `CreateRun`. ``bytes`` is the memory that the run's state takes."""
+    """Reply to `CreateRun`.
+
+    Attributes:
+        bytes: memory that the run's state takes.
+        numerics: the run's part of the numeric environment.
+    """
 
     bytes: int
+    numerics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,13 @@ class RunRestored(Reply):
         bytes: memory that the run's state takes.
         step: optimizer steps that the state has seen.
         parents: paths that the checkpoint descends from.
+        numerics: the run's part of the numeric environment.
     """
 
     bytes: int
     step: int
     parents: Sequence[str]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,7 @@ class CheckpointLoaded(Reply):
 
     step: int
     parents: Sequence[str]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,10 +228,18 @@ class RunCommand(Command[R]):
 
 @dataclass(frozen=True)
 class CreateRun(RunCommand[RunCreated]):
-    """Create a run. ``adapter`` is the LoRA configuration with its seed."""
+    """Create a run.
+
+    Attributes:
+        model: the base model.
+        adapter: the LoRA configuration with its seed.
+        environment: the numeric environment that the run was created in, whose choices it keeps.
+            Empty: it is new.
+    """
 
     model: str
     adapter: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,13 +250,16 @@ class RestoreRun(RunCommand[RunRestored]):
         model: the base model.
         adapter: the LoRA configuration.
         source: the checkpoint or snapshot.
-        optimizer: whether its optimizer state is restored as well.
+        optimizer: whether its optimizer state is restored as well, and the choices of arithmetic
+            that go with it.
+        environment: as for `CreateRun`, for weights without their optimizer.
     """
 
     model: str
     adapter: Mapping[str, Any]
     source: CheckpointId
     optimizer: bool
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
