@@ -22,7 +22,7 @@ from everstep.wire.codecs.proto import encode_forward_backward_request
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
 from everstep.wire.messages.requests import ForwardBackwardRequest
 from tests.runtime.local import batch
-from tests.server.test_offload import descriptors
+from tests.server.test_offload import open_spools
 
 LONG = "x" * (3 << 20)
 """Longer than one read of the socket."""
@@ -109,13 +109,13 @@ def test_messages_and_bodies_of_any_size_arrive_whole(offload: Watched) -> None:
 
 
 def test_no_descriptor_is_left_open(offload: Watched) -> None:
-    before = descriptors()
+    before = open_spools()
     for job in ("echo", "fail") * 3:
         try:
             asyncio.run(computed(offload, job, b"abc"))
         except RuntimeError as error:
             assert LONG in str(error), "the whole traceback"
-    assert descriptors() == before
+    assert open_spools() == before
 
 
 def test_one_job_is_computed_at_a_time_and_gets_its_own_body(offload: Watched, done: Jobs) -> None:

@@ -24,7 +24,7 @@ from tests.runtime.local import Local, batch
 from tests.runtime.test_samples import body as sample_body
 from tests.runtime.test_samples import sampler
 from tests.server.asgi import request
-from tests.server.test_offload import descriptors, protobuf
+from tests.server.test_offload import open_spools, protobuf
 
 INLINE_BYTES = 1 << 10
 MIB = 1 << 20
@@ -66,10 +66,10 @@ def test_client_that_goes_away_in_mid_upload_is_no_error(
     local: Local, path: str, size: int
 ) -> None:
     """The server logs whatever the application raises, with its traceback."""
-    before = descriptors()
+    before = open_spools()
     headers = {"content-type": ROUTES[path], "content-length": str(1000 * size)}
     request(local, path, [bytes(size)], headers=headers, then="disconnect")
-    assert descriptors() == before
+    assert open_spools() == before
     assert offload(local).budget._free == offload(local).budget._limit
 
 
