@@ -14,14 +14,18 @@ from typer.testing import CliRunner
 
 import everstep.cli.backup.create as command
 from everstep.cli.app import app
-from everstep.ledger import Ledger
+from everstep.ledger import Ledger, NewOperation
+from everstep.ledger.payload_log.contents import LOGGED_BYTES
+from everstep.ledger.payload_log.segments import SegmentFiles, segments_path
 from everstep.ledger.sqlite.copy import copy_database
 from everstep.vault import CheckpointDamaged, Vault, gc
 from everstep.vault.backup import BackupNote
-from everstep.vault.storage.keys import manifest_key
+from everstep.vault.storage.keys import blob_key, manifest_key
 from tests.vault.checkpoints import load
 from tests.vault.homes import RUN, Home, rot
 
+FIRST = 101
+LARGE = 2 * LOGGED_BYTES
 PATH = f"tinker://{RUN}/weights"
 
 
@@ -207,6 +211,111 @@ def test_backup_refuses_directory_with_other_content(home: Home, tmp_path: Path)
     assert tree(tmp_path / "b") == {"thesis": b"mine"}
     inside = home.path / "backup"
     assert "lies in the home" in call("backup", inside, "--home", home.path, code=1)
+
+
+# Large requests and results
+
+
+def accept(home: Home, *seq_ids: int) -> None:
+    """Accept large passes, each in a segment of its own."""
+
+    async def work(ledger: Ledger) -> None:
+        log = ledger._store.payloads
+        assert isinstance(log, SegmentFiles)
+        log._segment_bytes = 1
+        for seq_id in seq_ids:
+            new = NewOperation(RUN, seq_id, "forward_backward", bytes([seq_id]) * LARGE)
+            await ledger.accept(new)
+
+    home.ledger(work)
+
+
+def payloads(path: Path) -> list[tuple[int, bytes]]:
+    """Return the large passes of a home, and check that nothing of it is damaged."""
+
+    async def work(ledger: Ledger) -> list[tuple[int, bytes]]:
+        assert await ledger.find_damaged_rows() == []
+        found = await ledger.operations(RUN)
+        return [(each.seq_id, each.payload) for each in found if each.seq_id >= FIRST]
+
+    again = Home.__new__(Home)
+    again.path = path
+    found: list[tuple[int, bytes]] = again.ledger(work)
+    return found
+
+
+def expected(*seq_ids: int) -> list[tuple[int, bytes]]:
+    return [(seq_id, bytes([seq_id]) * LARGE) for seq_id in seq_ids]
+
+
+def prune(home: Home, upto: int) -> None:
+    async def work(ledger: Ledger) -> None:
+        await ledger.mark_corrupted(RUN, "ended")
+        await ledger.prune(RUN, after=0, upto=upto, kinds=["forward_backward"])
+
+    home.ledger(work)
+
+
+@pytest.mark.parametrize("options", [[], ["--copy"]])
+def test_backup_restores_large_requests(home: Home, tmp_path: Path, options: list[str]) -> None:
+    accept(home, 101, 102)
+    backup(home, tmp_path / "b", *options)
+    restored(tmp_path / "b", tmp_path / "r")
+    assert payloads(tmp_path / "r") == expected(101, 102)
+    assert payloads(home.path) == expected(101, 102)
+
+
+def test_backups_share_the_segments_that_both_need(home: Home, tmp_path: Path) -> None:
+    accept(home, 101, 102)
+    first = backup(home, tmp_path / "b", "--keep", "2")
+    before = tree(tmp_path / "b" / "blobs").keys()
+    accept(home, 103)
+    second = backup(home, tmp_path / "b", "--keep", "2")
+    assert first["segments"].items() < second["segments"].items()
+    assert len(tree(tmp_path / "b" / "blobs").keys() - before) == 1
+    restored(tmp_path / "b", tmp_path / "r1", "--at", first["id"])
+    restored(tmp_path / "b", tmp_path / "r2")
+    assert payloads(tmp_path / "r1") == expected(101, 102)
+    assert payloads(tmp_path / "r2") == expected(101, 102, 103)
+    backup(home, tmp_path / "b", "--keep", "1")
+    assert len([key for key in tree(tmp_path / "b" / "blobs") if key in before]) == len(before)
+    restored(tmp_path / "b", tmp_path / "r3")
+    assert payloads(tmp_path / "r3") == expected(101, 102, 103)
+
+
+@pytest.mark.parametrize("harm", [rot, Path.unlink])
+def test_backup_with_a_damaged_segment_is_not_restored(
+    home: Home, tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    accept(home, 101)
+    note = backup(home, tmp_path / "b")
+    ((_, ref),) = note["segments"].items()
+    harm(tmp_path / "b" / blob_key(ref["blake3"]))
+    output = call("restore", tmp_path / "b", "--home", tmp_path / "r", code=1)
+    assert ".segment" in output
+    assert not (tmp_path / "r").exists()
+    backup(home, tmp_path / "b")
+    restored(tmp_path / "b", tmp_path / "r")
+    assert payloads(tmp_path / "r") == expected(101)
+
+
+def test_segment_that_is_gone_is_reported(home: Home, tmp_path: Path) -> None:
+    accept(home, 101)
+    (segment,) = segments_path(home.path / "ledger.sqlite").iterdir()
+    segment.unlink()
+    note = backup(home, tmp_path / "b", code=1)
+    assert note["left_out"] == {segment.name: "this segment of the payload log is missing"}
+
+
+def test_segment_that_is_dropped_during_a_backup_is_not_missed(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(home, 101, 102)
+    while_copying(monkeypatch, nothing, lambda: prune(home, upto=101))
+    note = backup(home, tmp_path / "b")
+    assert len(note["segments"]) == 1
+    restored(tmp_path / "b", tmp_path / "r")
+    assert payloads(tmp_path / "r") == [(101, b""), *expected(102)]
 
 
 # Beside a service

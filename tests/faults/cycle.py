@@ -20,6 +20,8 @@ Both clients trace in the thread that calls them, and the official one doesn't l
 """
 
 SAMPLED = 6
+LARGE = 32
+"""Datums of a pass that is so large that the payload log keeps it."""
 IDENTITY = pyrage.x25519.Identity.generate()
 RECIPIENT = str(IDENTITY.to_public())
 
@@ -83,7 +85,7 @@ class Looper:
             run.save_weights_external(f"plain{number}"),
             run.save_weights_external(f"sealed{number}", age_encryption_recipients=[RECIPIENT]),
         ]
-        pending = run.forward_backward(data(sdk, 2, number * 3 + 2), "cross_entropy")
+        pending = run.forward_backward(data(sdk, LARGE, number * 3 + 2), "cross_entropy")
         for passed, stepped in steps:
             seen += [_numbers(passed.result()), stepped.result().metrics]
         path = saved.result().path

@@ -20,7 +20,7 @@ import pytest
 import tinker
 
 import everstep
-import everstep.server
+import everstep.server.app
 import everstep.worker.commands
 from everstep import failpoints
 from everstep.failpoints import Failpoint

@@ -219,26 +219,6 @@ def test_every_commit_is_synced(tmp_path: Path) -> None:
     run(work())
 
 
-def test_pass_is_written_twice_and_dropped_without_writing_it(tmp_path: Path) -> None:
-    """Once when it is accepted, and once with its result: they share a row."""
-    size, log = 1 << 20, tmp_path / "l.sqlite-wal"
-
-    async def work() -> None:
-        ledger = await Ledger.open(tmp_path / "l.sqlite")
-        await ledger._store.run(lambda c: c.exec_driver_sql("PRAGMA wal_autocheckpoint=0").scalar())
-        before = log.stat().st_size
-        for seq_id in range(3):
-            new = NewOperation("r", seq_id, "forward_backward", bytes(size))
-            accepted, _ = await ledger.accept(new)
-            await ledger.succeed(accepted.request_id, b"{}", "json")
-            await ledger.prune("r", after=seq_id - 1, upto=seq_id, kinds=["forward_backward"])
-        written = (log.stat().st_size - before) / 3
-        assert size < written < 2.2 * size
-        await ledger.close()
-
-    run(work())
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_one_connection_reads_writes_and_checkpoints(tmp_path: Path) -> None:
     """A single connection avoids SQLite's WAL-reset bug, whichever build Python carries."""

@@ -8,6 +8,7 @@ from everstep.ledger.errors import (
     LedgerLocked,
     LedgerTooNew,
     NotWritten,
+    QueueFull,
     SequenceConflict,
     SessionFinished,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Operation",
     "OperationSpan",
     "Owned",
+    "QueueFull",
     "RecordedSample",
     "Run",
     "Sampler",

@@ -21,6 +21,7 @@ from everstep.ledger import deletion_rows as rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.errors import Deleted, InUse
+from everstep.ledger.payload_log.contents import Contents
 from everstep.ledger.records import (
     RUN,
     SAMPLER,
@@ -42,10 +43,12 @@ class Deletions:
 
     Args:
         store: the database.
+        contents: keeps large requests and results.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, contents: Contents) -> None:
         self._store = store
+        self._contents = contents
         self._gone: dict[str, Tombstone] = {}
 
     # What was deleted
@@ -160,8 +163,10 @@ class Deletions:
         kind, key = tombstone.kind, tombstone.id
         # A save that ended with the deletion may have recorded a checkpoint behind it.
         await self._store.run(lambda c: rows.remove_index(c, kind, key, None))
-        while await self._store.run(lambda c: rows.remove_operations(c, kind, key)):
-            pass
+        more = True
+        while more:
+            more, segments = await self._store.run(lambda c: rows.remove_operations(c, kind, key))
+            self._contents.release(segments)
 
     async def mark_finished(self, keys: Iterable[str]) -> None:
         """Record that nothing is left of what was deleted."""

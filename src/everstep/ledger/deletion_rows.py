@@ -207,17 +207,21 @@ def remove_index(connection: Connection, kind: str, key: str, what: Owned | None
         connection.execute(delete(t.sessions).where(t.sessions.c.session_id == key))
 
 
-def remove_operations(connection: Connection, kind: str, key: str) -> bool:
+def remove_operations(connection: Connection, kind: str, key: str) -> tuple[bool, set[int]]:
     """Remove a batch of the operations of a run, session or sampler, with what they recorded.
 
     Returns:
-        Whether there may be more.
+        Whether there may be more, and the segments of the payload log that they named.
     """
     columns = t.operations.c
     found: list[str] = []
+    segments: set[int] = set()
     for condition in _scopes(columns.scope, kind, key):
         left = REMOVED_AT_ONCE - len(found)
-        found += connection.scalars(select(columns.request_id).where(condition).limit(left))
+        query = select(columns.request_id, columns.payload_segment, columns.result_segment)
+        for request_id, *named in connection.execute(query.where(condition).limit(left)):
+            found.append(request_id)
+            segments.update(each for each in named if each is not None)
     samples = t.recorded_samples.c
     gone = list(found)
     if kind == SESSION and len(found) < REMOVED_AT_ONCE:
@@ -226,7 +230,7 @@ def remove_operations(connection: Connection, kind: str, key: str) -> bool:
     for column in (samples.request_id, t.pins.c.pin, columns.request_id):
         for part in _parts(gone if column is samples.request_id else found):
             connection.execute(delete(column.table).where(column.in_(part)))
-    return bool(gone)
+    return bool(gone), segments
 
 
 def pending_requests(connection: Connection, what: Owned) -> list[str]:

@@ -8,6 +8,7 @@ LedgerError
 ├── SessionFinished    the session of a new operation has ended
 ├── Deleted            the run, session or sampler was deleted
 ├── InUse              the run or session can't be deleted now
+├── QueueFull          requests of as many bytes wait already, a retry may be accepted
 └── NotWritten         the database could not commit, so nothing was acknowledged
 """
 
@@ -49,6 +50,22 @@ class SessionFinished(LedgerError):
 
 class NotWritten(LedgerError):
     """A commit failed, so nothing of it was acknowledged."""
+
+
+class QueueFull(LedgerError):
+    """As many bytes of requests wait as may. The client sends the request again.
+
+    Args:
+        scope: the run.
+        queued: bytes that wait.
+        limit: bytes that may wait.
+    """
+
+    def __init__(self, scope: str, queued: int, limit: int) -> None:
+        super().__init__(
+            f"{queued} bytes of requests of {scope} wait to be executed, and {limit} may "
+            "(queue_bytes). Send this one again when some of them have ended."
+        )
 
 
 class Deleted(LedgerError):

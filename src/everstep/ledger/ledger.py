@@ -8,15 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
-from everstep.ledger import audit, checkpoint_index, operation_rows, outcomes, session_rows
+from everstep.ledger import (
+    checkpoint_index,
+    integrity,
+    operation_rows,
+    outcomes,
+    session_rows,
+)
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.audit import AuditLog
 from everstep.ledger.checkpoint_metadata import CheckpointMetadata
 from everstep.ledger.deletion import Deletions
 from everstep.ledger.memory import Memory
+from everstep.ledger.payload_log.contents import Contents
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
@@ -46,6 +51,7 @@ class Ledger:
         search: lists of sessions, runs and checkpoints, and searches over them.
         audit: the audit log.
         samples: clients of samplers, and the samples that have ended.
+        contents: large requests and results.
         deletions: deletes runs and sessions, and knows what was deleted.
     """
 
@@ -53,11 +59,12 @@ class Ledger:
         self._store = store
         self._memory = Memory(enabled=exclusive)
         store.listen(self._memory.forget)
-        self.deletions = Deletions(store)
+        self.contents = Contents(store)
+        self.deletions = Deletions(store, self.contents)
         self.checkpoint_metadata = CheckpointMetadata(store, self.deletions)
         self.search = LedgerSearch(store)
         self.audit = AuditLog(store)
-        self.samples = Samples(store, self._memory)
+        self.samples = Samples(store, self._memory, self.contents)
 
     @classmethod
     async def open(cls, path: Path, *, allow_missing: bool = False) -> Ledger:
@@ -86,6 +93,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Commit the writes that are queued, then close the database."""
+        await self.contents.close()
         await self._store.close()
 
     @property
@@ -103,6 +111,7 @@ class Ledger:
         replace_failed: bool = False,
         match_payload: bool = True,
         open_session: bool = False,
+        max_queued: int | None = None,
     ) -> tuple[Operation, bool]:
         """Append an operation, once: a retry gets the one that was accepted first.
 
@@ -116,6 +125,7 @@ class Ledger:
                 of the failed one still resolves.
             match_payload: require a retry to have the same payload.
             open_session: refuse a new operation whose session has ended.
+            max_queued: bytes of large requests that may wait in its scope. None: any number.
 
         Returns:
             The operation, and whether it is new.
@@ -124,20 +134,27 @@ class Ledger:
             SequenceConflict: another request has used its sequence id.
             SessionFinished: it is new, and its session has ended.
             Deleted: its run, session or sampler was deleted.
+            QueueFull: as many bytes wait.
         """
+        payload = await self.contents.request(new, max_queued)
 
         def work(connection: Any) -> tuple[Operation, bool]:
             self.deletions.check(new.scope, new.session_id)
             return operation_rows.accept(
                 connection,
                 new,
+                payload,
                 run,
                 replace_failed=replace_failed,
                 match_payload=match_payload,
                 open_session=open_session,
             )
 
-        return await self._store.run(work, self._memory.accepted)
+        try:
+            operation, is_new = await self._store.run(work, self._memory.accepted)
+        finally:
+            self.contents.settle(payload)
+        return await self.contents.fill(operation), is_new
 
     async def succeed(
         self,
@@ -166,10 +183,11 @@ class Ledger:
             prune: drop its payload, because it will not be replayed.
             event: the entry for the audit log.
         """
+        content = await self.contents.result(result)
         work = partial(
             outcomes.succeed,
             request_id=request_id,
-            result=result,
+            result=content,
             media=media,
             checkpoint=checkpoint,
             sampler=sampler,
@@ -178,7 +196,7 @@ class Ledger:
             prune=prune,
             event=event,
         )
-        return await self._store.run(work, self._memory.finished)
+        return await self.contents.finish(content, work, self._memory.finished)
 
     async def fail(self, request_id: str, message: str, category: str) -> Operation:
         """Record that an operation failed. A run whose creation failed is removed."""
@@ -186,36 +204,41 @@ class Ledger:
         return await self._store.run(work, self._memory.finished)
 
     async def operation(self, request_id: str) -> Operation | None:
-        """Return the operation of a future, raising `LedgerDamaged` if its result is damaged."""
+        """Return the operation of a future, raising `LedgerDamaged` if its result is damaged.
+
+        It lacks a payload that the payload log holds.
+        """
         known = self._memory.ended.get(request_id)
         if known is not None:
             return known
         mine = t.operations.c.request_id == request_id
-        return await self._store.read(
+        found = await self._store.read(
             lambda c: q.operation_where(c, mine, payload=False), self._memory.finished
         )
+        return await self.contents.fill(found, payload=False) if found is not None else None
 
     async def operation_by_seq_id(self, scope: str, seq_id: int) -> Operation | None:
         """Return the operation that has a sequence id, or None if there is none."""
         here = (t.operations.c.scope == scope, t.operations.c.seq_id == seq_id)
-        return await self._store.read(lambda c: q.operation_where(c, *here))
+        found = await self._store.read(lambda c: q.operation_where(c, *here))
+        return await self.contents.fill(found) if found is not None else None
 
     async def previous_operation(self, scope: str, seq_id: int) -> OperationRef | None:
         """Return the operation with the greatest sequence id below another, or None if none is."""
-        columns = t.operations.c
-        query = (
-            select(columns.seq_id, columns.kind)
-            .where(columns.scope == scope, columns.seq_id < seq_id)
-            .order_by(columns.seq_id.desc())
-            .limit(1)
-        )
-        row = await self._store.read(lambda c: c.execute(query).one_or_none())
-        return OperationRef(row.seq_id, row.kind) if row is not None else None
+        return await self._store.read(lambda c: q.operation_before(c, scope, seq_id))
 
     async def operations(
-        self, scope: str, *, after: int = -1, status: str | None = None, limit: int | None = None
+        self,
+        scope: str,
+        *,
+        after: int = -1,
+        status: str | None = None,
+        limit: int | None = None,
+        contents: bool = True,
     ) -> list[Operation]:
         """Return the operations of a scope above ``after`` by sequence id, up to a limit.
+
+        Without ``contents``, those lack what the payload log holds. `Contents.fill` reads it later.
 
         Raises:
             LedgerDamaged: the checksum of one of them does not match.
@@ -223,7 +246,8 @@ class Ledger:
         where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
         if status is not None:
             where.append(t.operations.c.status == status)
-        return await self._store.read(lambda c: q.operations_where(c, *where, limit=limit))
+        found = await self._store.read(lambda c: q.operations_where(c, *where, limit=limit))
+        return await self.contents.fill_all(found) if contents else found
 
     async def prune(self, scope: str, *, after: int, upto: int, kinds: Iterable[str]) -> int:
         """Drop the payloads of operations that have ended and that no replay will need.
@@ -241,26 +265,17 @@ class Ledger:
         """
         total = 0
         while True:  # in small transactions, because other calls wait for the thread
-            done = await self._store.run(
+            done, segments = await self._store.run(
                 lambda c: operation_rows.prune(c, scope, after, upto, set(kinds))
             )
+            self.contents.release(segments)
             total += done
             if done < operation_rows.PRUNED_AT_ONCE:
                 return total
 
     async def find_damaged_rows(self) -> list[str]:
-        """Read every row and return a message for each whose checksum does not match."""
-        found: list[str] = []
-        for table in t.CHECKSUMMED:
-            last: Any = None
-            while True:
-                page, last = await self._store.read(
-                    partial(q.damaged_rows, table=table, after=last)
-                )
-                found += page
-                if last is None:
-                    break
-        return found
+        """Read every row and its contents, and return a message for each that is damaged."""
+        return await integrity.find_damaged_rows(self._store, self.contents)
 
     async def backlog(self) -> list[Backlog]:
         """Return every scope that has pending operations, the one with the most first."""
@@ -314,11 +329,7 @@ class Ledger:
 
         def work(connection: Any) -> Sampler:
             self.deletions.check(sampler.sampler_id, sampler.session_id, sampler.model_path)
-            known = q.one(connection, Sampler, t.samplers, sampler.sampler_id)
-            if known is None:
-                q.put(connection, t.samplers, sampler)
-                audit.record(connection, event)
-            return known or sampler
+            return session_rows.create_sampler(connection, sampler, event)
 
         return await self._store.run(work)
 
@@ -362,7 +373,8 @@ class Ledger:
 
     async def pending_operations(self, kinds: Iterable[str]) -> list[Operation]:
         """Return the pending operations of some kinds, over all scopes."""
-        return await self._store.read(lambda c: checkpoint_index.pending(c, kinds))
+        found = await self._store.read(lambda c: checkpoint_index.pending(c, kinds))
+        return await self.contents.fill_all(found)
 
     async def set_quarantined(self, paths: Iterable[str]) -> int:
         """Quarantine these checkpoints and release all others, and return how many rows changed."""

@@ -99,7 +99,9 @@ class Memory:
 
     def finished(self, operation: Operation | None) -> None:
         """Keep an operation that has ended, for the poll that asks for its result."""
-        if operation is not None and operation.status != "pending":
+        if operation is None or (operation.result_at is not None and operation.result is None):
+            return
+        if operation.status != "pending":
             self.ended.put(operation.request_id, operation)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,14 +19,21 @@ from everstep.ledger import queries as q
 from everstep.ledger import sample_rows
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, SequenceConflict, SessionFinished
+from everstep.ledger.payload_log.content import Content, column_names, location_of
 from everstep.ledger.records import Failure, NewOperation, Operation, Run
 from everstep.ledger.sqlite import row_checksums
 from everstep.ledger.sqlite.prepared import SET, Prepared, insert_into, update_of
 
-NO_PAYLOAD: dict[str, Any] = {"payload": b"", "pruned": True}
+NO_PAYLOAD: dict[str, Any] = {
+    "payload": b"",
+    "pruned": True,
+    "payload_segment": None,
+    "payload_offset": None,
+}
 PRUNED_AT_ONCE = 200
 _OUTCOME = ("status", "result", "media", "error", "category", "seconds")
-_END = (*_OUTCOME, "finished_at", "result_digest", "completion", "seal")
+_RESULT = column_names("result")
+_END = (*_OUTCOME, *_RESULT, "finished_at", "result_digest", "completion", "seal")
 
 _columns = t.operations.c
 _INSERT = insert_into(t.operations)
@@ -59,6 +67,7 @@ _USE_RUN = update_of(t.runs, "last_request_at", "seal")
 def accept(
     connection: Connection,
     new: NewOperation,
+    payload: Content,
     run: Run | None,
     *,
     replace_failed: bool,
@@ -70,7 +79,7 @@ def accept(
     if known is not None:
         accepted = q.operation(known)
         if not (replace_failed and accepted.status == "failed"):
-            return _retried(known, accepted, new, match_payload), False
+            return _retried(known, accepted, new, payload, match_payload), False
         mine = t.operations.c.request_id == accepted.request_id
         row_checksums.update(connection, t.operations, mine, seq_id=None)
     if open_session and new.session_id is not None:
@@ -78,7 +87,7 @@ def accept(
     used = _run(connection, new.scope)
     if used is not None and used["status"] == "corrupted" and new.failure is None:
         new = replace(new, failure=Failure(used["fault"], "server"))  # marked since its admission
-    values = _new_row(connection, new, q.now())
+    values = _new_row(connection, new, payload, q.now())
     _INSERT.run(connection, **values)
     if run is not None and new.failure is None:
         row_checksums.insert(connection, t.runs, asdict(run))
@@ -86,27 +95,34 @@ def accept(
         _use(connection, used, values["accepted_at"])
     if new.failure is None:
         sample_rows.restart_retention(connection, new.uses)
-    return q.unverified_operation(values), True
+    return replace(q.unverified_operation(values), payload=new.payload), True
 
 
 def _retried(
-    row: dict[str, Any], known: Operation, new: NewOperation, match_payload: bool
+    row: dict[str, Any],
+    known: Operation,
+    new: NewOperation,
+    payload: Content,
+    match_payload: bool,
 ) -> Operation:
     """Return the operation that a retry gets, whose payload may be dropped since.
 
     Raises:
         SequenceConflict: it is no retry of this operation.
     """
-    same = known.payload == new.payload
-    if not same and known.pruned:
+    if row["payload_size"] is not None:
+        same = payload.has_digest(row["payload_digest"])
+    elif known.pruned and new.payload:
         name = known.request_id, known.scope, known.seq_id, known.kind
         same = q.payload_digest(*name, new.payload) == row["payload_digest"]
+    else:
+        same = known.payload == new.payload
     if known.kind != new.kind or (match_payload and not same):
         raise SequenceConflict(
             f"seq_id {new.seq_id} of {new.scope} was used before, for a {known.kind} with "
             f"another content. A {new.kind} needs a sequence id of its own."
         )
-    return replace(known, payload=new.payload) if known.pruned else known
+    return replace(known, payload=new.payload) if same or known.pruned else known
 
 
 def _check_open(connection: Connection, session_id: str) -> None:
@@ -133,10 +149,14 @@ def _use(connection: Connection, run: dict[str, Any], moment: datetime) -> None:
     _USE_RUN.run(connection, key=run["run_id"], set_last_request_at=moment, set_seal=seal)
 
 
-def _new_row(connection: Connection, new: NewOperation, moment: datetime) -> dict[str, Any]:
+def _new_row(
+    connection: Connection, new: NewOperation, payload: Content, moment: datetime
+) -> dict[str, Any]:
     """Return the row of a new operation."""
     request_id = uuid.uuid4().hex
     name = request_id, new.scope, new.seq_id, new.kind
+    logged = payload.at
+    digest = logged.digest if logged is not None else q.payload_digest(*name, new.payload)
     row: dict[str, Any] = {
         **dict.fromkeys(_columns.keys()),
         "request_id": request_id,
@@ -144,11 +164,11 @@ def _new_row(connection: Connection, new: NewOperation, moment: datetime) -> dic
         "seq_id": new.seq_id,
         "place": new.seq_id,
         "kind": new.kind,
-        "payload": new.payload,
+        **payload.columns("payload"),
         "session_id": new.session_id,
         "status": "pending",
         "accepted_at": moment,
-        "payload_digest": q.payload_digest(*name, new.payload),
+        "payload_digest": digest,
         "weights": _weights(connection, new.scope) if new.is_sample else None,
     }
     if new.failure is not None:
@@ -158,6 +178,32 @@ def _new_row(connection: Connection, new: NewOperation, moment: datetime) -> dic
         row["result_digest"] = q.result_digest(request_id, "failed", None, None, message, category)
     row["seal"] = row_checksums.checksum(row)
     return row
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The pending operations of a scope, as an operation finds them that is about to be accepted.
+
+    Attributes:
+        known: whether its sequence id is used already.
+        bytes: of their payloads in the payload log.
+        last: the greatest sequence id of them, or -1.
+    """
+
+    known: bool
+    bytes: int
+    last: int
+
+
+def queue(connection: Connection, scope: str, seq_id: int) -> Queue:
+    """Return the queue of a scope before an operation."""
+    mine = select(_columns.request_id).where(_columns.scope == scope, _columns.seq_id == seq_id)
+    known = connection.execute(mine).first() is not None
+    pending = select(func.sum(_columns.payload_size), func.max(_columns.seq_id)).where(
+        _columns.scope == scope, _columns.status == "pending", _columns.seq_id.is_not(None)
+    )
+    size, last = connection.execute(pending).one()
+    return Queue(known, size or 0, last if last is not None else -1)
 
 
 def _next_completion(connection: Connection, scope: str) -> int:
@@ -173,19 +219,26 @@ def _weights(connection: Connection, sampler_id: str) -> str | None:
 
 
 def finish(
-    connection: Connection, request_id: str, *, prune: bool = False, **outcome: Any
+    connection: Connection,
+    request_id: str,
+    *,
+    result: Content | None = None,
+    prune: bool = False,
+    **outcome: Any,
 ) -> tuple[Operation, bool]:
     """Record an operation's end, unless it has ended already.
 
     Args:
         connection: of the transaction.
         request_id: the operation.
+        result: the value that its future resolves to, if it succeeded.
         prune: drop its payload, because it will not be replayed.
-        outcome: its ``status``, ``result``, ``media``, ``error``, ``category`` and ``seconds``.
-            The absent ones are null.
+        outcome: its ``status``, ``media``, ``error``, ``category`` and ``seconds``. The absent
+            ones are null.
 
     Returns:
-        The operation, and whether it ended with this call.
+        The operation, and whether it ended with this call. Its ``payload_at`` says where a
+        payload lay that was dropped now.
 
     Raises:
         LedgerDamaged: its row is damaged.
@@ -196,31 +249,63 @@ def finish(
     if row["status"] != "pending":
         return q.operation(row, payload=False), False
     row_checksums.check_values(t.operations, row)
+    payload_at = location_of(row, "payload")
     row |= {**dict.fromkeys(_OUTCOME), **outcome, **(NO_PAYLOAD if prune else {})}
+    row |= result.columns("result") if result is not None else {}
     row["finished_at"] = q.now()
     row["completion"] = _next_completion(connection, row["scope"])
-    digested = (row[name] for name in ("status", "result", "media", "error", "category"))
-    row["result_digest"] = q.result_digest(request_id, *digested)
+    if result is not None and result.at is not None:
+        row["result_digest"] = result.at.digest
+    else:
+        digested = (row[name] for name in ("status", "result", "media", "error", "category"))
+        row["result_digest"] = q.result_digest(request_id, *digested)
     row["seal"] = row_checksums.checksum(row)
     names = (*_END, *NO_PAYLOAD) if prune else _END
     statement = _FINISH_AND_PRUNE if prune else _FINISH
     statement.run(connection, key=request_id, **{f"{SET}{name}": row[name] for name in names})
-    return q.unverified_operation(row), True
+    ended = replace(q.unverified_operation(row), payload_at=payload_at)
+    return replace(ended, result=result.data) if result is not None else ended, True
 
 
-def prune(connection: Connection, scope: str, after: int, upto: int, kinds: set[str]) -> int:
-    """Drop up to a batch of payloads of operations that have ended, and return how many."""
+def prune(
+    connection: Connection, scope: str, after: int, upto: int, kinds: set[str]
+) -> tuple[int, set[int]]:
+    """Drop up to a batch of payloads of operations that have ended.
+
+    Returns:
+        How many, and the segments that held some of them.
+    """
     columns = t.operations.c
     here = (columns.scope == scope, columns.seq_id > after, columns.seq_id <= upto)
     ended = (columns.status != "pending", columns.kind.in_(kinds), columns.pruned.is_(None))
-    query = select(columns.request_id).where(*here, *ended).limit(PRUNED_AT_ONCE)
-    found = list(connection.execute(query).scalars())
-    for request_id in found:
+    query = select(columns.request_id, columns.payload_segment).where(*here, *ended)
+    found = connection.execute(query.limit(PRUNED_AT_ONCE)).all()
+    for request_id, _ in found:
         with contextlib.suppress(LedgerDamaged):  # a damaged row stays as it is for inspection
             row_checksums.update(
                 connection, t.operations, columns.request_id == request_id, **NO_PAYLOAD
             )
-    return len(found)
+    return len(found), {segment for _, segment in found if segment is not None}
+
+
+def named_segments(connection: Connection, among: Iterable[int] | None = None) -> set[int]:
+    """Return the segments of the payload log that operations name.
+
+    Args:
+        connection: of the transaction.
+        among: look for these only.
+    """
+    columns = (_columns.payload_segment, _columns.result_segment)
+    if among is None:
+        queries = [select(each).distinct().where(each.is_not(None)) for each in columns]
+        found = {number for query in queries for number in connection.scalars(query)}
+        return {each for each in found if isinstance(each, int)}  # a damaged cell has another type
+    return {
+        number
+        for number in among
+        for column in columns
+        if connection.execute(select(column).where(column == number).limit(1)).first() is not None
+    }
 
 
 def mark_corrupted(connection: Connection, run_id: str, fault: str) -> list[Operation]:

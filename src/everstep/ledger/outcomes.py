@@ -10,6 +10,7 @@ from everstep.ledger import audit
 from everstep.ledger import operation_rows as rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
+from everstep.ledger.payload_log.content import Content
 from everstep.ledger.records import Checkpoint, Event, Operation, Sampler
 from everstep.ledger.samples import put_sampler
 
@@ -17,7 +18,7 @@ from everstep.ledger.samples import put_sampler
 def succeed(
     connection: Connection,
     request_id: str,
-    result: bytes,
+    result: Content,
     media: str,
     *,
     checkpoint: Checkpoint | None,

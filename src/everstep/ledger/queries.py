@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -23,11 +23,13 @@ from sqlalchemy import (
 from everstep.ledger import sample_rows
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged
+from everstep.ledger.payload_log.content import location_of
 from everstep.ledger.records import (
     Backlog,
     Checkpoint,
     Failure,
     Operation,
+    OperationRef,
     Run,
     Sampler,
     Session,
@@ -51,6 +53,8 @@ def record(kind: type[Record], row: Row[Any]) -> Record:
 def operation(values: Mapping[str, Any], *, payload: bool = True) -> Operation:
     """Convert a row of operations to its record and verify its checksum and digests.
 
+    Contents that lie in the payload log are not read: the record says where they lie.
+
     Args:
         values: the row's values, by column.
         payload: whether to verify the payload as well as the result.
@@ -60,12 +64,17 @@ def operation(values: Mapping[str, Any], *, payload: bool = True) -> Operation:
     """
     damaged = _damaged_part(values, payload)
     if damaged is not None:
-        raise LedgerDamaged(
-            f"The {damaged} of operation {values['place']} ({values['kind']}) of {values['scope']} "
-            "is damaged: the database does not hold what was written. Restore it from a backup, or "
-            "continue from a checkpoint in a new run."
-        )
+        name = values["place"], values["kind"], values["scope"]
+        raise damage(damaged, *name, "the database does not hold what was written")
     return unverified_operation(values)
+
+
+def damage(part: str, seq_id: int, kind: str, scope: str, reason: str) -> LedgerDamaged:
+    """Return the error of an operation whose request, result or row is damaged."""
+    return LedgerDamaged(
+        f"The {part} of operation {seq_id} ({kind}) of {scope} is damaged: {reason}. Restore it "
+        "from a backup, or continue from a checkpoint in a new run."
+    )
 
 
 def unverified_operation(values: Mapping[str, Any]) -> Operation:
@@ -86,17 +95,22 @@ def unverified_operation(values: Mapping[str, Any]) -> Operation:
         pruned=bool(values["pruned"]),
         retrieved=bool(values["retrieved"]),
         weights=values["weights"],
+        payload_at=location_of(values, "payload"),
+        result_at=location_of(values, "result"),
     )
 
 
 def _damaged_part(row: Mapping[str, Any], payload: bool) -> str | None:
     """Return which part of an operation's row is damaged, or None."""
-    if row["seal"] not in (None, row_checksums.checksum(row)):
+    if row_checksums.is_damaged(t.operations, row):
         return "record"
-    if payload and not row["pruned"] and row["payload_digest"] is not None:
+    inline = payload and not row["pruned"] and row["payload_size"] is None
+    if inline and row["payload_digest"] is not None:
         name = row["request_id"], row["scope"], row["place"], row["kind"]
         if payload_digest(*name, row["payload"]) != row["payload_digest"]:
             return "request"
+    if row["result_size"] is not None:
+        return None
     ended = row["status"] != "pending" and row["seal"] is not None
     written = row["result_digest"] or (b"" if ended else None)
     if written is not None and written != result_digest(*(row[name] for name in _OUTCOME)):
@@ -155,6 +169,16 @@ def operations_where(
     return [operation(dict(row._mapping), payload=payload) for row in connection.execute(ordered)]
 
 
+def operation_before(connection: Connection, scope: str, seq_id: int) -> OperationRef | None:
+    """Return the operation with the greatest sequence id below another, or None if none is."""
+    columns = t.operations.c
+    query = select(columns.seq_id, columns.kind).where(
+        columns.scope == scope, columns.seq_id < seq_id
+    )
+    row = connection.execute(query.order_by(columns.seq_id.desc()).limit(1)).one_or_none()
+    return OperationRef(row.seq_id, row.kind) if row is not None else None
+
+
 def backlog(connection: Connection) -> list[Backlog]:
     """Return the scopes that have pending operations, the one with the most first."""
     count = func.count().label("waiting")
@@ -183,27 +207,40 @@ def one(connection: Connection, kind: type[Record], table: Table, key: str) -> R
     return record(kind, row)
 
 
-def damaged_rows(connection: Connection, *, table: Table, after: Any) -> tuple[list[str], Any]:
-    """Check a page of a table.
+@dataclass(frozen=True)
+class Checked:
+    """A page of a table that was checked.
 
-    Returns:
-        A message for each damaged row, and the last key of the page, or None after the last page.
+    Attributes:
+        damaged: a message for each damaged row.
+        logged: the intact operations with contents in the payload log, which are not checked.
+        last: the last key of the page, or None after the last page.
     """
+
+    damaged: list[str]
+    logged: list[Operation]
+    last: Any
+
+
+def check_page(connection: Connection, *, table: Table, after: Any) -> Checked:
+    """Check a page of a table."""
     column = next(iter(table.primary_key.columns))
     query = select(table).order_by(column).limit(_ROWS_PER_CHECK)
     rows = connection.execute(query if after is None else query.where(column > after)).all()
-    found = []
+    found: list[str] = []
+    logged: list[Operation] = []
     for row in rows:
         try:
             if table is t.operations:
-                operation(dict(row._mapping))
+                known = operation(dict(row._mapping))
+                logged += [known] if known.payload_at or known.result_at else []
             elif table is t.recorded_samples:
                 sample_rows.recorded_sample(row)
             else:
                 row_checksums.check(table, row)
         except LedgerDamaged as damage:
             found.append(str(damage))
-    return found, rows[-1]._mapping[column.name] if rows else None
+    return Checked(found, logged, rows[-1]._mapping[column.name] if rows else None)
 
 
 def put(connection: Connection, table: Table, row: Any) -> None:

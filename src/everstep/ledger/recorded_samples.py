@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select
 from everstep.ledger import operation_rows, sample_rows
 from everstep.ledger import tables as t
 from everstep.ledger.memory import Memory
+from everstep.ledger.payload_log.contents import Contents
 from everstep.ledger.records import Operation, RecordedSample
 from everstep.ledger.store import Store
 
@@ -23,9 +24,10 @@ _READ_AT_ONCE = 500
 class RecordedSamples:
     """Records samples, reads them and removes old ones. Durable when a call returns."""
 
-    def __init__(self, store: Store, memory: Memory) -> None:
+    def __init__(self, store: Store, memory: Memory, contents: Contents) -> None:
         self._store = store
         self._memory = memory
+        self._contents = contents
 
     async def succeed(
         self, request_id: str, result: bytes, *, seconds: float, recorded: RecordedSample | None
@@ -38,13 +40,14 @@ class RecordedSamples:
             seconds: how long its execution took.
             recorded: what to keep for training, if its client asked for that.
         """
+        content = await self._contents.result(result)
 
         def work(connection: Connection) -> Operation:
             finished, ended = operation_rows.finish(
                 connection,
                 request_id,
                 status="succeeded",
-                result=result,
+                result=content,
                 media="protobuf",
                 seconds=seconds,
                 prune=True,
@@ -53,7 +56,7 @@ class RecordedSamples:
                 sample_rows.put(connection, recorded)
             return finished
 
-        return await self._store.run(work, self._memory.finished)
+        return await self._contents.finish(content, work, self._memory.finished)
 
     async def read(self, request_ids: Sequence[str]) -> dict[str, RecordedSample]:
         """Return the records of samples, by request id. Samples without a record are left out.

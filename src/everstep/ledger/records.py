@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
+
+from everstep.ledger.payload_log.log import Location
 
 Status = Literal["pending", "succeeded", "failed"]
 
@@ -36,6 +38,7 @@ class NewOperation:
         seq_id: its sequence id in the scope.
         kind: the name of the operation, such as ``optim_step``.
         payload: its arguments in a canonical form.
+        inline: its row holds the payload, however large: statements read it there.
         failure: set for an operation recorded as failed. It consumes its sequence id and is never
             executed.
         session_id: the session it belongs to.
@@ -52,6 +55,7 @@ class NewOperation:
     session_id: str | None = None
     is_sample: bool = False
     uses: tuple[str, ...] = ()
+    inline: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Operation:
         pruned: its payload was dropped because no replay will need it.
         retrieved: its result was dropped because the client confirmed that it has it.
         weights: for a sample, the checkpoint's path, or None for the base model.
+        payload_at: where its payload lies in the payload log, if there.
+        result_at: where its result lies in the payload log, if there.
     """
 
     request_id: str
@@ -78,6 +84,14 @@ class Operation:
     pruned: bool = False
     retrieved: bool = False
     weights: str | None = None
+    payload_at: Location | None = field(default=None, compare=False, repr=False)
+    result_at: Location | None = field(default=None, compare=False, repr=False)
+
+    def without_contents(self) -> Operation:
+        """Return it without the payload and result that the payload log holds."""
+        payload = self.payload if self.payload_at is None else b""
+        result = self.result if self.result_at is None else None
+        return replace(self, payload=payload, result=result)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.memory import Memory
+from everstep.ledger.payload_log.content import location_columns
+from everstep.ledger.payload_log.contents import Contents
 from everstep.ledger.recorded_samples import RecordedSamples
 from everstep.ledger.records import Sampler
 from everstep.ledger.sqlite import row_checksums
@@ -41,14 +43,16 @@ class Samples:
     Args:
         store: the database.
         memory: keeps the samples that have ended.
+        contents: keeps large requests and results.
 
     Attributes:
         recorded: tokens and logprobs of samples, for the passes that train on them.
     """
 
-    def __init__(self, store: Store, memory: Memory) -> None:
+    def __init__(self, store: Store, memory: Memory, contents: Contents) -> None:
         self._store = store
-        self.recorded = RecordedSamples(store, memory)
+        self._contents = contents
+        self.recorded = RecordedSamples(store, memory, contents)
 
     async def add_client(self, sampler_id: str) -> int | None:
         """Add a client to a sampler and return its number, or None if there is no sampler."""
@@ -78,7 +82,7 @@ class Samples:
         columns = t.operations.c
         wanted = (columns.completion, columns.request_id, columns.status == "failed")
         query = (
-            select(*wanted, func.coalesce(func.length(columns.result), 0))
+            select(*wanted, func.coalesce(columns.result_size, func.length(columns.result), 0))
             .where(*_of(sampler_id, seq_ids), columns.completion > after)
             .order_by(columns.completion)
             .limit(limit)
@@ -96,22 +100,27 @@ class Samples:
     async def _drop_page(self, sampler_id: str, seq_ids: range, request_ids: Sequence[str]) -> None:
         columns = t.operations.c
         named = columns.request_id.in_(request_ids)
-        query = select(columns.request_id, columns.media).where(
+        query = select(columns.request_id, columns.media, columns.result_segment).where(
             *_of(sampler_id, seq_ids),
             named,
             columns.status == "succeeded",
             columns.retrieved.is_(None),
         )
 
-        def work(connection: Connection) -> None:
-            for request_id, media in connection.execute(query).all():
+        def work(connection: Connection) -> set[int]:
+            segments = set()
+            for request_id, media, segment in connection.execute(query).all():
                 digest = q.result_digest(request_id, "succeeded", None, media, None, None)
                 values = {"result": None, "retrieved": True, "result_digest": digest}
+                values |= location_columns("result", None)
+                segments |= {segment} if segment is not None else set()
                 row_checksums.update(
                     connection, t.operations, columns.request_id == request_id, **values
                 )
+            return segments
 
-        await self._store.run(work)
+        if segments := await self._store.run(work):
+            self._contents.release(segments)
 
 
 def put_sampler(connection: Connection, sampler: Sampler) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
+from everstep.ledger import audit
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
-from everstep.ledger.records import Session
+from everstep.ledger.records import Event, Sampler, Session
 from everstep.ledger.sqlite import row_checksums
 
 
@@ -34,3 +35,12 @@ def finish(connection: Connection, session_id: str, reason: str, detail: str | N
     mine = (t.sessions.c.session_id == session_id, t.sessions.c.finished.is_(None))
     values = {"finished": reason, "detail": detail, "finished_at": q.now()}
     row_checksums.update(connection, t.sessions, *mine, **values)
+
+
+def create_sampler(connection: Connection, sampler: Sampler, event: Event | None) -> Sampler:
+    """Create a sampler and record the event, unless it exists, and return the one that does."""
+    known = q.one(connection, Sampler, t.samplers, sampler.sampler_id)
+    if known is None:
+        q.put(connection, t.samplers, sampler)
+        audit.record(connection, event)
+    return known or sampler

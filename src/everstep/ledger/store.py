@@ -16,15 +16,21 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from everstep.ledger.payload_log.log import PayloadLog
+
 Result = TypeVar("Result")
 
 
 class Store(Protocol):
-    """A transactional database that runs statements."""
+    """A transactional database that runs statements, with a payload log beside it."""
 
     @property
     def commits(self) -> int:
         """The number of transactions that this store has committed since it was opened."""
+
+    @property
+    def payloads(self) -> PayloadLog:
+        """Where large requests and results lie. The store opens and closes it."""
 
     def listen(self, written: Callable[[frozenset[str]], None]) -> None:
         """Have a function called for each call that wrote to tables, with their names.

@@ -72,8 +72,18 @@ operations = Table(
     Column("completion", BigInteger),  # the position among the completions of its scope, from 1
     Column("retrieved", Boolean),  # the result is dropped, its client has it
     Column("weights", String),  # the path of the checkpoint that a sample is drawn from
+    # Where a large payload or result lies in the payload log. The row holds none of it then.
+    Column("payload_segment", BigInteger),
+    Column("payload_offset", BigInteger),
+    Column("payload_size", BigInteger),  # stays when the payload is dropped
+    Column("result_segment", BigInteger),
+    Column("result_offset", BigInteger),
+    Column("result_size", BigInteger),
     UniqueConstraint("scope", "seq_id"),
 )
+for _column in (operations.c.payload_segment, operations.c.result_segment):
+    _named = _column.is_not(None)
+    Index(f"operations_by_{_column.name}", _column, sqlite_where=_named, postgresql_where=_named)
 Index("operations_by_completion", operations.c.scope, operations.c.completion)
 Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)
 

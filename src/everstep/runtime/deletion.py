@@ -220,7 +220,7 @@ class Deletion:
     async def _resume(self, what: Owned) -> None:
         """Have runs go on that were stopped and are not deleted after all."""
         for run_id in what.runs:
-            if await self._ledger.operations(run_id, status="pending", limit=1):
+            if await self._ledger.operations(run_id, status="pending", limit=1, contents=False):
                 self._scheduler.runs.get_or_create(run_id)
 
     async def _describe(self, what: Owned) -> dict[str, Any]:

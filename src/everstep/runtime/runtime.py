@@ -361,6 +361,7 @@ class Runtime:
                 replace_failed=new.seq_id == 0 and new.kind != ids.SAMPLE,
                 match_payload=entry.match_payload,
                 open_session=True,
+                max_queued=None if new.kind == ids.SAMPLE else self.settings.queue_bytes,
             )
         except SequenceConflict as error:
             operation, is_new = await self._missing_row(new, error), False

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     """Largest accepted ``ttl_seconds``."""
     import_bytes: Bytes = 16 << 30
     """Largest upload of an import."""
+    queue_bytes: Bytes = 4 << 30
+    """Bytes of large passes (32 KiB and more) that one run may have queued, on the disk. Further
+    ones are refused (429), and their client sends them again."""
     max_inflight_samples: Count = 4096
     """How many samples may be queued or executing. Further ones are refused (429)."""
     prefix_bytes: Bytes = 256 << 20

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from everstep.json_values import encodable
-from everstep.ledger import Deleted, LedgerDamaged, NotWritten
+from everstep.ledger import Deleted, LedgerDamaged, NotWritten, QueueFull
 from everstep.logs import get_logger
 from everstep.runtime import Rejected
 from everstep.server.client_info import client_of
@@ -28,6 +28,7 @@ UNEXPECTED = "The service failed to answer this; its log says why."
 OPENAI_PREFIX = "/v1"
 CLIENT_CLOSED = 499
 """The usual status, in logs, of a request whose client is gone."""
+_QUEUE_RETRY_SECONDS = 5.0
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -69,6 +70,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Deleted)
     async def deleted(request: Request, error: Deleted) -> JSONResponse:
         return _error(request, 404, str(error))
+
+    @app.exception_handler(QueueFull)
+    async def queue_full(request: Request, error: QueueFull) -> JSONResponse:
+        return _error(request, 429, str(error), _QUEUE_RETRY_SECONDS)
 
     @app.exception_handler(StoreFailed)
     async def unreachable(request: Request, error: StoreFailed) -> JSONResponse:

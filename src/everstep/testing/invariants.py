@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from everstep.ledger import Checkpoint, Ledger, LedgerError, NewOperation, Operation
+from everstep.ledger import Checkpoint, Ledger, LedgerDamaged, LedgerError, NewOperation, Operation
 from everstep.ledger.sqlite.copy import check_database
 from everstep.testing.history import History, Value, Violation
 from everstep.vault import CheckpointId, Manifest, Vault, VaultError, gc
@@ -78,12 +78,16 @@ async def find_in_ledger(path: Path) -> Found:
     found: Found = {}
     ledger = await Ledger.open(path)
     try:
-        reads = [ledger.operations(scope) for scope in RUNS]
+        reads = [ledger.operations(scope, contents=False) for scope in RUNS]
         operations, rows = await asyncio.gather(asyncio.gather(*reads), ledger.all_checkpoints())
+        for bare in itertools.chain.from_iterable(operations):
+            name = operation_of(bare.scope, bare.seq_id)
+            try:
+                found[name] = operation_value(await ledger.contents.fill(bare))
+            except LedgerDamaged as error:
+                found[name] = {"damaged": str(error)}
     finally:
         await ledger.close()
-    for operation in itertools.chain.from_iterable(operations):
-        found[operation_of(operation.scope, operation.seq_id)] = operation_value(operation)
     for row in rows:
         found[row_of(row.path)] = row_value(row)
     return found

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.ledger import Checkpoint, Ledger, NewOperation
+from everstep.ledger.payload_log.contents import LOGGED_BYTES
 from everstep.testing import faulty
 from everstep.testing.history import Reporter, Value
 from everstep.testing.invariants import (
@@ -233,7 +234,9 @@ class Workload:
         return self._chance.randbytes(self._chance.choice((10, 3000, 4096, 50_000)))
 
     def _bytes(self, longest: int) -> bytes:
-        return uuid.uuid4().bytes + self._chance.randbytes(self._chance.randrange(longest))
+        """Return a request or result: a small one, or one that the payload log keeps."""
+        size = self._chance.choice((LOGGED_BYTES, self._chance.randrange(longest)))
+        return uuid.uuid4().bytes + self._chance.randbytes(size)
 
 
 Step = tuple[str, str, bytes]

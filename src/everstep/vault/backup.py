@@ -1,6 +1,7 @@
 """Backups: copies of a home at several moments, which share their files.
 
-    <directory>/blobs/ab/<blake3>                       shared by all backups in it
+    <directory>/blobs/ab/<blake3>                       shared by all backups in it: files of
+                                                        checkpoints, segments of the payload log
     <directory>/backups/<id>/ledger.sqlite              the database as of one moment
     <directory>/backups/<id>/manifests/<kind>/<run>/<name>.json
     <directory>/backups/<id>/backup.json                its description
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from everstep.durable_files import sync_directory, write_new
 from everstep.vault.errors import CheckpointDamaged, VaultBusy, VaultError
@@ -55,6 +56,7 @@ class BackupNote(BaseModel):
         files: number of files that those name.
         size: bytes of the files.
         ledger: hash and size of its copy of the ledger.
+        segments: hash and size of each segment of the ledger's payload log, by name.
         left_out: checkpoints that could not be copied, with the reason.
     """
 
@@ -66,10 +68,11 @@ class BackupNote(BaseModel):
     size: int
     ledger: FileRef
     left_out: dict[str, str]
+    segments: dict[str, FileRef] = Field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Encode the description with its hash."""
-        content = self.model_dump_json()
+        """Encode the description with its hash. Earlier releases had no segments."""
+        content = self.model_dump_json(exclude=None if self.segments else {"segments"})
         sealed = {"note": content, "blake3": blake3(content.encode()).hexdigest()}
         return json.dumps(sealed, indent=1).encode()
 
@@ -214,6 +217,37 @@ class BackupDirectory:
                 return
         self.storage.write(source.chunks(key), lambda: key, replace=True)
 
+    def take_file(self, path: Path) -> FileRef:
+        """Copy a file that lies in no vault here, as it is now, unless an earlier backup has it.
+
+        Args:
+            path: the file. It may be appended to meanwhile.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = _digest_of(file, size)
+            key = blob_key(digest)
+            if self.storage.size(key) != size or blob_damage(self.storage, key) is not None:
+                file.seek(0)
+                self.storage.write(_parts(file, size), lambda: key, replace=True)
+        return FileRef(blake3=digest, size=size)
+
+    def restore_file(self, ref: FileRef, path: Path) -> None:
+        """Write a file that `take_file` has copied.
+
+        Raises:
+            CheckpointDamaged: the copy is damaged.
+        """
+        key = blob_key(ref.blake3)
+        if self.storage.size(key) != ref.size or blob_damage(self.storage, key) is not None:
+            raise CheckpointDamaged(
+                f"{path.name} ({key}) is damaged in the backup; restore another one with --at"
+            )
+        write_new(path, self.storage.chunks(key), mode=0o600)
+
     def finish(self, stage: Path, note: BackupNote, manifests: list[Manifest]) -> None:
         """Make a staged backup appear: whole, durable, at once."""
         for manifest in manifests:
@@ -231,6 +265,9 @@ class BackupDirectory:
         """Raise `CheckpointDamaged` unless a backup's ledger, manifests and files all exist."""
         for _ in self.ledger(backup_id):
             pass
+        for name, ref in self.note(backup_id).segments.items():
+            if self.storage.size(blob_key(ref.blake3)) != ref.size:
+                raise CheckpointDamaged(f"backup {backup_id}: no whole {name}")
         for manifest in self.manifests(backup_id):
             for name, ref in manifest.files.items():
                 if self.storage.size(blob_key(ref.blake3)) != ref.size:
@@ -249,6 +286,8 @@ class BackupDirectory:
             for manifest in self.manifests(backup_id)
             for ref in manifest.files.values()
         }
+        for backup_id in self.ids():
+            needed |= {ref.blake3 for ref in self.note(backup_id).segments.values()}
         for key in list(self.storage.keys(BLOBS)):
             if digest_of(key) not in needed:
                 self.storage.delete(key)
@@ -264,6 +303,20 @@ def file_ref(path: Path) -> FileRef:
             except StopIteration as end:
                 ref: FileRef = end.value
                 return ref
+
+
+def _digest_of(file: BinaryIO, size: int) -> str:
+    hasher = blake3()
+    for part in _parts(file, size):
+        hasher.update(part)
+    return hasher.hexdigest()
+
+
+def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the first bytes of a file."""
+    while size and (part := file.read(min(size, _CHUNK))):
+        size -= len(part)
+        yield part
 
 
 def _hashed(file: BinaryIO) -> Generator[bytes, None, FileRef]:

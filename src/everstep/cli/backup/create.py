@@ -14,7 +14,9 @@ the moment at which the ledger was copied, and the service recovers from every c
    than the save that the copy has recorded. If only an older or a newer state was seen, the ledger
    is copied again. So no state is ahead of the ledger, and a restored run finds each operation
    after its state.
-4. A save that the copy has accepted and not finished is repeated by the restored service.
+4. Segments of the payload log that the copy names are durable before its rows. One that the service
+   drops before it is copied is named by no row any more: then the ledger is copied again.
+5. A save that the copy has accepted and not finished is repeated by the restored service.
 
 Two things are required of the service: data and manifest are durable before the row, and it
 collects only through `Vault.collect`.
@@ -74,7 +76,7 @@ def create_backup(home: Path, directory: Path, *, link: bool, keep: int, as_json
         backups.stage() as stage,
     ):
         now = datetime.now(UTC)
-        chosen, left_out = _choose(vault, home / DATABASE, stage / DATABASE)
+        chosen, left_out, segments = _choose(backups, vault, home / DATABASE, stage / DATABASE)
         with progress_bar("backing up", quiet=as_json) as progress:
             damaged = _transfer(backups, vault.storage, chosen, link, progress)
         for each in [each for each in chosen if not damaged.keys().isdisjoint(_digests(each))]:
@@ -91,6 +93,7 @@ def create_backup(home: Path, directory: Path, *, link: bool, keep: int, as_json
             size=sum(ref.size for ref in files.values()),
             ledger=file_ref(stage / DATABASE),
             left_out=left_out,
+            segments=segments,
         )
         backups.finish(stage, note, [vault.with_metadata(each) for each in chosen])
         backups.check(note.id)
@@ -101,8 +104,14 @@ def create_backup(home: Path, directory: Path, *, link: bool, keep: int, as_json
     return not left_out
 
 
-def _choose(vault: Vault, database: Path, copy: Path) -> tuple[list[Manifest], dict[str, str]]:
-    """Copy the ledger. Returns the manifests that belong to it, and its rows without one."""
+def _choose(
+    backups: BackupDirectory, vault: Vault, database: Path, copy: Path
+) -> tuple[list[Manifest], dict[str, str], dict[str, FileRef]]:
+    """Copy the ledger, and the segments of its payload log.
+
+    Returns:
+        The manifests that belong to it, what is left out with the reason, and the segments.
+    """
     seen = ManifestHistory()
     for attempt in range(_ATTEMPTS):
         seen.scan(vault.storage.keys(MANIFESTS), lambda each: vault.manifest(*each))
@@ -111,7 +120,9 @@ def _choose(vault: Vault, database: Path, copy: Path) -> tuple[list[Manifest], d
         seen.scan(vault.storage.keys(MANIFESTS), lambda each: vault.manifest(*each))
         with contextlib.closing(DatabaseCopy(copy)) as ledger:
             chosen, missing = _belonging(seen, ledger)
-            if attempt == _ATTEMPTS - 1 or seen.damaged.keys() >= {id_of(row) for row in missing}:
+            segments, gone = _take_segments(backups, ledger.segments(database))
+            known = seen.damaged.keys() >= {id_of(row) for row in missing}
+            if attempt == _ATTEMPTS - 1 or (known and not gone):
                 break
     now = datetime.now(UTC)
     with contextlib.closing(DatabaseCopy(copy)) as ledger:
@@ -120,7 +131,21 @@ def _choose(vault: Vault, database: Path, copy: Path) -> tuple[list[Manifest], d
     lost = [row for row in missing if row.expires_at is None or row.expires_at > now]
     left_out = {row.path: seen.damaged.get(id_of(row), "its manifest is missing") for row in lost}
     snapshots = {each: text for each, text in seen.damaged.items() if each.kind == "snapshot"}
-    return chosen, left_out | {tables.display_name(each): text for each, text in snapshots.items()}
+    left_out |= {tables.display_name(each): text for each, text in snapshots.items()}
+    return chosen, left_out | gone, segments
+
+
+def _take_segments(
+    backups: BackupDirectory, paths: list[Path]
+) -> tuple[dict[str, FileRef], dict[str, str]]:
+    """Copy segments of the payload log. Returns them, and those that are gone, by name."""
+    taken, gone = {}, {}
+    for path in paths:
+        try:
+            taken[path.name] = backups.take_file(path)
+        except FileNotFoundError:
+            gone[path.name] = "this segment of the payload log is missing"
+    return taken, gone
 
 
 def _belonging(

@@ -11,6 +11,7 @@ from everstep.cli.common import output
 from everstep.cli.common.errors import Refused
 from everstep.cli.common.progress_bars import progress_bar
 from everstep.durable_files import sync_directory, write_new
+from everstep.ledger.payload_log.segments import segments_path
 from everstep.ledger.sqlite.copy import check_database
 from everstep.vault import CheckpointDamaged, Vault
 from everstep.vault.backup import DATABASE, BackupDirectory, BackupNote
@@ -82,6 +83,13 @@ def _fill(
                     )
                 stored_files.add(ref.blake3)
         vault.commit(manifest)
+    segments = segments_path(stage / DATABASE)
+    if note.segments:
+        segments.mkdir(mode=0o700)
+    for name, ref in note.segments.items():
+        backups.restore_file(ref, segments / Path(name).name)
+    if note.segments:
+        sync_directory(segments)
     write_new(stage / DATABASE, backups.ledger(note.id))
     check_database(stage / DATABASE)
     report = verify(vault, everything=True, progress=progress)

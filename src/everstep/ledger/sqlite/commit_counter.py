@@ -108,6 +108,11 @@ class CommitCounter:
         os.fsync(self._file)
         sync_directory(path.parent)
 
+    @property
+    def identity(self) -> str:
+        """The database's id."""
+        return self._identity.hex()
+
     def increment(self, connection: Connection) -> None:
         """Count the transaction that a connection is in, as a part of it."""
         _COUNT.run(connection, durable=self._commits + 1)

@@ -14,6 +14,8 @@ from everstep.durable_files import sync_file
 from everstep.ledger import tables as t
 from everstep.ledger.checkpoint_index import all_checkpoints
 from everstep.ledger.errors import LedgerError
+from everstep.ledger.operation_rows import named_segments
+from everstep.ledger.payload_log.segments import segment_path
 from everstep.ledger.records import Checkpoint
 from everstep.ledger.sqlite.database import open_engine
 
@@ -82,6 +84,17 @@ class DatabaseCopy:
         """Return all rows of the index."""
         with self._engine.begin() as connection:
             return all_checkpoints(connection)
+
+    def segments(self, database: Path) -> list[Path]:
+        """Return the segments of the payload log that its rows name.
+
+        Args:
+            database: the database that it is a copy of, beside which they lie.
+        """
+        with self._engine.begin() as connection:
+            identity = connection.execute(select(t.position.c.identity)).scalar_one()
+            named = sorted(named_segments(connection))
+        return [segment_path(database, identity, number) for number in named]
 
     def last_seq_ids(self) -> dict[str, int]:
         """Return the last accepted sequence id of each scope."""

@@ -179,7 +179,7 @@ class GroupCommit:
         try:
             with contextlib.nullcontext() if alone else _savepoint(connection):
                 result = job.work(connection)
-        except (DatabaseError, MultipleResultsFound, ValueError) as error:
+        except (DatabaseError, MultipleResultsFound, ValueError, TypeError) as error:
             failure = _damage(error) or error
         except Exception as error:  # noqa: BLE001  raised where the job was queued
             failure = error

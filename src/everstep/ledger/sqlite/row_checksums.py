@@ -46,18 +46,23 @@ def _needed(table: Table) -> tuple[str, ...]:
 
 
 def check_values(table: Table, values: Mapping[str, Any]) -> None:
-    """Raise `LedgerDamaged` if a row is damaged, given its values by column.
-
-    Its checksum does not match, or it lacks a value that the table requires. A row of another
-    table's page lacks such values.
-    """
-    lacks = any(name in values and values[name] is None for name in _needed(table))
-    if lacks or values["seal"] not in (None, checksum(values)):
+    """Raise `LedgerDamaged` if a row is damaged, given its values by column."""
+    if is_damaged(table, values):
         key = ", ".join(str(values[column.name]) for column in table.primary_key.columns)
         raise LedgerDamaged(
             f"The ledger's row of {key} ({table.name}) is damaged: its checksum does not match. "
             f"{_ADVICE.get(table.name, 'Restore it from a backup (everstep restore).')}"
         )
+
+
+def is_damaged(table: Table, values: Mapping[str, Any]) -> bool:
+    """Return whether a row is damaged, given its values by column.
+
+    Its checksum does not match, or it lacks a value that the table requires. A row of another
+    table's page lacks such values.
+    """
+    lacks = any(name in values and values[name] is None for name in _needed(table))
+    return lacks or values["seal"] not in (None, checksum(values))
 
 
 _ADVICE = {

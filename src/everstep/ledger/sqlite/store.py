@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from everstep.ledger.operation_rows import named_segments
+from everstep.ledger.payload_log.segments import SegmentFiles
 from everstep.ledger.sqlite.commit_counter import CommitCounter, check_complete, check_not_missing
 from everstep.ledger.sqlite.copy import check_database, copy_database
-from everstep.ledger.sqlite.database import HomeLock, open_engine, open_read_only
+from everstep.ledger.sqlite.database import HomeLock, database_errors, open_engine, open_read_only
 from everstep.ledger.sqlite.group_commit import GroupCommit
 
 Result = TypeVar("Result")
@@ -23,6 +25,7 @@ class SqliteStore:
     Args:
         path: the database file.
         engine: the open database.
+        payloads: the payload log beside it.
         lock: keeps other processes out, or None for a store that only reads.
         counter: counts durable transactions, or None for a store that only reads.
     """
@@ -31,6 +34,7 @@ class SqliteStore:
         self,
         path: Path,
         engine: Engine,
+        payloads: SegmentFiles,
         lock: HomeLock | None = None,
         counter: CommitCounter | None = None,
     ) -> None:
@@ -38,6 +42,7 @@ class SqliteStore:
         self._engine = engine
         self._lock = lock
         self._counter = counter
+        self.payloads = payloads
         self._group_commit = GroupCommit(engine, counter)
 
     @classmethod
@@ -65,7 +70,12 @@ class SqliteStore:
         check_not_missing(path, allow_missing=allow_missing)
         engine = open_engine(path)
         try:
-            return cls(path, engine, lock, CommitCounter(path, engine))
+            counter = CommitCounter(path, engine)
+            payloads = SegmentFiles(path, counter.identity)
+            with database_errors(path), engine.begin() as connection:
+                named = named_segments(connection)
+            payloads.recover(named)
+            return cls(path, engine, payloads, lock, counter)
         except BaseException:
             engine.dispose()
             raise
@@ -78,17 +88,17 @@ class SqliteStore:
             LedgerError: it doesn't exist, or has another schema than this release's.
             LedgerDamaged: it can't be read, or lacks acknowledged transactions.
         """
-        return cls(path, await asyncio.to_thread(cls._open_read_only, path))
+        return await asyncio.to_thread(cls._open_read_only, path)
 
     @classmethod
-    def _open_read_only(cls, path: Path) -> Engine:
+    def _open_read_only(cls, path: Path) -> SqliteStore:
         engine = open_read_only(path)
         try:
-            check_complete(path, engine)
+            identity, _ = check_complete(path, engine)
         except BaseException:
             engine.dispose()
             raise
-        return engine
+        return cls(path, engine, SegmentFiles(path, identity.hex()))
 
     @property
     def commits(self) -> int:
@@ -126,6 +136,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Run the calls that are queued, then release the file."""
         await asyncio.to_thread(self._group_commit.close)
+        self.payloads.close()
         self._engine.dispose()
         if self._counter is not None:
             self._counter.close()

@@ -100,6 +100,10 @@ class Admission:
                 or it has no sequence id.
         """
         entry = await self._entry(request)
+        operation = entry.operation
+        entry = replace(
+            entry, operation=replace(operation, inline=operation.kind not in ids.LOGGED)
+        )
         if entry.operation.kind == ids.SAMPLE:
             return entry
         run = await self._trainable(entry.operation.scope)

@@ -30,7 +30,7 @@ async def check_not_far_ahead(ledger: Ledger, new: NewOperation, position: int) 
     after = new.seq_id - MAX_SEQ_ID_LOOKAHEAD - 1
     if after < 0 or after < position:
         return
-    if not await ledger.operations(new.scope, after=after, limit=1):
+    if not await ledger.operations(new.scope, after=after, limit=1, contents=False):
         raise Rejected(
             400,
             f"seq_id {new.seq_id} is too far ahead: none of the {MAX_SEQ_ID_LOOKAHEAD} before it "

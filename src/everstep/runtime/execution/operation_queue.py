@@ -5,13 +5,15 @@ from __future__ import annotations
 from everstep.ledger import Ledger, Operation
 
 PAGE_SIZE = 64
+_NOTHING = 1 << 62
+_EVERYTHING = -1
 
 
 class OperationQueue:
     """A window on a run's operations in the ledger.
 
-    The ledger is the queue. The window holds the next few operations, so that a long backlog does
-    not fill the memory.
+    The ledger is the queue. The window holds the next few operations, without the large requests
+    and results that the payload log keeps, so that a long backlog does not fill the memory.
 
     Args:
         ledger: holds the operations.
@@ -22,7 +24,8 @@ class OperationQueue:
         self._ledger = ledger
         self._run_id = run_id
         self._held: dict[int, Operation] = {}
-        self._more = False
+        # The ledger may have operations from this sequence id on that are not held.
+        self._unread_from = _NOTHING
 
     def __bool__(self) -> bool:
         """Whether an operation waits."""
@@ -33,39 +36,57 @@ class OperationQueue:
         """The highest sequence id that is held."""
         return max(self._held)
 
-    def reset(self) -> None:
-        """Read from the ledger again."""
+    async def reset(self) -> int | None:
+        """Read from the ledger again, and return the sequence id of the first unfinished one."""
+        pending = await self._ledger.operations(
+            self._run_id, status="pending", limit=1, contents=False
+        )
         self._held.clear()
-        self._more = True
+        self._unread_from = _EVERYTHING
+        return pending[0].seq_id if pending else None
 
     def push(self, operation: Operation) -> None:
-        """Add an operation that was accepted. One that is held already changes nothing."""
-        if len(self._held) < PAGE_SIZE:
-            self._held.setdefault(operation.seq_id, operation)
-        else:
-            self._more = True  # it is in the ledger
+        """Add an operation that was accepted. One that is held already changes nothing.
+
+        A full window keeps the ones with the lowest sequence ids.
+        """
+        self._held.setdefault(operation.seq_id, operation.without_contents())
+        if len(self._held) > PAGE_SIZE:
+            last = self.last
+            del self._held[last]
+            self._unread_from = min(self._unread_from, last)
 
     def pop(self, seq_id: int) -> Operation | None:
         """Remove and return an operation, or None if it is not held."""
         return self._held.pop(seq_id, None)
 
     async def next(self, seq_id: int) -> Operation | None:
-        """Remove and return an operation, reading the next page if needed.
+        """Remove and return an operation with its contents, reading the next page if needed.
 
         Args:
             seq_id: the operation's sequence id. Those before it were executed.
 
         Returns:
             None when it has not been accepted.
+
+        Raises:
+            LedgerDamaged: it is damaged.
         """
-        if seq_id not in self._held and self._more:
+        if seq_id not in self._held and seq_id >= self._unread_from:
             await self._read_page(seq_id)
-        return self._held.pop(seq_id, None)
+        operation = self._held.get(seq_id)
+        if operation is None:
+            return None
+        filled = await self._ledger.contents.fill(operation)
+        self._held.pop(seq_id, None)
+        return filled
 
     async def _read_page(self, seq_id: int) -> None:
-        self._more = False
-        page = await self._ledger.operations(self._run_id, after=seq_id - 1, limit=PAGE_SIZE)
+        self._unread_from = _NOTHING  # what is accepted from now on is pushed
+        page = await self._ledger.operations(
+            self._run_id, after=seq_id - 1, limit=PAGE_SIZE, contents=False
+        )
         for operation in page:
             self._held.setdefault(operation.seq_id, operation)
-        if len(page) == PAGE_SIZE and seq_id in self._held:
-            self._more = True
+        if len(page) == PAGE_SIZE:
+            self._unread_from = min(self._unread_from, page[-1].seq_id + 1)

@@ -221,9 +221,7 @@ class RunActor:
         """
         run = self._run
         run.save_lost = False
-        pending = await self._context.ledger.operations(self.run_id, status="pending", limit=1)
-        first = pending[0].seq_id if pending else None
-        self._queue.reset()
+        first = await self._queue.reset()
         if first == 0:
             run.position = -1
             return True

@@ -129,7 +129,7 @@ class GarbageCollector:
 
     async def _is_orphaned(self, checkpoint: CheckpointId) -> bool:
         """Return whether a checkpoint is still orphaned. The caller holds the lock of its path."""
-        waiting = await self._ledger.operations(checkpoint.run_id, status="pending")
+        waiting = await self._ledger.operations(checkpoint.run_id, status="pending", contents=False)
         if checkpoint in {_awaited(each) for each in waiting if each.kind in SAVES}:
             return False
         return await asyncio.to_thread(

@@ -26,6 +26,7 @@ ForwardBackwardPass = Annotated[
     TrainingPass | PreparedPass, Depends(TrainingPassBody(types.ForwardBackwardRequest))
 ]
 _ERRORS = errors(400, 404, 413)
+_PASS_ERRORS = errors(400, 404, 413, 429)
 
 
 @router.post("/create_model", responses=_ERRORS)
@@ -49,13 +50,13 @@ async def get_info(
     return await runtime.model_queries.model_info(message.model_id, near=client.is_local)
 
 
-@operations.post("/forward", responses=_ERRORS)
+@operations.post("/forward", responses=_PASS_ERRORS)
 async def forward(runtime: CurrentRuntime, message: ForwardPass, client: Client) -> Future:
     """Compute loss and logprobs, without gradients."""
     return await runtime.submit(message, in_order=client.sends_in_order)
 
 
-@operations.post("/forward_backward", responses=_ERRORS)
+@operations.post("/forward_backward", responses=_PASS_ERRORS)
 async def forward_backward(
     runtime: CurrentRuntime, message: ForwardBackwardPass, client: Client
 ) -> Future:
