@@ -1,6 +1,6 @@
 """What do saves and loads of a state of 242 MB cost the run, its neighbours and the memory?
 
-    python benchmarks/checkpoints.py [--quick] [--dir .] [--layers 4] [--rank 212]
+    python benchmarks/checkpoints.py [--quick] [--dir .] [--layers 4] [--rank 212] [--device cuda]
 
 Each figure stands beside a physical limit of the same run: a copy in memory, a write and fsync of
 the same bytes, the vault's verified read, or the neighbour while nothing is saved. The model has
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from devices import add_device_option
 from figures import Figure, run
 from serving import Served, serving
 
@@ -301,7 +302,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
         directory, home = Path(name), Path(name) / "home"
         write_model(directory / "model", arguments.layers)
         models = (f"{MODEL}={directory / 'model'}", f"{TINY}={TINY}")
-        with serving(home, models=models) as served:
+        with serving(home, f"device={arguments.device}", models=models) as served:
             case = Case(served, home, arguments.rank, 3 if arguments.quick else 10)
             yield from case.memory()
             yield from case.saves(Limits(case.size, directory))
@@ -315,6 +316,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path(), help="a directory on the disk to test")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
     parser.add_argument("--rank", type=int, default=212, help="rank of the adapter")
+    add_device_option(parser)
 
 
 if __name__ == "__main__":

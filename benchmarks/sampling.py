@@ -1,6 +1,6 @@
 """How many tokens a second does the engine sample?
 
-    python benchmarks/sampling.py [--quick] [--dtype bfloat16]
+    python benchmarks/sampling.py [--quick] [--dtype bfloat16] [--device cuda]
 
 One request for 1 and for 32 samples of a prompt of 32 tokens, of the base model and of a LoRA
 adapter of rank 32, on two random models: a tiny one of 140 thousand parameters, and one of 97
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from devices import add_device_option
 from figures import Figure, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -63,17 +64,19 @@ class Subject:
         directory: where its files are written.
         config: sizes of a Llama.
         dtype: of the weights.
+        device: where they are.
     """
 
-    def __init__(self, directory: Path, config: dict[str, Any], dtype: str) -> None:
+    def __init__(self, directory: Path, config: dict[str, Any], dtype: str, device: str) -> None:
         write_pico(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         torch.manual_seed(0)
         module = AutoModelForCausalLM.from_config(LlamaConfig(**config, eos_token_id=257))
         module.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-        self.model: Model = load_model("random", str(directory), device="cpu", dtype=dtype)
-        self._theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        self.model: Model = load_model("random", str(directory), device=device, dtype=dtype)
+        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        self._theirs = theirs.to(device)
         self.weight_bytes = sum(each.nbytes for each in self._theirs.parameters())
         self.adapter = random_adapter(self.model)
 
@@ -98,7 +101,7 @@ class Subject:
 
     def generate(self, samples: int, tokens: int) -> None:
         """Sample with transformers."""
-        ids = torch.from_numpy(PROMPT).expand(samples, -1).contiguous()
+        ids = torch.from_numpy(PROMPT).expand(samples, -1).contiguous().to(self.model.device)
         with torch.no_grad():
             self._theirs.generate(
                 ids,
@@ -127,9 +130,9 @@ def rate(sample: Callable[[], None], count: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def bandwidth() -> float:
-    """Return the bytes a second at which all threads read memory."""
-    numbers = torch.ones(BANDWIDTH_BYTES // 4)
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes a second at which all threads, or a GPU, read memory."""
+    numbers = torch.ones(BANDWIDTH_BYTES // 4, device=device)
     return max(rate(lambda: float(numbers.sum()), BANDWIDTH_BYTES) for _ in range(3))
 
 
@@ -147,7 +150,7 @@ def compare(subject: Subject, samples: int, tokens: int, rounds: int) -> dict[st
             if number:
                 found[name].append(measured)
         found["passes"].append(subject.passes(samples, tokens))
-        found["bandwidth"].append(bandwidth())
+        found["bandwidth"].append(bandwidth(subject.model.device))
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -157,7 +160,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
     transformers.utils.logging.disable_progress_bar()
     for name, config in CONFIGS.items():
         with tempfile.TemporaryDirectory() as directory:
-            subject = Subject(Path(directory) / "model", config, arguments.dtype)
+            subject = Subject(Path(directory) / "model", config, arguments.dtype, arguments.device)
         for samples in (1, 32):
             tokens = (128 if name == "tiny" else 12) // (1 + arguments.quick)
             found = compare(subject, samples, tokens, 3 if arguments.quick else 7)
@@ -175,6 +178,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_device_option(parser)
 
 
 if __name__ == "__main__":
