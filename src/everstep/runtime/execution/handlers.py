@@ -1,7 +1,7 @@
 """Operation handlers: execute an operation of a run and record its result.
 
 `HANDLERS` has one for each kind. A handler returns when the run may execute its next operation.
-For a save that is before its result is recorded: see `saves`.
+For a save and for what trains that is before its result is recorded: see `saves`, `recorder`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from everstep.failpoints import Failpoint
@@ -39,10 +40,14 @@ async def execute(run: Run, operation: Operation) -> bool:
 
     Raises:
         WorkerLost: the worker ended. Nothing was recorded.
+        NotWritten: its result, or the one before it, could not be recorded.
     """
+    if operation.kind not in RECORDED_BEHIND:
+        await run.recorder.confirm()
     try:
         await HANDLERS[operation.kind](run, operation)
     except OperationFailed as failure:
+        await run.recorder.confirm()
         await run.fail(operation, failure)
         return operation.seq_id != 0
     return True
@@ -105,14 +110,14 @@ async def training_pass(run: Run, operation: Operation) -> None:
     output, seconds = await run.training_pass(operation.payload)
     if operation.kind in ids.CHANGES_STATE:
         run.add_replay_cost(seconds)
-    await run.succeed(operation, output, seconds=seconds)
+    await run.recorder.begin(partial(run.succeed, operation, output, seconds=seconds))
 
 
 async def optim_step(run: Run, operation: Operation) -> None:
     """Take one step of the optimizer."""
     result, seconds = await run.optim_step(json.loads(operation.payload))
     run.add_replay_cost(seconds)
-    await run.succeed(operation, result, seconds=seconds)
+    await run.recorder.begin(partial(run.succeed, operation, result, seconds=seconds))
 
 
 async def save_weights(run: Run, operation: Operation) -> None:
@@ -168,6 +173,8 @@ HANDLERS: Mapping[str, Handler] = {
     ids.SAVE_WEIGHTS_FOR_SAMPLER: save_weights_for_sampler,
     ids.SAVE_WEIGHTS_EXTERNAL: save_weights_external,
 }
+RECORDED_BEHIND = frozenset({ids.FORWARD, ids.FORWARD_BACKWARD, ids.OPTIM_STEP})
+"""Operations whose results are recorded while the next one executes."""
 
 
 async def _snapshot_load(run: Run, operation: Operation) -> None:

@@ -24,6 +24,7 @@ from everstep.runtime.errors import (
     VaultUnreachable,
     WorkerLost,
 )
+from everstep.runtime.execution.recorder import Recorder
 from everstep.runtime.execution.run_context import RunContext
 from everstep.runtime.maintenance.pins import send_pinned
 from everstep.runtime.workers.base import Call, Lease, not_served
@@ -67,6 +68,7 @@ class Run:
         last_end: how the worker ended that an operation was blamed for.
         snapshot_ends: how often in a row a snapshot ended its worker.
         wake: set when the actor has something to do.
+        recorder: holds its last result until that is recorded.
     """
 
     def __init__(self, run_id: str, context: RunContext) -> None:
@@ -84,6 +86,7 @@ class Run:
         self.snapshot_ends = WorkerEnds()
         self.last_end = ""
         self.wake = asyncio.Event()
+        self.recorder = Recorder(self.wake.set)
         self._lease: Lease | None = None
         self._environment: Mapping[str, Any] = {}
         self._numerics: Mapping[str, Any] | None = None
@@ -234,7 +237,8 @@ class Run:
         return any(key != SNAPSHOT_KEY for key in self.writes)
 
     async def wait_for_writes(self) -> None:
-        """Wait until no checkpoint of the run is being written."""
+        """Wait until no checkpoint of the run is being written, and no result is being recorded."""
+        await self.recorder.wait()
         while self.writes:
             await asyncio.wait(self.writes.values())
 

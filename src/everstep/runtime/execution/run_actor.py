@@ -204,14 +204,12 @@ class RunActor:
 
     async def _back_off(self, at_least: float) -> None:
         """Wait longer after each failure without an operation in between. A stop ends it."""
-        delay = _BACKOFF.delay(self._failures - 1) if self._failures else 0.0
-        delay = max(delay, at_least)
+        failures = max(self._failures, self._run.recorder.failures - 1)
+        delay = max(at_least, _BACKOFF.delay(failures - 1) if failures else 0.0)
         self._failures += 1
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self._stopping.wait()
-        except TimeoutError:
-            pass
 
     async def _recover(self) -> bool:
         """Restore a state before the first unfinished operation. `_step` replays from there.
@@ -221,6 +219,7 @@ class RunActor:
         """
         run = self._run
         run.save_lost = False
+        await run.recorder.confirm()
         first = await self._queue.reset()
         if first == 0:
             run.position = -1
@@ -241,9 +240,11 @@ class RunActor:
 
         Raises:
             WorkerLost: a save that was being written is unfinished again.
+            NotWritten: the last result could not be recorded.
         """
         run = self._run
         while not self._stopping.is_set():
+            await run.recorder.check()
             if run.save_lost:
                 run.save_lost = False
                 raise WorkerLost("a save was lost before it was recorded")
@@ -316,11 +317,10 @@ class RunActor:
         except WorkerLost as lost:
             self._blame(operation, lost)
             raise
-        if operation.status != "pending":
-            run.ends.pop(operation.request_id, None)
         run.position = operation.seq_id
         self._failures = 0
         if operation.status != "pending":
+            run.ends.pop(operation.request_id, None)
             await self._replay_snapshots.after(operation, replayed)
         elif alive:
             self._context.recovery.renew(self.run_id)

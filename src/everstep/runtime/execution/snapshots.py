@@ -58,7 +58,8 @@ def _manifests(vault: Vault, run_id: str) -> Iterator[Manifest]:
 async def take(run: Run, position: int) -> bool:
     """Snapshot a run as it is now. The snapshot is durable on return.
 
-    A failure is logged. It costs replay time, no data.
+    A failure is logged. It costs replay time, no data. There is none of a state that is ahead of
+    the ledger: the run's actor brings it back first.
 
     Args:
         run: the run. None of its operations may execute at the same time.
@@ -68,6 +69,8 @@ async def take(run: Run, position: int) -> bool:
         Whether there is a snapshot.
     """
     await run.wait_for_writes()
+    if run.recorder.failed:
+        return False
     record = await run.record()
     try:
         await (await _begin(run, record, position)).done
@@ -98,6 +101,9 @@ async def take_in_background(run: Run, position: int, *, replaying: bool = False
         position: sequence id of the last operation that its state includes.
         replaying: whether operations after it have been executed before, and cost their replay.
     """
+    await run.recorder.wait()
+    if run.recorder.failed:
+        return
     try:
         call = await _begin(run, await run.record(), position)
         await call.captured
@@ -139,6 +145,7 @@ async def evict(run: Run) -> None:
 
     A run that could not be snapshotted stays in memory, and one whose snapshots end the worker.
     """
+    await run.recorder.wait()
     if not run.resident:
         return
     await run.wait_for_writes()
