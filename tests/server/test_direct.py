@@ -133,7 +133,7 @@ def test_answers_are_those_of_fastapi_to_the_byte(
     assert statuses == {200, 307, 400, 404, 405, 408}
 
 
-def test_hot_routes_resolve_nothing_and_start_no_thread(
+def test_hot_routes_pass_no_middleware_resolve_nothing_and_start_no_thread(
     local: Local,
     requests: dict[str, tuple[str, str, dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -154,9 +154,12 @@ def test_hot_routes_resolve_nothing_and_start_no_thread(
         (starlette.concurrency, "run_in_threadpool"),
     ]:
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
-    matched = mock.Mock(side_effect=AssertionError("a route was searched for"))
+    matched = mock.Mock(
+        side_effect=AssertionError("a route was searched for, or middleware was passed")
+    )
     for router in local.app.router.routes[1:]:
         monkeypatch.setattr(router, "matches", matched, raising=False)
+    monkeypatch.setattr(local.app, "middleware_stack", matched)
     for name in ("health", "pass", "step", "result", "protobuf", "pending", "heartbeat"):
         method, path, options = requests[name]
         assert local.http.request(method, path, **options).status_code in (200, 408), name

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from everstep._version import __version__
 from everstep.runtime import OperationFailed, Rejected, Runtime
 from everstep.server.body import BodyRoute
-from everstep.server.direct import ExactPaths
+from everstep.server.direct import DirectFastAPI, ExactPaths
 from everstep.server.errors import add_error_handlers
 from everstep.server.hosted_paths import HostedPaths
 from everstep.server.offload.pool import Offload
@@ -102,7 +102,9 @@ def create_app(
         await runtime.close()
         app.state.offload.close()
 
-    app = FastAPI(title="Everstep", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = DirectFastAPI(
+        title="Everstep", version=__version__, description=DESCRIPTION, lifespan=lifespan
+    )
     app.state.stopping = asyncio.Event()
     app.state.offload = Offload()
     add_error_handlers(app)
@@ -111,7 +113,8 @@ def create_app(
     for router in _API:
         app.include_router(router, prefix=_PREFIX)
     app.include_router(openai_router)
-    app.router.routes.insert(0, ExactPaths(_direct_routes()))
+    app.exact = ExactPaths(_direct_routes())
+    app.router.routes.insert(0, app.exact)
     describe(app)
     app.add_middleware(HostedPaths)
     return app

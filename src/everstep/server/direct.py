@@ -3,16 +3,17 @@
 A training step is a few small requests, and FastAPI spends more on each than the service does: it
 tries one route after the other, and resolves every dependency through generic code. Most routes
 need neither: their path has no parameters, and what they take is read from the request alone.
-Everything else, and the document of the API, stays FastAPI's.
+Everything else, and the document of the API, stays FastAPI's. So do errors: a request whose direct
+handler raised takes the way through FastAPI and its middleware, where the error is raised again.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, NoMatchFound
@@ -20,6 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
 Reader = Callable[[Request], Awaitable[Any]]
+Value = TypeVar("Value")
+_RAISED = "everstep.raised"
+"""The key in a request's scope of what its direct handler raised."""
 
 
 class ExactPaths(BaseRoute):
@@ -31,10 +35,13 @@ class ExactPaths(BaseRoute):
 
     def __init__(self, routes: Iterable[tuple[str, APIRoute]]) -> None:
         self._routes: dict[tuple[str, str], APIRoute] = {}
+        self._handlers: dict[tuple[str, str], Handler] = {}
         for prefix, route in routes:
             if not route.param_convertors:
                 for method in route.methods or ():
-                    self._routes.setdefault((method, prefix + route.path), route)
+                    key = method, prefix + route.path
+                    if self._routes.setdefault(key, route) is route and direct_handler(route):
+                        self._handlers[key] = route.get_route_handler()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Find the route of a request. Requests with another method are left to FastAPI."""
@@ -44,7 +51,9 @@ class ExactPaths(BaseRoute):
         return Match.FULL, {"endpoint": route.endpoint, "path_params": {}, "route": route}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the route."""
+        """Call the route, or raise the error of its direct handler."""
+        if _RAISED in scope:
+            raise scope[_RAISED]
         app: ASGIApp = scope["route"].app
         await app(scope, receive, send)
 
@@ -52,10 +61,42 @@ class ExactPaths(BaseRoute):
         """Leave addresses to the routes themselves."""
         raise NoMatchFound(name, path_params)
 
+    def direct(self, scope: Scope) -> Handler | None:
+        """Return the direct handler of a request, if it has one."""
+        return self._found(self._handlers, scope)
+
     def _of(self, scope: Scope) -> APIRoute | None:
+        return self._found(self._routes, scope)
+
+    def _found(self, values: Mapping[tuple[str, str], Value], scope: Scope) -> Value | None:
         if scope["type"] != "http" or scope.get("root_path"):
             return None
-        return self._routes.get((scope["method"], scope["path"]))
+        return values.get((scope["method"], scope["path"]))
+
+
+class DirectFastAPI(FastAPI):
+    """A FastAPI that calls direct handlers past its middleware.
+
+    Attributes:
+        exact: the routes that are found by their path, None until they are known.
+    """
+
+    exact: ExactPaths | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        handler = self.exact.direct(scope) if self.exact is not None else None
+        if handler is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        try:
+            response = await handler(Request(scope, receive, send))
+        except Exception as error:  # noqa: BLE001  raised again where errors are answered
+            scope[_RAISED] = error
+            await super().__call__(scope, receive, send)
+        else:
+            await response(scope, receive, send)
 
 
 def direct_handler(route: APIRoute) -> Handler | None:
