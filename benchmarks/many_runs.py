@@ -39,14 +39,14 @@ def step(run: everstep.TrainingClient) -> float:
     return passed.result().metrics["loss:sum"]
 
 
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process and its descendants, in MiB."""
+def used_mib(pid: int) -> float:
+    """Return the memory of a process and its descendants in MiB. What they share counts once."""
     total = 0
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
             total += int(line.split()[1])
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return total / 1024 + sum(resident_mib(int(child)) for child in children)
+    return total / 1024 + sum(used_mib(int(child)) for child in children)
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def report(service: everstep.ServiceClient, count: int, home: Path) -> None:
         assert losses == expected[:1]
         runs.append(run)
         if index % max(1, count // 100) == 0 or index == IN_MEMORY:
-            sizes.append((index, resident_mib(pid)))
+            sizes.append((index, used_mib(pid)))
     created = time.perf_counter() - begin
     begin = time.perf_counter()
     returning = random.Random(0).sample(runs, min(RETURNING, len(runs)))

@@ -27,6 +27,7 @@ from everstep.engine.determinism import GIVEN_UP
 from everstep.engine.environment import environment
 from everstep.engine.errors import first_line
 from everstep.engine.models.pico import PICO_NAME, write_pico
+from everstep.system_memory import release_unused_memory
 from everstep.vault import VaultError, open_vault
 from everstep.worker.commands import Commands
 from everstep.worker.protocol.channel import NO_CALL, BlockingChannel, Envelope
@@ -36,6 +37,8 @@ from everstep.worker.protocol.tokenizer_files import write_tokenizer
 from everstep.worker.round_robin import RoundRobin
 
 _log = logs.get_logger("everstep.worker")
+IDLE_SECONDS = 5.0
+"""How long a worker has no command before it gives unused memory back to the system."""
 
 
 def main(argv: list[str]) -> None:
@@ -85,8 +88,17 @@ def serve(channel_descriptor: int, page_descriptor: int, arguments: Mapping[str,
     channel.send(NO_CALL, Ready(infos, environment(), refused))
     while True:
         while not (tasks.busy and inbox.empty()):
-            commands.handle(inbox.get())
+            commands.handle(next_command(inbox))
         tasks.step()
+
+
+def next_command(inbox: queue.SimpleQueue[Envelope]) -> Envelope:
+    """Wait for a command. A worker that had none for a while gives unused memory back first."""
+    try:
+        return inbox.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        release_unused_memory()
+        return inbox.get()
 
 
 def _sole_worker(home: Path) -> None:
