@@ -11,6 +11,7 @@ import pytest
 
 from everstep.engine import Model
 from everstep.ledger.sqlite.commit_counter import CommitCounter
+from everstep.runtime.execution import snapshots
 from everstep.vault import Vault
 from everstep.vault.storage.keys import BLOBS
 from tests.runtime.local import Local
@@ -21,7 +22,11 @@ FILES = 3
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the vault's fsyncs and the bytes it writes, and the ledger's commits."""
+    """Count the vault's fsyncs and the bytes it writes, and the ledger's commits.
+
+    Older snapshots are kept: their deletion goes on behind the reply, with a commit of its own.
+    """
+    monkeypatch.setattr(snapshots, "_prune_in_background", lambda *_: None)
     found: Counter[str] = Counter()
     fsync, write, commit = os.fsync, os.write, CommitCounter.mark_durable
 

@@ -25,10 +25,10 @@ MISSING = "missing"
 """Kind of a row that takes the sequence id of an operation that did not arrive in time."""
 
 PASSES = frozenset({FORWARD, FORWARD_BACKWARD})
-LOGGED = PASSES | {SAMPLE}
-"""Operations whose requests may be large. Requests of others are read by statements of the ledger,
-and stay in their rows."""
 """Kinds whose requests are large."""
+LOGGED = PASSES | {SAMPLE}
+"""Kinds whose large requests go to the payload log. Requests of others are read by statements of
+the ledger, and stay in their rows."""
 CHANGES_STATE = frozenset({FORWARD_BACKWARD, OPTIM_STEP, LOAD_WEIGHTS})
 """Kinds that change a run's state and that recovery replays."""
 
