@@ -75,11 +75,15 @@ def test_download_resumes_after_ctrl_c(saved: Saved, tmp_path: Path) -> None:
     begun, asked = 1 << 16, []
 
     def cut(self: httpx.Response, size: int | None = None) -> Iterator[bytes]:
+        if isinstance(self.stream, httpx.ByteStream):  # not the download
+            yield from whole(self, size)
+            return
         yield next(iter(whole(self, begun)))
         raise KeyboardInterrupt
 
     def seen(self: httpx.Response, size: int | None = None) -> Iterator[bytes]:
-        asked.append(self.request.headers.get("range"))
+        if not isinstance(self.stream, httpx.ByteStream):
+            asked.append(self.request.headers.get("range"))
         yield from whole(self, size)
 
     words = ("checkpoint", "download", saved.a, "-o", tmp_path)
