@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from everstep.engine.alignment import tensor_from
 from everstep.engine.arena import split
 from everstep.engine.divergence import diverged, is_finite
 from everstep.engine.errors import InputError
@@ -136,7 +137,7 @@ def _micro_batch(
     def on_host() -> list[torch.Tensor]:
         arrays = download(detached)
         _check_logprobs(state, arrays)
-        return [torch.from_numpy(array) for array in arrays]
+        return [tensor_from(array) for array in arrays]
 
     terms = yield from loss.evaluate(examples, logps, on_host)
     if gradients is not None:

@@ -22,6 +22,7 @@ from everstep.testing.modelstore import ModelStore
 from everstep.testing.strategies import crashes, steps
 from everstep.testing.workload import Step, run_steps
 from everstep.vault import Vault
+from everstep.vault.storage import local
 from tests.profiles import example_count
 
 PROGRAM: list[Step] = [
@@ -96,8 +97,12 @@ def test_forgotten_fsync_is_detected(sort: faulty.Sort) -> None:
     assert sum(bool(judged(log, each)) for each in crashes) > 10
 
 
-def test_any_single_forgotten_fsync_of_a_save_is_detected() -> None:
-    """A forgotten fsync is harmless only if the same directory is synced again before the end."""
+def test_any_single_forgotten_fsync_of_a_save_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten fsync is harmless only if the same directory is synced again before the end.
+
+    Those that are made at once are made in order here, so that each is forgotten in one trial.
+    """
+    monkeypatch.setattr(local, "_at_once", lambda calls: [call() for call in calls])
     made_good: list[Path] = []
     detected: list[Path] = []
     for nth in itertools.count(1):
