@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 _MAX_DOUBLINGS = 64
+_random = random.SystemRandom()  # draws from `random` would change what a program's seed gives
 
 
 @dataclass(frozen=True)
@@ -25,4 +26,4 @@ class Backoff:
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait before a retry, counted from 0."""
         seconds = min(self.initial * 2.0 ** min(attempt, _MAX_DOUBLINGS), self.max)
-        return seconds * random.uniform(1.0 - self.jitter, 1.0) if self.jitter else seconds
+        return seconds * _random.uniform(1.0 - self.jitter, 1.0) if self.jitter else seconds

@@ -40,7 +40,7 @@ class ExactPaths(BaseRoute):
             if not route.param_convertors:
                 for method in route.methods or ():
                     key = method, prefix + route.path
-                    if self._routes.setdefault(key, route) is route and direct_handler(route):
+                    if self._routes.setdefault(key, route) is route and _is_direct(route):
                         self._handlers[key] = route.get_route_handler()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -97,6 +97,12 @@ class DirectFastAPI(FastAPI):
             await super().__call__(scope, receive, send)
         else:
             await response(scope, receive, send)
+
+
+def _is_direct(route: APIRoute) -> bool:
+    """Return whether a route's own handler takes nothing that FastAPI's middleware prepares."""
+    own = type(route).get_route_handler is not APIRoute.get_route_handler
+    return own and direct_handler(route) is not None
 
 
 def direct_handler(route: APIRoute) -> Handler | None:
