@@ -79,6 +79,27 @@ def test_segment_is_droppable_once_it_is_full_released_and_settled(
     log.close()
 
 
+def test_nothing_waits_for_a_content_that_is_being_written(tmp_path: Path) -> None:
+    log = files(tmp_path)
+    known = put(log, contents(1)[0], settle=False)
+    begun, go_on, write = threading.Event(), threading.Event(), os.write
+
+    def held(handle: int, data: bytes) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return write(handle, data)
+
+    with ThreadPoolExecutor(2) as threads, mock.patch.object(os, "write", held):
+        appended = threads.submit(put, log, contents(2)[1])
+        assert begun.wait(60)
+        try:
+            threads.submit(log.settle, known).result(60)
+            assert threads.submit(log.read, known).result(60) == contents(1)[0]
+        finally:
+            go_on.set()
+        assert log.read(appended.result(60)) == contents(2)[1]
+
+
 def test_damaged_byte_anywhere_in_a_record_is_detected(tmp_path: Path) -> None:
     log = files(tmp_path)
     before, victim, after = (put(log, each) for each in contents(3))

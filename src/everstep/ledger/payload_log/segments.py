@@ -39,7 +39,10 @@ def segment_path(database: Path, identity: str, number: int) -> Path:
 
 
 class _Segment:
-    """A segment that this process writes. ``lock`` guards all but ``synced``."""
+    """A segment that this process writes.
+
+    Each is written by one thread at a time (``writing``), and synced by one (``syncing``).
+    """
 
     def __init__(self, number: int, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -49,32 +52,42 @@ class _Segment:
         self.written = 0  # records
         self.synced = 0
         self.failed = False
+        self.writing = threading.Lock()
         self.syncing = threading.Lock()
 
-    def write(self, record: Iterable[bytes]) -> int:
-        """Write a record and return where it begins. After an error it takes no more."""
-        begin = self.end
-        try:
-            for part in record:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(self.handle, view[:_WRITE_BYTES]) :]
-                self.end += len(part)
-        except OSError:
-            self.failed = True
-            with contextlib.suppress(OSError):  # give the space back
-                os.ftruncate(self.handle, begin)
-            raise
-        self.written += 1
-        return begin
+    def write(self, record: Iterable[bytes]) -> tuple[int, int]:
+        """Write a record. After an error the segment takes no more.
+
+        Returns:
+            Where it begins, and its number.
+        """
+        with self.writing:
+            self._check()
+            begin = self.end
+            try:
+                for part in record:
+                    view = memoryview(part)
+                    while view:
+                        view = view[os.write(self.handle, view[:_WRITE_BYTES]) :]
+                    self.end += len(part)
+            except OSError:
+                self.failed = True
+                with contextlib.suppress(OSError):  # give the space back
+                    os.ftruncate(self.handle, begin)
+                raise
+            self.written += 1
+            return begin, self.written
+
+    def _check(self) -> None:
+        if self.failed:
+            raise OSError(f"an earlier write to payload segment {self.number} failed")
 
     def sync(self, record: int) -> None:
         """Make the records up to one durable. A sync that began behind it serves it as well."""
         with self.syncing:
             if self.synced >= record:
                 return
-            if self.failed:
-                raise OSError(f"an earlier write to payload segment {self.number} failed")
+            self._check()
             upto = self.written
             try:
                 os.fsync(self.handle)
@@ -125,20 +138,18 @@ class SegmentFiles:
 
     def append(self, content: bytes, digest: bytes, stream: Stream) -> Location:
         """Write a content and return once it is durable. See `PayloadLog.append`."""
-        with self._lock:
+        with self._lock:  # not while it is written: `settle` must not wait for that
             segment = self._segment(stream)
-            offset = segment.write((header(len(content), digest), content))
-            record = segment.written
             self._unsettled[segment.number] += 1
-        location = Location(segment.number, offset, len(content), digest)
         try:
+            offset, record = segment.write((header(len(content), digest), content))
             _WRITTEN()
             segment.sync(record)
             _SYNCED()
         except BaseException:
-            self.settle(location)
+            self._settle(segment.number)
             raise
-        return location
+        return Location(segment.number, offset, len(content), digest)
 
     def _segment(self, stream: Stream) -> _Segment:
         """Return the segment that takes the next record of a stream."""
@@ -170,11 +181,14 @@ class SegmentFiles:
 
     def settle(self, location: Location) -> None:
         """Let go of an appended content. See `PayloadLog.settle`."""
+        self._settle(location.segment)
+
+    def _settle(self, number: int) -> None:
         with self._lock:
-            self._unsettled[location.segment] -= 1
-            if not self._unsettled[location.segment]:
-                del self._unsettled[location.segment]
-                self._close_if_done(location.segment)
+            self._unsettled[number] -= 1
+            if not self._unsettled[number]:
+                del self._unsettled[number]
+                self._close_if_done(number)
 
     def _close_if_done(self, number: int) -> None:
         """Close a segment that takes no more records, once none of it is being synced."""
