@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import everstep
+from everstep import backoff
 from everstep.client._transport import http
 from everstep.wire.codecs.proto import PROTOBUF
 from tests.client.fake_service import (
@@ -48,7 +49,7 @@ TRANSIENT: list[Fault] = [
 
 @pytest.fixture(autouse=True)
 def _backoff_without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(backoff._random, "uniform", lambda low, high: high)
 
 
 def data(count: int = 1) -> list[everstep.Datum]:
