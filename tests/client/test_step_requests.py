@@ -10,6 +10,7 @@ import tinker
 
 import everstep
 from tests.client.fake_service import GIVE_UP_SECONDS, MODEL, FakeService, Recorded
+from tests.scenario import connect, disconnect
 
 STEPS = 5
 TOKENS = 64
@@ -18,24 +19,27 @@ SUBMITS, POLL = ("/forward_backward", "/optim_step"), "/retrieve_future"
 
 def train(sdk: Any, service: FakeService, *, awaited: bool) -> list[Recorded]:
     """Train, and return the requests of the steps."""
-    client = sdk.ServiceClient(base_url=service.url, api_key="tml-test")
-    run = client.create_lora_training_client(MODEL, rank=4).result(GIVE_UP_SECONDS)
-    before = len(service.requests)
-    data = [
-        sdk.Datum(
-            model_input=sdk.ModelInput.from_ints(list(range(TOKENS))),
-            loss_fn_inputs={"target_tokens": list(range(TOKENS)), "weights": [1.0] * TOKENS},
-        )
-    ]
-    futures = []
-    for _ in range(STEPS):
-        futures += [run.forward_backward(data, "cross_entropy")]
-        futures += [run.optim_step(sdk.AdamParams(learning_rate=0.1))]
-        if awaited:
-            for future in futures:
-                future.result(GIVE_UP_SECONDS)
-    for future in futures:
-        future.result(GIVE_UP_SECONDS)
+    client = connect(sdk, service.url)
+    try:
+        run = client.create_lora_training_client(MODEL, rank=4).result(GIVE_UP_SECONDS)
+        before = len(service.requests)
+        data = [
+            sdk.Datum(
+                model_input=sdk.ModelInput.from_ints(list(range(TOKENS))),
+                loss_fn_inputs={"target_tokens": list(range(TOKENS)), "weights": [1.0] * TOKENS},
+            )
+        ]
+        futures = []
+        for _ in range(STEPS):
+            futures += [run.forward_backward(data, "cross_entropy")]
+            futures += [run.optim_step(sdk.AdamParams(learning_rate=0.1))]
+            if awaited:
+                for future in futures:
+                    future.result(GIVE_UP_SECONDS)
+        for future in futures:
+            future.result(GIVE_UP_SECONDS)
+    finally:
+        disconnect(service.url)
     return [each for each in service.requests[before:] if each.path in (*SUBMITS, POLL)]
 
 
