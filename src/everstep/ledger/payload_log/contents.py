@@ -16,7 +16,7 @@ from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, NotWritten, QueueFull
 from everstep.ledger.payload_log.content import Content
-from everstep.ledger.payload_log.log import Location, PayloadFile, PayloadUnreadable, Stream
+from everstep.ledger.payload_log.log import Location, PayloadUnreadable, Stream
 from everstep.ledger.payload_log.records import content_digest
 from everstep.ledger.records import NewOperation, Operation
 from everstep.ledger.store import Store
@@ -154,10 +154,6 @@ class Contents:
     async def fill_all(self, operations: Iterable[Operation]) -> list[Operation]:
         """Return operations with payloads and results. Raises as `fill` does."""
         return [await self.fill(each) for each in operations]
-
-    def file(self, operation: Operation) -> PayloadFile | None:
-        """Return the payload of an operation as a part of a file, if it lies in one."""
-        return self._log.file(operation.payload_at) if operation.payload_at is not None else None
 
     async def damaged(self, operations: Iterable[Operation]) -> list[str]:
         """Read the contents of operations and return a message for each that is damaged."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 Stream = Literal["requests", "results"]
@@ -27,23 +26,6 @@ class Location:
     """
 
     segment: int
-    offset: int
-    size: int
-    digest: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class PayloadFile:
-    """A content as a part of a file, for a process on this machine.
-
-    Attributes:
-        path: the file.
-        offset: where the content begins.
-        size: bytes of the content.
-        digest: the BLAKE3 of the content. Whoever reads it compares.
-    """
-
-    path: Path
     offset: int
     size: int
     digest: bytes = field(repr=False)
@@ -78,9 +60,6 @@ class PayloadLog(Protocol):
         Raises:
             PayloadUnreadable: it is missing, or not what was written.
         """
-
-    def file(self, location: Location) -> PayloadFile | None:
-        """Return a content as a part of a file, or None where it lies in none."""
 
     def released(self, segments: Iterable[int]) -> None:
         """Note that rows no longer name contents of these segments."""

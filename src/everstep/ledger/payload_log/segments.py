@@ -19,7 +19,7 @@ from pathlib import Path
 
 from everstep.durable_files import sync_directory
 from everstep.failpoints import Failpoint
-from everstep.ledger.payload_log.log import Location, PayloadFile, PayloadUnreadable, Stream
+from everstep.ledger.payload_log.log import Location, PayloadUnreadable, Stream
 from everstep.ledger.payload_log.records import HEADER_BYTES, check_record, header
 
 SEGMENT_BYTES = 32 << 20
@@ -214,12 +214,6 @@ class SegmentFiles:
             text = f"{path.name}, offset {location.offset}: {error}"
             raise PayloadUnreadable(text) from error
         return content
-
-    def file(self, location: Location) -> PayloadFile:
-        """Return a content as a part of its segment."""
-        path = segment_path(self._database, self._identity, location.segment)
-        begin = location.offset + HEADER_BYTES
-        return PayloadFile(path, begin, location.size, location.digest)
 
     def released(self, segments: Iterable[int]) -> None:
         """Note that rows no longer name contents of these segments."""
