@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from everstep.worker.zygote import shared
-from tests import budget, helpers, profiles, scratch
+from tests import budget, devices, helpers, profiles, scratch
 from tests.buckets.bucket import Bucket, Server
 from tests.scenario import disconnect
 
@@ -35,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the time budget, and choose the place of temporary directories."""
     budget.register(config)
     scratch.choose(config)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    devices.skip_without_cuda(item)
 
 
 class Service:

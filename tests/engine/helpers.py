@@ -71,7 +71,7 @@ def _cross_entropy(
 
 def buffers(state: RunState) -> dict[str, bytes]:
     """Return all buffers of a run as bytes."""
-    return {name: buffer.numpy().tobytes() for name, buffer in state.arena.buffers.items()}
+    return {name: buffer.cpu().numpy().tobytes() for name, buffer in state.arena.buffers.items()}
 
 
 def trained(model: Model, seed: int = 3, steps: int = 2, rate: float = 0.01) -> RunState:

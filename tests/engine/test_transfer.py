@@ -8,6 +8,7 @@ for what the tests stand in for. Nothing here was run on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,38 @@ def test_upload_to_cuda_is_pinned_and_does_not_wait(monkeypatch: pytest.MonkeyPa
         def to(self, device: torch.device, *, non_blocking: bool) -> None:
             calls.append((device, non_blocking))
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+    monkeypatch.setattr(transfer, "_pinned_copy", lambda array: Pinned())
     upload(np.arange(3), torch.device("cuda", 1))
     assert calls == [(torch.device("cuda", 1), True)]
+
+
+def test_buffer_is_filled_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[int] = []
+
+    def pinned_copy(array: Array) -> torch.Tensor:
+        pieces.append(array.size)
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(transfer, "_pinned_copy", pinned_copy)
+    monkeypatch.setattr(transfer, "PIECE", 5)
+    numbers = np.arange(17, dtype=np.float32)
+    buffer = torch.full((17,), -1.0)
+    transfer._fill_in_pieces(buffer, [numbers[:12].reshape(3, 4), numbers[12:]])
+    assert np.array_equal(buffer.numpy(), numbers)
+    assert pieces == [5, 5, 2, 5]
+
+
+@pytest.mark.cuda
+def test_arrays_reach_cuda_and_come_back() -> None:
+    device = torch.device("cuda")
+    arrays = [np.random.default_rng(n).random((300, 1000), np.float32) for n in range(9)]
+    buffer = torch.empty(sum(each.size for each in arrays), device=device)
+    transfer.fill(buffer, arrays)
+    copies = transfer.CopyStream(device)
+    expected = np.concatenate([each.ravel() for each in arrays])
+    assert np.array_equal(copies.copy(buffer, copies.mark()).wait(), expected)
+    assert np.array_equal(transfer.to_host(buffer), expected)
+    assert np.array_equal(upload(arrays[0], device).cpu().numpy(), arrays[0])
 
 
 class Events:
@@ -234,6 +264,37 @@ def test_work_that_is_queued_is_bounded(events: Events) -> None:
         queue.mark()
         assert events.waited == list(range(max(0, number + 1 - MAX_QUEUED)))
     assert events.recorded == [0, 1, 2, 3, 4]
+
+
+def test_copy_to_the_host_begins_after_a_mark_and_is_marked(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    class Stream:
+        def wait_event(self, event: Any) -> None:
+            calls.append(("waits for", event.number))
+
+    class Pinned:
+        def copy_(self, tensor: torch.Tensor, *, non_blocking: bool) -> None:
+            calls.append(("copies", non_blocking, len(events.recorded)))
+
+        def numpy(self) -> str:
+            return "array"
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(transfer, "_pinned_like", lambda tensor: Pinned())
+    copies = transfer.CopyStream(torch.device("cuda"))
+    mark = copies.mark()
+    copy = copies.copy(torch.empty(3), mark)
+    assert calls == [("waits for", 0), ("copies", True, 1)]
+    assert (events.recorded, events.waited) == ([0, 1], []), "the host does not wait"
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    copy.hold_device()
+    assert (calls[2:], events.waited) == ([("waits for", 1)], [])
+    assert str(copy.wait()) == "array"
+    assert events.waited == [1]
 
 
 def test_a_cpu_has_no_events(events: Events) -> None:

@@ -4,17 +4,23 @@ An optimizer step is therefore one fused pass, a save is a header and a streamed
 is one copy. A save pins buffers. Where a step overwrites what a save has not yet read, it keeps a
 copy in spare memory, a segment at a time: training is delayed by at most one copy in memory, and a
 state has never a second copy of its own size.
+
+Buffers on CUDA are copied to the host by a stream of their own, a segment while the one before it
+is written, and what a step overwrites is kept on the device. Neither then waits for a save, but for
+a step that waits, on the device, for the segment that is being copied.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
-from everstep.engine.spare import SEGMENT, SPARE, SpareMemory, allocate
+from everstep.engine.spare import SEGMENT, SPARE, SpareMemory, allocate, spare_of
+from everstep.engine.transfer import CopyStream, HostCopy, copy_stream
 
 BUFFERS = ("params", "grads", "exp_avg", "exp_avg_sq")
 
@@ -25,7 +31,7 @@ class Arena:
     Args:
         shapes: names and shapes of the tensors, in order.
         device: device of the buffers.
-        spare: memory for what saves still have to read.
+        spare: memory for what saves still have to read. None: the device's.
         zero: whether the buffers are zero, or hold anything.
 
     Attributes:
@@ -33,14 +39,15 @@ class Arena:
         size: the numbers in a buffer.
         buffers: the flat buffers by name.
         segments: the parts that buffers are read and kept in.
-        spare: as given.
+        spare: the memory for that.
+        copies: a stream for copies to the host. None: saves read the buffers where they lie.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
         device: torch.device,
-        spare: SpareMemory = SPARE,
+        spare: SpareMemory | None = None,
         *,
         zero: bool = True,
     ) -> None:
@@ -53,7 +60,8 @@ class Arena:
         self.segments = [
             slice(begin, min(begin + SEGMENT, self.size)) for begin in range(0, self.size, SEGMENT)
         ]
-        self.spare = spare
+        self.spare = spare_of(device) if spare is None else spare
+        self.copies = copy_stream(device)
         self._pins: list[Pinned] = []
         self._changed = threading.Condition()
 
@@ -114,6 +122,10 @@ class Arena:
         if not self.is_pinned:
             yield slice(0, self.size)
             return
+        if self.copies is not None:
+            self._keep_on_device(names)
+            yield slice(0, self.size)
+            return
         later = []
         for number, part in enumerate(self.segments):
             if self._keep(names, number, part, wait=False):
@@ -136,12 +148,28 @@ class Arena:
                 while pin.reads(name, number):
                     self._changed.wait()
             for name in names:
-                pins = [pin for pin in self._pins if pin.needs(name, number)]
-                if pins:
-                    kept = Kept(self.spare, self.buffers[name][part], len(pins))
-                    for pin in pins:
-                        pin.keep(name, number, kept)
+                self._keep_segment(name, number, part)
         return True
+
+    def _keep_on_device(self, names: tuple[str, ...]) -> None:
+        """Keep what saves need of buffers, and have the device wait for the copies under way.
+
+        All of it before anything is overwritten: an error leaves the buffers as they are.
+        """
+        with self._changed:
+            for name in names:
+                for number, part in enumerate(self.segments):
+                    self._keep_segment(name, number, part)
+            for pin in self._pins:
+                pin.hold_device()
+
+    def _keep_segment(self, name: str, number: int, part: slice) -> None:
+        """Keep what saves need of a segment. The caller holds the lock."""
+        pins = [pin for pin in self._pins if pin.needs(name, number)]
+        if pins:
+            kept = Kept(self.spare, self.buffers[name][part], len(pins), self.copies)
+            for pin in pins:
+                pin.keep(name, number, kept)
 
     def replace(self, buffers: Mapping[str, torch.Tensor]) -> None:
         """Put other buffers of the same layout in the place of some. Pins keep the former ones."""
@@ -156,12 +184,28 @@ class Kept:
         spare: the memory.
         content: what is kept.
         readers: how many saves need it.
+        copies: the arena's.
+
+    Attributes:
+        content: the copy.
+        ready: marks on the device when it is there.
     """
 
-    def __init__(self, spare: SpareMemory, content: torch.Tensor, readers: int) -> None:
-        self.content = spare.take(content.numel())
-        self.content.copy_(content)
+    def __init__(
+        self,
+        spare: SpareMemory,
+        content: torch.Tensor,
+        readers: int,
+        copies: CopyStream | None = None,
+    ) -> None:
         self._spare = spare
+        try:
+            self.content = spare.take(content.numel())
+        except torch.OutOfMemoryError:  # the device is full; the step waits for a copy to the host
+            self._spare = SPARE
+            self.content = SPARE.take(content.numel())
+        self.content.copy_(content)
+        self.ready = copies.mark() if copies is not None else None
         self._readers = readers
 
     def drop(self) -> None:
@@ -189,6 +233,8 @@ class Pinned:
         self._kept: dict[tuple[str, int], Kept] = {}
         self._reading: tuple[str, int] | None = None
         self._read: set[tuple[str, int]] = set()
+        self._copying: dict[tuple[str, int], HostCopy] = {}
+        self._ready = arena.copies.mark() if arena.copies is not None else None
 
     @property
     def names(self) -> list[str]:
@@ -213,6 +259,11 @@ class Pinned:
         """Read a segment from spare memory from now on. The caller holds the lock."""
         self._kept[name, number] = kept
 
+    def hold_device(self) -> None:
+        """Have the device wait for the copies under way. The caller holds the lock."""
+        for copy in self._copying.values():
+            copy.hold_device()
+
     def read(self, name: str, *, once: bool) -> Iterator[memoryview]:
         """Yield a buffer's bytes. Each part is valid until the next one is asked for.
 
@@ -220,11 +271,14 @@ class Pinned:
             name: the buffer.
             once: whether nobody reads it again, so that what was read may be overwritten.
         """
+        copies = self._arena.copies
+        return self._read_in_place(name, once) if copies is None else self._copy(name, once, copies)
+
+    def _read_in_place(self, name: str, once: bool) -> Iterator[memoryview]:
         for number, part in enumerate(self._arena.segments):
             key = (name, number)
             with self._changed:
-                assert key not in self._read, "it was read, and may be overwritten by now"
-                kept = self._kept.get(key)
+                kept = self._kept_of(key)
                 self._reading = key
             content = kept.content if kept is not None else self._buffers[name][part]
             try:
@@ -237,9 +291,55 @@ class Pinned:
                         self._drop(key)
                     self._changed.notify_all()
 
+    def _copy(self, name: str, once: bool, copies: CopyStream) -> Iterator[memoryview]:
+        """Yield copies of a device's memory, each while the next one is made."""
+        waiting: deque[tuple[str, int]] = deque()
+        try:
+            for number, part in enumerate(self._arena.segments):
+                self._begin_copy((name, number), part, once, copies)
+                waiting.append((name, number))
+                if number:
+                    yield self._end_copy(waiting.popleft(), once)
+            while waiting:
+                yield self._end_copy(waiting.popleft(), once)
+        finally:
+            for key in waiting:
+                self._end_copy(key, once)
+
+    def _begin_copy(
+        self, key: tuple[str, int], part: slice, once: bool, copies: CopyStream
+    ) -> None:
+        with self._changed:
+            kept = self._kept_of(key)
+            content, ready = self._buffers[key[0]][part], self._ready
+            if kept is not None:
+                content, ready = kept.content, kept.ready
+            assert ready is not None, "every arena on the device has marks"
+            self._copying[key] = copies.copy(content, ready)
+            if once:  # a step need not keep it: it waits for the copy
+                self._read.add(key)
+            self._changed.notify_all()
+
+    def _end_copy(self, key: tuple[str, int], once: bool) -> memoryview:
+        """Wait for a copy, and let the memory that it was made from go."""
+        content = self._copying[key].wait()
+        with self._changed:
+            del self._copying[key]
+            if once:
+                self._drop(key)
+            self._changed.notify_all()
+        return content.data.cast("B")
+
+    def _kept_of(self, key: tuple[str, int]) -> Kept | None:
+        """Return where a segment is kept, if it is. The caller holds the lock."""
+        assert key not in self._read, "it was read, and may be overwritten by now"
+        return self._kept.get(key)
+
     def release(self) -> None:
         """Unpin the buffers. May be called from any thread."""
         with self._changed:
+            for copy in self._copying.values():
+                copy.wait()
             self._arena.unpin(self)
             for key in list(self._kept):
                 self._drop(key)

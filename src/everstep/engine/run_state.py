@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from everstep.engine import adapter_files as files
-from everstep.engine.alignment import tensor_from
 from everstep.engine.arena import Arena, Pinned
 from everstep.engine.config import AdapterConfig
 from everstep.engine.divergence import UNKNOWN, Magnitudes, diverged, is_finite
 from everstep.engine.errors import ConfigMismatch, InputError
 from everstep.engine.models.lora import BoundAdapter, LoraWeights
 from everstep.engine.numerics import Numerics
+from everstep.engine.transfer import fill, upload
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ALL = ("params", "grads", *_MOMENTS)
@@ -235,7 +235,7 @@ class RunState:
         buffers = dict(zip(_ALL, self.arena.writable(*_ALL), strict=True))
         for name, buffer in buffers.items():
             if name in loaded:
-                _copy(loaded[name], buffer, shapes)
+                fill(buffer, [loaded[name][each] for each in shapes])
             else:
                 buffer.zero_()
         self.has_gradients = "grads" in loaded
@@ -309,7 +309,7 @@ def load_adapter_weights(
         Diverged: a weight is NaN or infinite.
     """
     arrays = _flat({files.ADAPTER: content}, files.ADAPTER, layout)
-    tensors = {name: tensor_from(array).to(device) for name, array in arrays.items()}
+    tensors = {name: upload(array, device) for name, array in arrays.items()}
     if not all(map(is_finite, tensors.values())):
         raise diverged(tensors)
     return Adapter(layout, layout.weights(tensors), tensors)
@@ -338,15 +338,6 @@ def _checked(
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ConfigMismatch(f"{file} does not fit this run: {'; '.join(problems[:5])}{more}.")
     return tensors
-
-
-def _copy(
-    arrays: Mapping[str, np.ndarray[Any, Any]], buffer: torch.Tensor, shapes: files.Shapes
-) -> None:
-    host = buffer if buffer.device.type == "cpu" else torch.empty_like(buffer, device="cpu")
-    np.concatenate([arrays[name].ravel() for name in shapes], out=host.numpy())
-    if host is not buffer:
-        buffer.copy_(host)
 
 
 def _host(buffer: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ and the host waits only to bound what is queued. On a CPU nothing is copied that
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from everstep.engine.alignment import tensor_from
 MAX_QUEUED = 2
 """Micro-batches that are queued beyond the one that is computed. More would not be faster, and
 would keep other runs, and the heartbeat of the worker, waiting."""
+PIECE = 1 << 21
+"""Most numbers of a pinned piece of memory that a buffer is filled through."""
 Array = np.ndarray[Any, Any]
 
 
@@ -29,10 +31,33 @@ def is_accelerator(device: torch.device) -> bool:
 
 def upload(array: Array, device: torch.device) -> torch.Tensor:
     """Copy an array to a device. The host does not wait for the copy."""
-    tensor = tensor_from(array)
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        return _pinned_copy(array).to(device, non_blocking=True)
+    return tensor_from(array).to(device)
+
+
+def fill(buffer: torch.Tensor, arrays: Iterable[Array]) -> None:
+    """Copy arrays of float32 into a flat buffer, one after the other."""
+    if buffer.device.type == "cuda":
+        _fill_in_pieces(buffer, arrays)
+        return
+    on_host = buffer.device.type == "cpu"
+    host = buffer if on_host else torch.empty_like(buffer, device="cpu")
+    np.concatenate([array.ravel() for array in arrays], out=host.numpy())
+    if not on_host:
+        buffer.copy_(host)
+
+
+def _fill_in_pieces(buffer: torch.Tensor, arrays: Iterable[Array]) -> None:
+    """Fill a buffer through pinned memory, a piece while the one before it is copied."""
+    queue, begin = QueueBound(buffer.device), 0
+    for array in arrays:
+        numbers = array.reshape(-1)
+        for first in range(0, numbers.size, PIECE):
+            piece = _pinned_copy(numbers[first : first + PIECE])
+            buffer[begin : begin + len(piece)].copy_(piece, non_blocking=True)
+            begin += len(piece)
+            queue.mark()
 
 
 def download(tensors: Sequence[torch.Tensor]) -> list[Array]:
@@ -57,10 +82,85 @@ def to_host(tensor: torch.Tensor) -> Array:
     """Copy a tensor from a device to the host, through pinned memory where it is CUDA's."""
     if tensor.device.type != "cuda":
         return np.asarray(tensor.cpu().numpy())
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned = _pinned_like(tensor)
     pinned.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return pinned.numpy()
+
+
+def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Return pinned memory for a tensor's numbers.
+
+    torch keeps what is freed, and gives it to others once the copies from and to it have ended.
+    """
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def _pinned_copy(array: Array) -> torch.Tensor:
+    """Copy an array to pinned memory."""
+    dtype = tensor_from(np.empty(0, array.dtype)).dtype
+    pinned = torch.empty(array.shape, dtype=dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), array)
+    return pinned
+
+
+class CopyStream:
+    """Copies from a CUDA device to the host, beside what the device computes.
+
+    The device's memory that is read has to stay as it is until a copy has ended: `HostCopy` says
+    when, to the host or to the device. So nothing is freed or reused too early, and torch's
+    allocator need not know of the second stream.
+
+    Args:
+        device: the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def mark(self) -> torch.cuda.Event:
+        """Mark the end of what this thread has queued on the device so far."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def copy(self, tensor: torch.Tensor, after: torch.cuda.Event) -> HostCopy:
+        """Begin to copy a tensor once the work before a mark has been computed. Does not wait."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(after)
+            pinned = _pinned_like(tensor)
+            pinned.copy_(tensor, non_blocking=True)
+            return HostCopy(pinned, self.mark(), self._device)
+
+
+class HostCopy:
+    """A copy to the host that is under way.
+
+    Args:
+        pinned: where it goes.
+        ended: marks its end.
+        device: where it comes from.
+    """
+
+    def __init__(self, pinned: torch.Tensor, ended: torch.cuda.Event, device: torch.device) -> None:
+        self._pinned = pinned
+        self._ended = ended
+        self._device = device
+
+    def wait(self) -> Array:
+        """Wait for the copy, and return it."""
+        self._ended.synchronize()
+        return self._pinned.numpy()
+
+    def hold_device(self) -> None:
+        """Have what this thread queues on the device from now on wait for the copy."""
+        torch.cuda.current_stream(self._device).wait_event(self._ended)
+
+
+def copy_stream(device: torch.device) -> CopyStream | None:
+    """Return a stream for copies from a device. None: the host reads its memory, or waits."""
+    return CopyStream(device) if device.type == "cuda" else None
 
 
 class QueueBound:
