@@ -30,7 +30,6 @@ from everstep.engine import (
 )
 from everstep.engine.kernels import head
 from everstep.engine.losses.specs import LOSSES
-from everstep.engine.models import masks
 from everstep.engine.transfer import MAX_QUEUED, QueueBound, download, upload
 from everstep.wire.messages.passes import Example
 from tests.engine.helpers import backward, buffers, examples, finish, trained
@@ -140,7 +139,6 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_no_number_is_read_for_each_micro_batch(
     llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masks, "is_accelerator", lambda device: True)
     counts = []
     for tokens in (2048, 1):
         monkeypatch.setattr(numerics, "TOKENS_PER_MICRO_BATCH", tokens)

@@ -1,4 +1,4 @@
-"""Attention for training and decoding, registered with transformers under one name.
+"""Attention for training and decoding, registered with transformers.
 
 In training, texts are packed into one row, and each attends to itself alone. In decoding, each
 request attends over its own key-value cache alone: shapes depend on the request and never on the
@@ -25,6 +25,10 @@ from everstep.engine.kernels.short_attention import MAX_LENGTHS, ShortAttention
 from everstep.engine.models.kv_cache import KeysValues, KvCache
 
 NAME = "everstep"
+"""The attention's name in transformers, with masks that load checks can look at."""
+UNMASKED = "everstep_unmasked"
+"""The same without masks: transformers makes none for a name that has none. It would look into the
+positions for packed texts, and on a GPU the host would wait for them in every pass."""
 
 MaskFunction = Callable[..., torch.Tensor]
 """Whether a query may see a key: of batch, head, query position and key position."""
@@ -136,6 +140,7 @@ def trace_masks() -> Iterator[dict[int, MaskFunction]]:
 def register() -> None:
     """Register the attention with transformers. Repeated calls are harmless."""
     AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(UNMASKED, attend)
     AttentionMaskInterface.register(NAME, _no_mask)
 
 

@@ -98,6 +98,7 @@ def load_model(
     model = Model(info, module, tokenizer, targets, peft)
     load_checks.check_model(model, tokens, reference)
     check_passes(model, tokens)
+    module.set_attn_implementation(attention.UNMASKED)
     model.decoder = choose_decoder(model)
     model.layers = choose_layers(model)
     layers = model.info.layers if model.layers is None else model.layers.name

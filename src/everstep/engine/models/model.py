@@ -23,7 +23,6 @@ from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.info import ModelInfo
 from everstep.engine.models.lora import AdapterBinding, BoundAdapter, LoraProjection, features
 from everstep.engine.models.lora_targets import ROUTERS, LoraTargets
-from everstep.engine.models.masks import unread_positions
 from everstep.engine.models.peft_names import PeftNames
 from everstep.engine.numerics import Numerics
 from everstep.engine.run_state import (
@@ -251,8 +250,7 @@ class Model:
 
     def hidden(self, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Compute the last hidden states, [B, T, H], of token ids [B, T]."""
-        with unread_positions(self.device):
-            output = self._decoder()(input_ids=tokens, use_cache=False, **kwargs)
+        output = self._decoder()(input_ids=tokens, use_cache=False, **kwargs)
         states: torch.Tensor = output.last_hidden_state
         return states
 
