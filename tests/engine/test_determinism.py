@@ -30,7 +30,7 @@ _PROGRAM = """
 import json, os, sys
 import torch
 from everstep.engine import load_model
-from everstep.engine.models import pretrained
+from everstep.engine.models import load, pretrained
 
 class Moved(Exception):
     pass
@@ -61,6 +61,7 @@ class Module:
         raise Moved
 
 pretrained.read_pretrained = lambda source, kind: Module()
+load._compute_fingerprint = lambda module, source: ""
 for name, (device, deterministic, variables) in json.loads(sys.stdin.read()).items():
     if os.fork():  # nothing of one case reaches another
         assert os.wait()[1] == 0

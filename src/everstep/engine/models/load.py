@@ -66,6 +66,7 @@ def load_model(
     module = pretrained.read_pretrained(source, kind)
     module.requires_grad_(False)
     module.eval()
+    fingerprint = _compute_fingerprint(module, source)  # while the weights lie on the host
     experts = determinism.experts_implementation(device, deterministic=deterministic)
     if experts is not None:
         module.set_experts_implementation(experts)
@@ -82,7 +83,7 @@ def load_model(
         architecture=type(module).__name__,
         vocab_size=module.get_input_embeddings().weight.shape[0],
         max_context_length=served,
-        fingerprint=_compute_fingerprint(module, source),
+        fingerprint=fingerprint,
         eos_token_ids=_eos_token_ids(module, tokenizer),
         tokenizer_id=str(Path(source).resolve()) if Path(source).is_dir() else source,
         device=device,
@@ -145,6 +146,6 @@ def _compute_fingerprint(module: Any, source: str) -> str:
     hasher.update(json.dumps(published, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hasher.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
     digest: str = hasher.hexdigest()
     return digest
