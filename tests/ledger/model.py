@@ -15,6 +15,7 @@ from everstep.ledger import (
     SequenceConflict,
     Session,
 )
+from everstep.spool import as_bytes
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Model:
             scope=new.scope,
             seq_id=new.seq_id,
             kind=new.kind,
-            payload=new.payload,
+            payload=as_bytes(new.payload),
             status="failed" if failed else "pending",
             result=None,
             media=None,

@@ -8,8 +8,10 @@ import random
 import shutil
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,15 +27,18 @@ from everstep.ledger import (
     QueueFull,
     SequenceConflict,
 )
-from everstep.ledger.payload_log import contents
+from everstep.ledger.payload_log import content, contents
 from everstep.ledger.payload_log.contents import LOGGED_BYTES
+from everstep.ledger.payload_log.records import content_digest
 from everstep.ledger.payload_log.segments import SegmentFiles, segments_path
+from everstep.spool import Spool
 from everstep.testing import faulty
 
 RUN = "s:train:0"
 SIZE = 2 * LOGGED_BYTES
 KIND = "forward_backward"
 MIB = 1 << 20
+NO_PAYLOAD = Operation("x", RUN, 9, KIND, b"", "pending", None, None, None, datetime.now(UTC), None)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -304,6 +309,60 @@ def test_segment_stays_as_long_as_one_request_in_it_is_needed(tmp_path: Path) ->
     run(work())
 
 
+def test_held_request_stays_where_it_is_however_often_its_row_is_pruned(tmp_path: Path) -> None:
+    async def work() -> None:
+        before = await filled(tmp_path)
+        bare = before[0].without_contents()
+        async with opened(tmp_path) as ledger:
+            async with ledger.contents.held(bare) as found, ledger.contents.held(bare):
+                assert found is not None
+                part, at = found
+                await ledger.prune(RUN, after=0, upto=1, kinds=[KIND])
+                await dropped(ledger)
+                await ledger.prune(RUN, after=1, upto=2, kinds=[KIND])
+                await dropped(ledger)
+                assert at.segment in segments(tmp_path)
+                with part.path.open("rb") as file:
+                    file.seek(part.offset)
+                    assert file.read(at.size) == data(1)
+                assert (at.size, at.digest) == (SIZE, content_digest(data(1)))
+            await dropped(ledger)
+            assert at.segment not in segments(tmp_path), "once it is let go of"
+            async with ledger.contents.held(bare) as found:
+                assert found is None, "it was dropped"
+            async with ledger.contents.held(await rebuilt(ledger, 3)) as found:
+                assert found is not None
+            async with ledger.contents.held(NO_PAYLOAD) as found:
+                assert found is None
+
+    async def rebuilt(ledger: Ledger, seq_id: int) -> Operation:
+        return (await ledger.operations(RUN, contents=False))[seq_id - 1]
+
+    run(work())
+
+
+def test_request_that_is_held_while_its_segment_is_dropped_is_kept(tmp_path: Path) -> None:
+    """It is held after its segment was found to be unnamed, before it is removed."""
+
+    async def work() -> None:
+        before = await filled(tmp_path)
+        async with opened(tmp_path) as ledger:
+            log = ledger._store.payloads
+            at = before[0].payload_at
+            assert isinstance(log, SegmentFiles) and at is not None
+            log.released([at.segment])
+            assert log.droppable() == [at.segment]
+            assert log.hold(at)
+            log.drop([at.segment])
+            assert log.read(at) == data(1)
+            assert log.settle(at), "it is to be dropped now"
+            assert log.droppable() == [at.segment]
+            log.drop([at.segment])
+            assert not log.hold(at)
+
+    run(work())
+
+
 def test_payload_that_is_pruned_with_its_result_goes_with_its_segment(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as ledger:
@@ -457,7 +516,7 @@ def test_change_of_status_touches_no_content(tmp_path: Path) -> None:
             before = wal.stat().st_size
             with (
                 mock.patch.object(log, "read", side_effect=forbidden),
-                mock.patch.object(contents, "content_digest", side_effect=forbidden),
+                mock.patch.object(content, "content_digest", side_effect=forbidden),
             ):
                 await ledger.succeed(accepted.request_id, b"{}", "json")
                 await ledger.prune(RUN, after=0, upto=1, kinds=[KIND])
@@ -482,6 +541,87 @@ def test_large_request_takes_one_more_fsync_and_a_small_one_none(tmp_path: Path)
             assert [each.suffix for each in calls] == [".segment"]
             assert await synced(ledger.accept(new(3, 100))) == []
             assert ledger.commits - commits <= 3, "a look at the queue, and the rows"
+
+    run(work())
+
+
+# Spools
+
+
+def spooled(content: bytes) -> Spool:
+    spool = Spool()
+    spool.write(content)
+    return spool
+
+
+def test_contents_in_spools_are_kept_as_those_in_memory(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as ledger:
+            for seq_id, size in ((1, SIZE), (2, 10)):
+                large = size >= LOGGED_BYTES
+                sent = NewOperation(RUN, seq_id, KIND, spooled(data(seq_id, size)))
+                operation, is_new = await ledger.accept(sent)
+                row = b"" if large else data(seq_id, size)
+                assert (operation.payload, is_new) == (row, True)
+                assert (operation.payload_at is not None) == large
+                again, is_new = await ledger.accept(sent)
+                assert (again.request_id, is_new) == (operation.request_id, False)
+                same, is_new = await ledger.accept(new(seq_id, size))
+                assert (same.request_id, same.payload, is_new) == (
+                    operation.request_id,
+                    data(seq_id, size),
+                    False,
+                )
+                with pytest.raises(SequenceConflict):
+                    await ledger.accept(NewOperation(RUN, seq_id, KIND, spooled(data(9, size))))
+                result = spooled(data(-seq_id, size))
+                ended = await ledger.succeed(operation.request_id, result, "protobuf")
+                assert ended.result == (None if large else data(-seq_id, size))
+                future = await ledger.operation(operation.request_id)
+                assert future is not None and future.result == data(-seq_id, size)
+            found = await ledger.operations(RUN)
+            assert [each.payload for each in found] == [data(1), data(2, 10)]
+            assert await ledger.find_damaged_rows() == []
+
+    run(work())
+
+
+def test_retry_in_a_spool_matches_a_row_of_an_earlier_release(tmp_path: Path) -> None:
+    async def work() -> None:
+        with mock.patch.object(contents, "LOGGED_BYTES", 1 << 40):
+            before = await filled(tmp_path)
+        async with opened(tmp_path) as ledger:
+            known, is_new = await ledger.accept(NewOperation(RUN, 4, KIND, spooled(data(4))))
+            assert (known.request_id, is_new) == (before[3].request_id, False)
+            with pytest.raises(SequenceConflict):
+                await ledger.accept(NewOperation(RUN, 4, KIND, spooled(data(5))))
+            await ledger.succeed(known.request_id, b"{}", "json")
+            await ledger.prune(RUN, after=0, upto=4, kinds=[KIND])
+            assert not (await ledger.accept(NewOperation(RUN, 4, KIND, spooled(data(4)))))[1]
+            with pytest.raises(SequenceConflict):
+                await ledger.accept(NewOperation(RUN, 4, KIND, spooled(data(5))))
+
+    run(work())
+
+
+def test_content_in_a_spool_is_never_copied_into_the_interpreter(tmp_path: Path) -> None:
+    """Freeing 64 MiB takes its lock for 6 ms."""
+    size = 16 * MIB
+
+    async def work() -> None:
+        async with opened(tmp_path) as ledger:
+            await ledger.accept(new(1))
+            content, result = spooled(data(2, size)), spooled(data(3, size))
+            tracemalloc.start()
+            try:
+                operation, _ = await ledger.accept(NewOperation(RUN, 2, KIND, content))
+                await ledger.accept(NewOperation(RUN, 2, KIND, content))
+                await ledger.succeed(operation.request_id, result, "protobuf")
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert peak < MIB
+            assert (await ledger.operations(RUN))[1].payload == data(2, size)
 
     run(work())
 

@@ -317,7 +317,7 @@ class Local:
         tasks, settings = _Tasks(page, self, channel), self._settings
         vault = Vault(self.home / "vault", reserve_bytes=settings.disk_reserve_bytes)
         commands = self.commands = Commands(
-            self._models, vault, channel, tasks, page, settings.prefix_bytes, write
+            self._models, vault, self.home, channel, tasks, page, settings.prefix_bytes, write
         )
         threading.Thread(target=read, daemon=True).start()
         infos = [replace(model.info, name=name) for name, model in self._models.items()]

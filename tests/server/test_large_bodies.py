@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from everstep import spool as spools
 from everstep.engine import Model
 from everstep.server import conversion, piecewise, receive
-from everstep.server.offload import spool as spools
 from everstep.server.offload.pool import INLINE_BYTES
 from everstep.wire.codecs import everstep_pb2
 from everstep.wire.codecs.proto import PROTOBUF
@@ -94,8 +94,8 @@ def test_large_pass_is_handled_in_small_pieces(
     assert max(size for _, size in handled) <= INLINE_BYTES + PART_BYTES <= WORK_BYTES
 
 
-def test_large_pass_is_in_the_process_once(local: Local) -> None:
-    """Its canonical form. The body itself lies outside of the interpreter's memory."""
+def test_large_pass_is_never_in_the_memory_of_the_interpreter(local: Local) -> None:
+    """Neither its body nor its canonical form: the interpreter frees them with its lock held."""
     run = local.new_run()
     content = large_pass(run, 2)
     submit(local, content)  # whatever is loaded and allocated the first time
@@ -106,7 +106,7 @@ def test_large_pass_is_in_the_process_once(local: Local) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1.0 * PASS_BYTES + 2 * MIB
+    assert peak < 3 * MIB
 
 
 def test_large_result_is_converted_elsewhere_and_sent_in_pieces(

@@ -23,7 +23,7 @@ from everstep.server import conversion, passes, receive
 from everstep.server.offload import pool
 from everstep.server.offload.budget import ByteBudget
 from everstep.server.offload.pool import Offload
-from everstep.server.offload.spool import Spool, read_all
+from everstep.spool import Spool, read_all
 from everstep.wire.codecs.proto import PROTOBUF, encode_forward_backward_request
 from everstep.wire.messages.requests import ForwardBackwardRequest
 from tests.runtime.local import Local, batch

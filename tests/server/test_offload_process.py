@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from everstep.server.offload import jobs, process, spool
+from everstep import spool
+from everstep.server.offload import jobs, process
 from everstep.server.offload.jobs import raise_described
-from everstep.server.offload.pool import Offload
-from everstep.server.offload.spool import Spool, read_all, write_all
+from everstep.server.offload.pool import Offload, taken
 from everstep.server.passes import InvalidOperation
+from everstep.spool import Spool, read_all, write_all
 from everstep.wire.codecs.proto import encode_forward_backward_request
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
 from everstep.wire.messages.requests import ForwardBackwardRequest
@@ -68,7 +69,7 @@ class Watched(Offload):
     def _connected(self) -> socket.socket:
         return self._ours
 
-    def _exchange(self, message: bytes, body: Spool) -> tuple[Any, bytes]:
+    def _exchange(self, message: bytes, body: Spool) -> tuple[Any, Spool]:
         self.events.append("begin")
         try:
             return super()._exchange(message, body)
@@ -99,7 +100,8 @@ def offload(done: Jobs) -> Iterator[Watched]:
 async def computed(offload: Watched, job: str, body: bytes, **arguments: Any) -> tuple[Any, bytes]:
     async with offload.spool(len(body)) as held:
         held.write(body)
-        return await offload.run(job, arguments, held)
+        facts, result = await offload.run(job, arguments, held)
+        return facts, await taken(result)
 
 
 def test_messages_and_bodies_of_any_size_arrive_whole(offload: Watched) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from everstep.engine.errors import InputError
 from everstep.engine.losses.specs import CUSTOM, LOSSES
 from everstep.engine.validation import check_pass
+from everstep.spool import Data
 from everstep.wire.codecs.proto import TrainingPass, encode_training_pass
 
 
@@ -41,7 +42,7 @@ class PreparedPass:
     seq_id: int
     loss_fn: str
     forward_only: bool
-    payload: bytes = field(repr=False)
+    payload: Data = field(repr=False)
     failures: Mapping[ModelLimits, str | None]
 
 

@@ -37,6 +37,7 @@ from everstep.ledger.samples import Samples
 from everstep.ledger.search import LedgerSearch
 from everstep.ledger.sqlite.store import SqliteStore
 from everstep.ledger.store import Store
+from everstep.spool import Data
 
 
 class Ledger:
@@ -119,7 +120,8 @@ class Ledger:
         corrupted run is recorded as failed.
 
         Args:
-            new: the operation, unique by its scope and sequence id.
+            new: the operation, unique by its scope and sequence id. A payload in a spool is left
+                out of the operation that is returned.
             run: the run that it creates, written with it.
             replace_failed: let a failed operation give up its sequence id to this one. The future
                 of the failed one still resolves.
@@ -154,12 +156,15 @@ class Ledger:
             operation, is_new = await self._store.run(work, self._memory.accepted)
         finally:
             self.contents.settle(payload)
-        return await self.contents.fill(operation), is_new
+        if is_new:
+            return operation, True
+        in_memory = isinstance(new.payload, bytes)
+        return await self.contents.fill(operation, payload=in_memory), False
 
     async def succeed(
         self,
         request_id: str,
-        result: bytes,
+        result: Data,
         media: str,
         *,
         checkpoint: Checkpoint | None = None,
@@ -174,7 +179,8 @@ class Ledger:
         Args:
             request_id: the operation. One that has ended already stays as it is, and none of the
                 other arguments is written.
-            result: the value that its future resolves to.
+            result: the value that its future resolves to. One in a spool that goes to the payload
+                log is left out of the operation that is returned.
             media: the form of the result, ``json`` or ``protobuf``.
             checkpoint: the checkpoint that it created, replacing one with the same path.
             sampler: the sampler that it created.

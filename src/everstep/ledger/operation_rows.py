@@ -23,6 +23,7 @@ from everstep.ledger.payload_log.content import Content, column_names, location_
 from everstep.ledger.records import Failure, NewOperation, Operation, Run
 from everstep.ledger.sqlite import row_checksums
 from everstep.ledger.sqlite.prepared import SET, Prepared, insert_into, update_of
+from everstep.spool import as_bytes
 
 NO_PAYLOAD: dict[str, Any] = {
     "payload": b"",
@@ -95,7 +96,13 @@ def accept(
         _use(connection, used, values["accepted_at"])
     if new.failure is None:
         sample_rows.restart_retention(connection, new.uses)
-    return replace(q.unverified_operation(values), payload=new.payload), True
+    return _with_payload(q.unverified_operation(values), new), True
+
+
+def _with_payload(operation: Operation, new: NewOperation) -> Operation:
+    """Return an operation with the payload that was sent, unless that is in a spool."""
+    sent = new.payload
+    return replace(operation, payload=sent) if isinstance(sent, bytes) else operation
 
 
 def _retried(
@@ -114,15 +121,15 @@ def _retried(
         same = payload.has_digest(row["payload_digest"])
     elif known.pruned and new.payload:
         name = known.request_id, known.scope, known.seq_id, known.kind
-        same = q.payload_digest(*name, new.payload) == row["payload_digest"]
+        same = q.payload_digest(*name, as_bytes(new.payload)) == row["payload_digest"]
     else:
-        same = known.payload == new.payload
+        same = known.payload == as_bytes(new.payload)
     if known.kind != new.kind or (match_payload and not same):
         raise SequenceConflict(
             f"seq_id {new.seq_id} of {new.scope} was used before, for a {known.kind} with "
             f"another content. A {new.kind} needs a sequence id of its own."
         )
-    return replace(known, payload=new.payload) if same or known.pruned else known
+    return _with_payload(known, new) if same or known.pruned else known
 
 
 def _check_open(connection: Connection, session_id: str) -> None:
@@ -156,7 +163,7 @@ def _new_row(
     request_id = uuid.uuid4().hex
     name = request_id, new.scope, new.seq_id, new.kind
     logged = payload.at
-    digest = logged.digest if logged is not None else q.payload_digest(*name, new.payload)
+    digest = logged.digest if logged is not None else q.payload_digest(*name, as_bytes(new.payload))
     row: dict[str, Any] = {
         **dict.fromkeys(_columns.keys()),
         "request_id": request_id,
@@ -264,7 +271,9 @@ def finish(
     statement = _FINISH_AND_PRUNE if prune else _FINISH
     statement.run(connection, key=request_id, **{f"{SET}{name}": row[name] for name in names})
     ended = replace(q.unverified_operation(row), payload_at=payload_at)
-    return replace(ended, result=result.data) if result is not None else ended, True
+    if result is not None and isinstance(result.data, bytes):
+        ended = replace(ended, result=result.data)
+    return ended, True
 
 
 def prune(

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from everstep.ledger.payload_log.log import Location
+from everstep.spool import Data
 
 Status = Literal["pending", "succeeded", "failed"]
 
@@ -50,7 +51,7 @@ class NewOperation:
     scope: str
     seq_id: int
     kind: str
-    payload: bytes = field(repr=False)
+    payload: Data = field(repr=False)
     failure: Failure | None = None
     session_id: str | None = None
     is_sample: bool = False

@@ -7,16 +7,18 @@ RuntimeFault
 ├── RunUnavailable    this service can't bring the run back. The run waits
 └── RunCorrupted      the run can't be brought back bit for bit
 
-`OperationFailed` and `VaultUnreachable` are shared with the worker (`worker.protocol.errors`).
+`OperationFailed`, `VaultUnreachable` and `RequestUnreadable` are shared with the worker
+(`worker.protocol.errors`).
 """
 
 from __future__ import annotations
 
-from everstep.worker.protocol.errors import OperationFailed, VaultUnreachable
+from everstep.worker.protocol.errors import OperationFailed, RequestUnreadable, VaultUnreachable
 
 __all__ = [
     "OperationFailed",
     "Rejected",
+    "RequestUnreadable",
     "RunCorrupted",
     "RunUnavailable",
     "RuntimeFault",

@@ -11,6 +11,7 @@ with nulls and without types, or send protobuf.
 
 # Annotations are evaluated here: FastAPI resolves none that are strings on callable objects.
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,7 +29,8 @@ from everstep.server.offload.jobs import failures_of
 from everstep.server.openapi import request_body
 from everstep.server.passes import MAX_BODY_BYTES, InvalidOperation, PassForm, invalid_operation
 from everstep.server.receive import Received, offloaded, parsed, read_message, receive_start
-from everstep.server.requests import runtime_of
+from everstep.server.requests import close_held, held_until_answered, runtime_of
+from everstep.spool import SPOOLED_BYTES
 from everstep.wire.base import Request as Message
 from everstep.wire.base import parse
 from everstep.wire.codecs.body import too_large
@@ -133,9 +135,11 @@ class SampleBody:
             return parse(SampleRequest, plain, newer_client=newer)
         models = await _limits(request)
         arguments = {"encoding": encoding, "newer_client": newer, "models": models}
-        facts, payload = await offloaded(
+        preparing = offloaded(
             request, received, "prepare_sample", arguments, lambda _: too_large(MAX_BODY_BYTES)
         )
+        async with preparing as (facts, result):
+            payload = await asyncio.to_thread(result.read)
         return PreparedSample(**{**facts, "failures": failures_of(facts)}, payload=payload)
 
     def openapi(self) -> dict[str, Any]:
@@ -181,6 +185,8 @@ class OperationRoute(BodyRoute):
                     kind, *error.operation, str(error), in_order=in_order
                 )
                 return JSONResponse(future.model_dump(mode="json"))
+            finally:
+                await close_held(request)
 
         return handle
 
@@ -192,7 +198,10 @@ async def _prepared(request: Request, form: PassForm, received: Received) -> Pre
         "models": await _limits(request),
         "refuse_stable_reinforce": runtime_of(request).settings.stable_reinforce == "refuse",
     }
-    facts, payload = await offloaded(request, received, "prepare_pass", arguments, form.too_large)
+    preparing = offloaded(request, received, "prepare_pass", arguments, form.too_large)
+    facts, result = await held_until_answered(request).enter_async_context(preparing)
+    small = result.size < SPOOLED_BYTES
+    payload = await asyncio.to_thread(result.read) if small else result
     return PreparedPass(**{**facts, "failures": failures_of(facts)}, payload=payload)
 
 

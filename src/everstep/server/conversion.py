@@ -7,6 +7,7 @@ import asyncio
 from fastapi import Request
 
 from everstep.server.json_results import json_result_bytes
+from everstep.server.offload.pool import taken
 from everstep.server.requests import offload_of
 
 INLINE_RESULT_BYTES = 16 << 10
@@ -21,4 +22,4 @@ async def converted(kind: str, body: bytes, request: Request) -> bytes:
     async with offload.spool(len(body)) as spool:
         await asyncio.to_thread(spool.write, body)
         _, content = await offload.run("convert_result", {"kind": kind}, spool)
-    return content
+        return await taken(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,9 +13,10 @@ from fastapi import Request
 from everstep.runtime import Rejected
 from everstep.server.client_info import client_of
 from everstep.server.offload.jobs import raise_described
-from everstep.server.offload.pool import INLINE_BYTES
+from everstep.server.offload.pool import INLINE_BYTES, freed, spooled
 from everstep.server.passes import MAX_BODY_BYTES
 from everstep.server.requests import offload_of
+from everstep.spool import Spool
 from everstep.wire.base import Request as Message
 from everstep.wire.base import parse
 from everstep.wire.codecs.body import decompress, too_large
@@ -126,14 +128,17 @@ async def parsed(request: Request, model: type[Body], body: bytes) -> Body:
         return await asyncio.to_thread(parse, model, body, newer_client=newer)
 
 
+@asynccontextmanager
 async def offloaded(
     request: Request,
     received: Received,
     job: str,
     arguments: Mapping[str, Any],
     error_of: Callable[[bytes], Exception],
-) -> tuple[dict[str, Any], bytes]:
-    """Receive a large body and compute a job of it in another process.
+) -> AsyncIterator[tuple[dict[str, Any], Spool]]:
+    """Receive a large body, compute a job of it in another process, and hold what it made of it.
+
+    That stays outside of the interpreter's memory, and counts among the bodies that are held.
 
     Args:
         request: the request.
@@ -142,18 +147,25 @@ async def offloaded(
         arguments: the job's.
         error_of: makes the error for a body over the limit from its first bytes.
 
+    Yields:
+        What the job found out, and its bytes.
+
     Raises:
         WireError: the job found the body invalid.
         Rejected: there is no room for the body (503), or it stopped arriving (408).
     """
     offload = offload_of(request)
-    async with offload.spool(_size(request)) as spool:
-        if await received.each(spool.write, MAX_BODY_BYTES) > MAX_BODY_BYTES:
-            raise error_of(received.start)
-        facts, payload = await offload.run(job, arguments, spool)
-    if "error" in facts:
-        raise_described(facts["error"])
-    return facts, payload
+    async with offload.budget.reserve(_size(request)):
+        async with spooled() as body:
+            if await received.each(body.write, MAX_BODY_BYTES) > MAX_BODY_BYTES:
+                raise error_of(received.start)
+            facts, result = await offload.run(job, arguments, body)
+        try:
+            if "error" in facts:
+                raise_described(facts["error"])
+            yield facts, result
+        finally:
+            await freed(result)
 
 
 def _size(request: Request) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -30,6 +31,21 @@ def offload_of(request: Request) -> Offload:
     """Return what computes large bodies and results."""
     offload: Offload = request.app.state.offload
     return offload
+
+
+def held_until_answered(request: Request) -> AsyncExitStack:
+    """Return what is closed once the handler of an operation's route has answered a request."""
+    held = getattr(request.state, "held", None)
+    if held is None:
+        held = request.state.held = AsyncExitStack()
+    return held
+
+
+async def close_held(request: Request) -> None:
+    """Close what `held_until_answered` holds."""
+    held: AsyncExitStack | None = getattr(request.state, "held", None)
+    if held is not None:
+        await held.aclose()
 
 
 def weights_token_of(request: Request) -> str | None:

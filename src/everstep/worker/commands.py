@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,8 +46,10 @@ from everstep.worker.checkpoint_io import (
 from everstep.worker.import_adapter import write_import
 from everstep.worker.protocol import messages
 from everstep.worker.protocol.channel import BlockingChannel, Envelope
+from everstep.worker.protocol.errors import RequestUnreadable
 from everstep.worker.protocol.heartbeat import SAMPLING, HeartbeatPage
 from everstep.worker.protocol.lineage import parent_of, standing
+from everstep.worker.protocol.stored_request import read_request
 from everstep.worker.round_robin import RoundRobin
 from everstep.worker.samplers import Samplers
 
@@ -70,6 +73,7 @@ class Commands:
     Args:
         models: the base models by name.
         vault: where checkpoints are.
+        home: where stored requests are.
         channel: where replies go.
         tasks: where the steps of commands are queued.
         page: where the call is recorded whose files are being written.
@@ -81,6 +85,7 @@ class Commands:
         self,
         models: Mapping[str, Model],
         vault: Vault,
+        home: Path,
         channel: BlockingChannel,
         tasks: RoundRobin,
         page: HeartbeatPage,
@@ -89,13 +94,14 @@ class Commands:
     ) -> None:
         self._models = models
         self._vault = vault
+        self._home = home
         self._channel = channel
         self._tasks = tasks
         self._page = page
         self._write_checkpoint = write
         self._runs: dict[str, tuple[Model, RunState]] = {}
         self._samplers = Samplers(
-            models, vault, self._channel.send, self._fail, self._send_drawn, prefix_bytes
+            models, vault, home, self._channel.send, self._fail, self._send_drawn, prefix_bytes
         )
         self._sampling: set[str] = set()
         self._loaded: dict[str, Loaded] = {}  # of runs that have not changed since
@@ -160,7 +166,8 @@ class Commands:
             text = f"There was not enough memory for this operation; make it smaller. {text}"
         category = ErrorCategory.USER if by_user else ErrorCategory.SERVER
         unreachable = isinstance(error, StoreFailed)
-        self._channel.send(call_id, messages.Failed(text, str(category), unreachable))
+        unreadable = isinstance(error, RequestUnreadable)
+        self._channel.send(call_id, messages.Failed(text, str(category), unreachable, unreadable))
 
     # Commands of a run: generators that yield between their steps.
 
@@ -224,7 +231,13 @@ class Commands:
         self._loaded.pop(command.run, None)
         if not command.may_diverge:
             state.check_weights()
-        training_pass = decode_training_pass(command.body)
+        try:
+            request = read_request(self._home, command.body, command.stored)
+        except RequestUnreadable:
+            del self._runs[command.run]  # what was sent behind it must not be executed without it
+            raise
+        training_pass = decode_training_pass(request)
+        del request
         result = yield from forward_backward(
             model,
             state,

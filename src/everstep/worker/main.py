@@ -83,7 +83,7 @@ def serve(channel_descriptor: int, page_descriptor: int, arguments: Mapping[str,
         channel.send(NO_CALL, Unusable(str(error)))
         return
     tasks = RoundRobin(page)
-    commands = Commands(models, vault, channel, tasks, page, arguments["prefix_bytes"])
+    commands = Commands(models, vault, home, channel, tasks, page, arguments["prefix_bytes"])
     infos = [model.info for model in models.values()]
     channel.send(NO_CALL, Ready(infos, environment(), refused))
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from cachetools import LRUCache
 
@@ -17,6 +18,7 @@ from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.checkpoint_io import ADAPTER_FILE
 from everstep.worker.protocol.messages import Sample, SampleDone
 from everstep.worker.protocol.sample_spec import sample_spec
+from everstep.worker.protocol.stored_request import read_request
 
 MAX_ADAPTERS = 16
 
@@ -27,6 +29,7 @@ class Samplers:
     Args:
         models: the base models by name.
         vault: where the adapters are read from.
+        home: where stored requests are.
         finish: sends the reply of a finished sample: call id, reply.
         fail: sends the failure of a sample: call id, error.
         stream: sends the tokens that a sample has drawn since the last time: call id, tokens by
@@ -38,6 +41,7 @@ class Samplers:
         self,
         models: Mapping[str, Model],
         vault: Vault,
+        home: Path,
         finish: Callable[[int, SampleDone], None],
         fail: Callable[[int, BaseException], None],
         stream: Callable[[int, Sequence[DrawnTokens]], None],
@@ -45,6 +49,7 @@ class Samplers:
     ) -> None:
         self._models = models
         self._vault = vault
+        self._home = home
         self._finish = finish
         self._fail = fail
         self._stream = stream
@@ -56,7 +61,8 @@ class Samplers:
     def add(self, call_id: int, command: Sample) -> None:
         """Add a sample to its model's batch. An invalid one fails at once."""
         try:
-            spec = sample_spec(json.loads(command.body), command.default_seed)
+            request = read_request(self._home, command.body, command.stored)
+            spec = sample_spec(json.loads(request), command.default_seed)
             weights, adapter = self._adapter(command.model, command.source)
             space = f"{command.sampler} {command.model} {weights}"
             self._batches[command.model].add(str(call_id), spec, adapter, space)

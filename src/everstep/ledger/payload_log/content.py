@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from everstep.ledger.payload_log.log import Location
 from everstep.ledger.payload_log.records import content_digest
+from everstep.spool import Data, as_bytes, viewed
 
 Column = Literal["payload", "result"]
 
@@ -19,22 +20,30 @@ class Content:
     Attributes:
         data: the bytes.
         at: where they lie in the payload log, or None where the row holds them.
+        digest: their BLAKE3 where it is known, although they are not in the log.
     """
 
-    data: bytes = field(repr=False)
+    data: Data = field(repr=False)
     at: Location | None = None
+    digest: bytes | None = field(default=None, repr=False)
 
     def columns(self, name: Column) -> dict[str, Any]:
         """Return the values of the columns that keep it."""
         if self.at is None:
-            return {name: self.data, **location_columns(name, None)}
+            return {name: as_bytes(self.data), **location_columns(name, None)}
         kept = b"" if name == "payload" else None  # a row always has a payload
         return {name: kept, **location_columns(name, self.at)}
 
     def has_digest(self, digest: bytes) -> bool:
         """Return whether its bytes have a digest."""
-        known = self.at.digest if self.at is not None else content_digest(self.data)
-        return known == digest
+        known = self.at.digest if self.at is not None else self.digest
+        return (known or digest_of(self.data)) == digest
+
+
+def digest_of(data: Data) -> bytes:
+    """Return the BLAKE3 of a content."""
+    with viewed(data) as view:
+        return content_digest(view)
 
 
 def location_columns(name: Column, at: Location | None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -15,11 +16,11 @@ from everstep.ledger import operation_rows as rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, NotWritten, QueueFull
-from everstep.ledger.payload_log.content import Content
-from everstep.ledger.payload_log.log import Location, PayloadUnreadable, Stream
-from everstep.ledger.payload_log.records import content_digest
+from everstep.ledger.payload_log.content import Content, digest_of
+from everstep.ledger.payload_log.log import FilePart, Location, PayloadUnreadable, Stream
 from everstep.ledger.records import NewOperation, Operation
 from everstep.ledger.store import Store
+from everstep.spool import Data, viewed
 
 Result = TypeVar("Result")
 LOGGED_BYTES = 32 << 10
@@ -72,13 +73,13 @@ class Contents:
             return Content(new.payload)
         queue = await self._store.read(lambda c: rows.queue(c, new.scope, new.seq_id))
         if queue.known:
-            return Content(new.payload)
+            return Content(new.payload, digest=await self._run(partial(digest_of, new.payload)))
         behind = queue.bytes and new.seq_id > queue.last
         if max_queued is not None and behind and queue.bytes + len(new.payload) > max_queued:
             raise QueueFull(new.scope, queue.bytes, max_queued)
         return await self._append(new.payload, "requests")
 
-    async def result(self, data: bytes) -> Content:
+    async def result(self, data: Data) -> Content:
         """Write a result to the log, unless it is small. Raises `NotWritten`."""
         return Content(data) if len(data) < LOGGED_BYTES else await self._append(data, "results")
 
@@ -101,12 +102,16 @@ class Contents:
             self.settle(result)
         if finished.pruned and finished.payload_at is not None:
             self.release([finished.payload_at.segment])
+        if result.at is not None and finished.result_at == result.at:
+            return finished  # what it lacks is in a spool, not wanted as an object
         return await self.fill(finished, payload=False)
 
-    async def _append(self, data: bytes, stream: Stream) -> Content:
+    async def _append(self, data: Data, stream: Stream) -> Content:
         def append() -> Content:
+            digest = digest_of(data)
             try:
-                return Content(data, self._log.append(data, content_digest(data), stream))
+                with viewed(data) as view:
+                    return Content(data, self._log.append(view, digest, stream))
             except OSError as error:
                 raise NotWritten(f"the payload log could not be written: {error}") from error
 
@@ -123,8 +128,8 @@ class Contents:
 
     def settle(self, content: Content) -> None:
         """Let go of a content whose row is queued in the store, or will not be."""
-        if content.at is not None:
-            self._log.settle(content.at)
+        if content.at is not None and self._log.settle(content.at):
+            self._begin_dropping()
 
     # Out
 
@@ -142,14 +147,45 @@ class Contents:
         try:
             return await self._run(lambda: self._filled(operation, payload))
         except _Unreadable as error:
-            mine = t.operations.c.request_id == operation.request_id
-            now = await self._store.read(lambda c: q.operation_where(c, mine))
+            now = await self._now(operation, payload=True)
             if now is None:
                 raise LedgerError(f"operation {operation.request_id} was deleted") from error
             if _missing(now, payload) == missing:
                 name = operation.seq_id, operation.kind, operation.scope
                 raise q.damage(error.part, *name, str(error)) from error
         return await self.fill(now, payload=payload)
+
+    @asynccontextmanager
+    async def held(self, operation: Operation) -> AsyncIterator[tuple[FilePart, Location] | None]:
+        """Keep the payload of an operation where the payload log has it, as long as the block runs.
+
+        Yields:
+            The part of a file that holds it, and its location. None: no file does. It is in the
+            row, or elsewhere.
+
+        Raises:
+            LedgerError: the operation was deleted.
+        """
+        at = operation.payload_at
+        while at is not None and not self._log.hold(at):
+            now = await self._now(operation, payload=False)
+            if now is None:
+                raise LedgerError(f"operation {operation.request_id} was deleted")
+            at = now.payload_at if now.payload_at != at else None
+        if at is None:
+            yield None
+            return
+        try:
+            part = self._log.file(at)
+            yield (part, at) if part is not None else None
+        finally:
+            if self._log.settle(at):
+                self._begin_dropping()
+
+    async def _now(self, operation: Operation, *, payload: bool) -> Operation | None:
+        """Read the row of an operation again: what it names was dropped, or moved."""
+        mine = t.operations.c.request_id == operation.request_id
+        return await self._store.read(lambda c: q.operation_where(c, mine, payload=payload))
 
     async def fill_all(self, operations: Iterable[Operation]) -> list[Operation]:
         """Return operations with payloads and results. Raises as `fill` does."""
@@ -189,9 +225,11 @@ class Contents:
 
         That happens in the background.
         """
-        if not segments:
-            return
-        self._log.released(segments)
+        if segments:
+            self._log.released(segments)
+            self._begin_dropping()
+
+    def _begin_dropping(self) -> None:
         if self._dropping is None or self._dropping.done():
             self._dropping = asyncio.create_task(self._drop(), name="drop payload segments")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 Stream = Literal["requests", "results"]
@@ -31,13 +32,26 @@ class Location:
     digest: bytes = field(repr=False)
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """A part of a file.
+
+    Attributes:
+        path: the file.
+        offset: where the part begins.
+    """
+
+    path: Path
+    offset: int
+
+
 class PayloadLog(Protocol):
     """Contents in segments. Segments are only ever appended to, then dropped whole.
 
     Every method may be called from any thread, and blocks.
     """
 
-    def append(self, content: bytes, digest: bytes, stream: Stream) -> Location:
+    def append(self, content: bytes | memoryview, digest: bytes, stream: Stream) -> Location:
         """Write a content and return once it is durable.
 
         The segment is kept until `settle` is called for the location, named by rows or not.
@@ -51,8 +65,24 @@ class PayloadLog(Protocol):
             OSError: it can't be written. Nothing names what was written of it.
         """
 
-    def settle(self, location: Location) -> None:
-        """Let go of an appended content: the row that names it is queued, or none ever will be."""
+    def settle(self, location: Location) -> bool:
+        """Let go of a content that was appended or held.
+
+        The row that names an appended one is queued, or none ever will be.
+
+        Returns:
+            Whether its segment was released meanwhile, and may be droppable now.
+        """
+
+    def hold(self, location: Location) -> bool:
+        """Keep a content where it is until `settle` is called for it, named by rows or not.
+
+        Returns:
+            False where its segment is gone. Then its row may name another location.
+        """
+
+    def file(self, location: Location) -> FilePart | None:
+        """Return the part of a file that holds a content, or None where no file does."""
 
     def read(self, location: Location) -> bytes:
         """Return a content, verified.
@@ -71,7 +101,10 @@ class PayloadLog(Protocol):
         """
 
     def drop(self, segments: Iterable[int]) -> None:
-        """Remove segments that no row names, seen after `droppable` returned them."""
+        """Remove segments that no row names, seen after `droppable` returned them.
+
+        One that is held since stays: it is droppable again once it is settled.
+        """
 
     def close(self) -> None:
         """Release the files."""

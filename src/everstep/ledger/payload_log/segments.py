@@ -19,7 +19,7 @@ from pathlib import Path
 
 from everstep.durable_files import sync_directory
 from everstep.failpoints import Failpoint
-from everstep.ledger.payload_log.log import Location, PayloadUnreadable, Stream
+from everstep.ledger.payload_log.log import FilePart, Location, PayloadUnreadable, Stream
 from everstep.ledger.payload_log.records import HEADER_BYTES, check_record, header
 
 SEGMENT_BYTES = 32 << 20
@@ -55,7 +55,7 @@ class _Segment:
         self.writing = threading.Lock()
         self.syncing = threading.Lock()
 
-    def write(self, record: Iterable[bytes]) -> tuple[int, int]:
+    def write(self, record: Iterable[bytes | memoryview]) -> tuple[int, int]:
         """Write a record. After an error the segment takes no more.
 
         Returns:
@@ -66,9 +66,7 @@ class _Segment:
             begin = self.end
             try:
                 for part in record:
-                    view = memoryview(part)
-                    while view:
-                        view = view[os.write(self.handle, view[:_WRITE_BYTES]) :]
+                    self._write(part)
                     self.end += len(part)
             except OSError:
                 self.failed = True
@@ -77,6 +75,13 @@ class _Segment:
                 raise
             self.written += 1
             return begin, self.written
+
+    def _write(self, part: bytes | memoryview) -> None:
+        at = 0
+        with memoryview(part) as whole:
+            while at < len(whole):
+                with whole[at : at + _WRITE_BYTES] as view:  # released: the part may be a mapping
+                    at += os.write(self.handle, view)
 
     def _check(self) -> None:
         if self.failed:
@@ -118,6 +123,7 @@ class SegmentFiles:
         self._open: dict[int, _Segment] = {}
         self._unsettled: Counter[int] = Counter()
         self._released: set[int] = set()
+        self._dropped: set[int] = set()
 
     def recover(self, named: Collection[int]) -> None:
         """Remove the segments that no row names, and number new ones behind all others.
@@ -136,7 +142,7 @@ class SegmentFiles:
         names = [each.name for each in directory.iterdir()] if directory.is_dir() else []
         return sorted(int(found[1]) for found in map(pattern.fullmatch, names) if found)
 
-    def append(self, content: bytes, digest: bytes, stream: Stream) -> Location:
+    def append(self, content: bytes | memoryview, digest: bytes, stream: Stream) -> Location:
         """Write a content and return once it is durable. See `PayloadLog.append`."""
         with self._lock:  # not while it is written: `settle` must not wait for that
             segment = self._segment(stream)
@@ -179,16 +185,31 @@ class SegmentFiles:
             raise
         return segment
 
-    def settle(self, location: Location) -> None:
-        """Let go of an appended content. See `PayloadLog.settle`."""
-        self._settle(location.segment)
+    def settle(self, location: Location) -> bool:
+        """Let go of a content that was appended or held. See `PayloadLog.settle`."""
+        return self._settle(location.segment)
 
-    def _settle(self, number: int) -> None:
+    def hold(self, location: Location) -> bool:
+        """Keep a content where it is. See `PayloadLog.hold`."""
+        with self._lock:
+            if location.segment in self._dropped:
+                return False
+            self._unsettled[location.segment] += 1
+            return True
+
+    def file(self, location: Location) -> FilePart:
+        """Return the part of the segment that holds a content. See `PayloadLog.file`."""
+        path = segment_path(self._database, self._identity, location.segment)
+        return FilePart(path, location.offset + HEADER_BYTES)
+
+    def _settle(self, number: int) -> bool:
         with self._lock:
             self._unsettled[number] -= 1
-            if not self._unsettled[number]:
-                del self._unsettled[number]
-                self._close_if_done(number)
+            if self._unsettled[number]:
+                return False
+            del self._unsettled[number]
+            self._close_if_done(number)
+            return number in self._released
 
     def _close_if_done(self, number: int) -> None:
         """Close a segment that takes no more records, once none of it is being synced."""
@@ -229,8 +250,13 @@ class SegmentFiles:
         return sorted(found)
 
     def drop(self, segments: Iterable[int]) -> None:
-        """Remove segments that no row names."""
-        for number in segments:
+        """Remove segments that no row names and nobody holds. See `PayloadLog.drop`."""
+        with self._lock:
+            held = set(segments) & self._unsettled.keys()
+            self._released |= held
+            gone = set(segments) - held
+            self._dropped |= gone
+        for number in gone:
             segment_path(self._database, self._identity, number).unlink(missing_ok=True)
 
     def close(self) -> None:

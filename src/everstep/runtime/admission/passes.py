@@ -17,6 +17,7 @@ from everstep.runtime.admission.custom_losses import with_program
 from everstep.runtime.admission.provenance import with_recorded, with_recorded_of
 from everstep.runtime.context import RuntimeContext
 from everstep.runtime.errors import OperationFailed
+from everstep.spool import Data, as_bytes
 from everstep.wire.codecs.proto import TrainingPass, decode_training_pass, encode_training_pass
 from everstep.wire.errors import ErrorCategory, WireError
 
@@ -34,7 +35,7 @@ class AdmittedPass:
         match_payload: False for a retry whose first request can't be compared any more.
     """
 
-    payload: bytes
+    payload: Data
     failure: Failure | None = None
     uses: tuple[str, ...] = ()
     match_payload: bool = True
@@ -60,7 +61,7 @@ class PassAdmission:
             limits = ModelLimits(info.vocab_size, info.max_context_length)
             if limits in request.failures:
                 return AdmittedPass(request.payload, _user_failure(request.failures[limits]))
-            request = await asyncio.to_thread(decode_training_pass, request.payload)
+            request = await asyncio.to_thread(_decoded, request.payload)
         recorded = request.loss_fn in LOSSES and LOSSES[request.loss_fn].recorded
         if recorded:
             retry = await self._retry(run, request)
@@ -114,6 +115,10 @@ class PassAdmission:
                 run=run_id,
                 definition=LOSSES[STABLE_REINFORCE].definition,
             )
+
+
+def _decoded(payload: Data) -> TrainingPass:
+    return decode_training_pass(as_bytes(payload))
 
 
 def _admitted(request: TrainingPass, failure: Failure | None) -> AdmittedPass:

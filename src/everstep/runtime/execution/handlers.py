@@ -107,7 +107,7 @@ async def load_weights(run: Run, operation: Operation) -> None:
 
 async def training_pass(run: Run, operation: Operation) -> None:
     """Run forward (and backward), accumulating gradients into the run's state."""
-    output, seconds = await run.training_pass(operation.payload)
+    output, seconds = await run.training_pass(operation)
     if operation.kind in ids.CHANGES_STATE:
         run.add_replay_cost(seconds)
     await run.recorder.begin(partial(run.succeed, operation, output, seconds=seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from everstep.ledger import Ledger, Operation
+from everstep.runtime import ids
 
 PAGE_SIZE = 64
 _NOTHING = 1 << 62
@@ -61,7 +62,9 @@ class OperationQueue:
         return self._held.pop(seq_id, None)
 
     async def next(self, seq_id: int) -> Operation | None:
-        """Remove and return an operation with its contents, reading the next page if needed.
+        """Remove and return an operation, reading the next page if needed.
+
+        It has its contents, except for the request of a pass that the payload log holds.
 
         Args:
             seq_id: the operation's sequence id. Those before it were executed.
@@ -77,7 +80,8 @@ class OperationQueue:
         operation = self._held.get(seq_id)
         if operation is None:
             return None
-        filled = await self._ledger.contents.fill(operation)
+        read = operation.kind not in ids.PASSES  # a worker reads those where they lie
+        filled = await self._ledger.contents.fill(operation, payload=read)
         self._held.pop(seq_id, None)
         return filled
 

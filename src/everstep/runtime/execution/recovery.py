@@ -116,7 +116,7 @@ async def _apply(run: Run, operation: Operation) -> tuple[bytes | dict[str, Any]
             "Create a new run from its last checkpoint."
         )
     if operation.kind == ids.FORWARD_BACKWARD:
-        return await run.training_pass(operation.payload, again=True)
+        return await run.training_pass(operation, again=True)
     payload = json.loads(operation.payload)
     if operation.kind == ids.OPTIM_STEP:
         return await run.optim_step(payload, again=True)

@@ -12,23 +12,26 @@ from typing import Any, TypeVar
 from everstep.engine.models.info import ModelInfo
 from everstep.engine.numerics import Numerics
 from everstep.failpoints import Failpoint
-from everstep.ledger import Checkpoint, Operation
+from everstep.ledger import Operation
 from everstep.ledger import Run as RunRecord
 from everstep.logs import get_logger
 from everstep.runtime import ids
 from everstep.runtime.checkpoints.catalog import id_of
 from everstep.runtime.errors import (
     OperationFailed,
+    RequestUnreadable,
     RuntimeFault,
     RunUnavailable,
     VaultUnreachable,
     WorkerLost,
 )
+from everstep.runtime.execution.compatibility import check_compatible
 from everstep.runtime.execution.recorder import Recorder
 from everstep.runtime.execution.run_context import RunContext
 from everstep.runtime.maintenance.pins import send_pinned
 from everstep.runtime.workers.base import Call, Lease, not_served
 from everstep.runtime.workers.ends import WorkerEnds
+from everstep.runtime.workers.stored_requests import request_of
 from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 from everstep.worker.protocol import messages
@@ -40,7 +43,6 @@ SNAPSHOT_KEY = "snapshot"
 """The key of a run's snapshot among its writes."""
 NOT_DETERMINISTIC = 0
 """``deterministic`` of an environment in which equal passes may give other bits each time."""
-_LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
 _EXECUTED = Failpoint("runtime.execute.executed", "the worker answered, nothing is recorded")
 _RECORDED = Failpoint("runtime.execute.recorded", "a result is durable, and not yet acknowledged")
 
@@ -90,6 +92,7 @@ class Run:
         self._lease: Lease | None = None
         self._environment: Mapping[str, Any] = {}
         self._numerics: Mapping[str, Any] | None = None
+        self._sends_requests = False
 
     # What is known of it
 
@@ -290,24 +293,40 @@ class Run:
     async def load(self, path: str, *, optimizer: bool) -> None:
         """Load the checkpoint of a path into the resident run."""
         checkpoint = await self.context.catalog.loadable(path, optimizer=optimizer)
-        _check_compatible(checkpoint, await self.record())
+        check_compatible(checkpoint, await self.record())
         source = id_of(checkpoint)
         async with self._syncing_quarantine():
             loaded = await self._call(messages.LoadCheckpoint(self.run_id, source, optimizer))
         self._numerics = loaded.numerics
         self._begin_lineage(source, loaded.parents)
 
-    async def training_pass(self, payload: bytes, *, again: bool = False) -> tuple[bytes, float]:
+    async def training_pass(
+        self, operation: Operation, *, again: bool = False
+    ) -> tuple[bytes, float]:
         """Run forward or forward_backward.
 
         Args:
-            payload: the pass.
+            operation: the pass, with or without its request.
             again: it succeeded before, whatever this release says of its weights.
 
         Returns:
             The encoded output, and the seconds it took.
+
+        Raises:
+            LedgerDamaged: its request is damaged.
+            WorkerLost: the worker could not read the request, which is whole. It has dropped the
+                run. From now on it is sent requests.
         """
-        reply = await self._call(messages.TrainingPass(self.run_id, payload, again))
+        ledger, home = self.context.ledger, self.context.home
+        async with request_of(ledger, home, operation, as_bytes=self._sends_requests) as request:
+            body, stored = request
+            try:
+                reply = await self._call(messages.TrainingPass(self.run_id, body, again, stored))
+            except RequestUnreadable as error:
+                self.detach()
+                await ledger.contents.fill(operation)
+                self._sends_requests = True
+                raise WorkerLost(f"a request could not be read by the worker: {error}") from error
         return reply.body, reply.seconds
 
     async def optim_step(
@@ -377,22 +396,3 @@ class Run:
             if failure.category == ErrorCategory.SERVER and not unreachable:
                 await self.context.catalog.follow_quarantine()
             raise
-
-
-def _check_compatible(checkpoint: Checkpoint, record: RunRecord) -> None:
-    """Raise `OperationFailed` naming each field in which a checkpoint doesn't fit a run."""
-    pairs: list[tuple[str, Any, Any]] = [
-        ("base_model", checkpoint.base_model, record.base_model),
-        *((field, checkpoint.lora.get(field), record.lora.get(field)) for field in _LORA_FIELDS),
-    ]
-    wrong = [
-        f"checkpoint {field} is {theirs} but target model {field} is {ours}"
-        for field, theirs, ours in pairs
-        if theirs != ours
-    ]
-    if wrong:
-        raise OperationFailed(
-            "Checkpoint model configuration is incompatible with target model: "
-            f"{'; '.join(wrong)}. Create a training client from the checkpoint instead.",
-            ErrorCategory.USER,
-        )

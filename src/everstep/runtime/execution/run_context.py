@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from everstep.ledger import Ledger, Operation
 from everstep.runtime.checkpoints.catalog import CheckpointCatalog
@@ -21,6 +22,7 @@ class RunContext:
     """The parts of a service that its runs work with.
 
     Attributes:
+        home: the directory that holds everything the service keeps.
         ledger: holds their operations and results.
         vault: holds their snapshots.
         workers: hold them in memory and execute their commands.
@@ -34,6 +36,7 @@ class RunContext:
         on_ended: called with the id of a run that was not created, or that is corrupted.
     """
 
+    home: Path
     ledger: Ledger
     vault: Vault
     workers: WorkerPool

@@ -41,6 +41,7 @@ class RunRegistry:
         self._shutdown_seconds = settings.shutdown_seconds
         self._actors: dict[str, RunActor] = {}
         self._context = RunContext(
+            home=context.home,
             ledger=context.ledger,
             vault=context.vault,
             workers=context.workers,

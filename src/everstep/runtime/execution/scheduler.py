@@ -64,7 +64,7 @@ class Scheduler:
 
     async def _resume_sampling(self, scope: str) -> None:
         try:
-            operations = await self._ledger.operations(scope, status="pending")
+            operations = await self._ledger.operations(scope, status="pending", contents=False)
         except LedgerDamaged as damage:
             _log.error("samples can't be resumed", sampler=scope, reason=str(damage))
             operations = []

@@ -12,19 +12,27 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from everstep.failpoints import Failpoint
-from everstep.ledger import NewOperation, Operation, Sampler
+from everstep.ledger import LedgerDamaged, NewOperation, Operation, RecordedSample, Sampler
 from everstep.logs import get_logger
 from everstep.runtime import ids
 from everstep.runtime.checkpoints.catalog import id_of
 from everstep.runtime.context import RuntimeContext
-from everstep.runtime.errors import OperationFailed, Rejected, UnknownFuture, WorkerLost
+from everstep.runtime.errors import (
+    OperationFailed,
+    Rejected,
+    RequestUnreadable,
+    UnknownFuture,
+    WorkerLost,
+)
 from everstep.runtime.sampling.recorded import to_record
 from everstep.runtime.sampling.stream import SampleEvent, StreamReader
 from everstep.runtime.workers.base import Call, Lease
 from everstep.runtime.workers.ends import WorkerEnds
+from everstep.runtime.workers.stored_requests import request_of
 from everstep.wire.errors import ErrorCategory
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol.messages import Sample, SampleDone
+from everstep.worker.protocol.stored_request import StoredRequest
 
 _log = get_logger("everstep.sampling")
 _RETRY_AFTER_SECONDS = 1.0
@@ -43,6 +51,7 @@ class Sampling:
     """
 
     def __init__(self, context: RuntimeContext, on_finished: Callable[[Operation], None]) -> None:
+        self._home = context.home
         self._ledger = context.ledger
         self._workers = context.workers
         self._catalog = context.catalog
@@ -55,11 +64,15 @@ class Sampling:
         self._readers: defaultdict[str, list[StreamReader]] = defaultdict(list)
 
     def start(self, operation: Operation) -> None:
-        """Begin an accepted sample. A sample that was begun before is left alone."""
+        """Begin an accepted sample. A sample that was begun before is left alone.
+
+        A request that the payload log holds stays there.
+        """
         request_id = operation.request_id
         if request_id in self._tasks:
             return
-        task = asyncio.create_task(self._sample(operation), name=f"sample {request_id}")
+        sample = self._sample(operation.without_contents())
+        task = asyncio.create_task(sample, name=f"sample {request_id}")
         self._tasks[request_id] = task
         task.add_done_callback(lambda _: self._ended(request_id))
 
@@ -197,35 +210,53 @@ class Sampling:
     async def _sample(self, operation: Operation) -> None:
         try:
             reply, session_id = await self._attempt(operation)
+            recorded = await self._record(operation, session_id, reply.body)
         except OperationFailed as failure:
             finished = await self._ledger.fail(
                 operation.request_id, failure.message, str(failure.category)
             )
+        except LedgerDamaged as damage:
+            finished = await self._ledger.fail(
+                operation.request_id, str(damage), str(ErrorCategory.SERVER)
+            )
         else:
-            keeps = self._settings.stable_reinforce != "refuse"
             finished = await self._ledger.samples.recorded.succeed(
                 operation.request_id,
                 reply.body,
                 seconds=reply.seconds,
-                recorded=to_record(operation, session_id, reply.body) if keeps else None,
+                recorded=recorded,
             )
         self._end(finished)
 
+    async def _record(
+        self, operation: Operation, session_id: str, result: bytes
+    ) -> RecordedSample | None:
+        """Build the record of a finished sample for training, if its client asked for one."""
+        if self._settings.stable_reinforce == "refuse":
+            return None
+        whole = await self._ledger.contents.fill(operation)
+        return to_record(whole, session_id, result)
+
     async def _attempt(self, operation: Operation) -> tuple[SampleDone, str]:
         """Return the worker's reply, and the session of the sampler."""
-        ends = WorkerEnds()
+        ends, sends_request = WorkerEnds(), False
         while not ends.reach(self._settings.worker_attempts):
             sampler = await self._ledger.sampler(operation.scope)
             if sampler is None:
                 raise OperationFailed(f"Sampling session {operation.scope} was deleted.")
             lease = await self._workers.for_model(sampler.base_model)
-            command = await self._command(operation, sampler)
+            stored = request_of(self._ledger, self._home, operation, as_bytes=sends_request)
             try:
-                reply = await self._call(operation.request_id, command, lease)
+                async with stored as request:
+                    command = await self._command(operation, sampler, *request)
+                    reply = await self._call(operation.request_id, command, lease)
             except OperationFailed as failure:
                 if failure.category == ErrorCategory.SERVER:
                     await self._catalog.follow_quarantine()
                 raise
+            except RequestUnreadable as error:
+                sends_request = True
+                _log.error("a sample's request is sent", reason=str(error))
             except WorkerLost as lost:
                 ends.count(lost)
                 _log.warning("sample lost with its worker; retrying", id=operation.request_id)
@@ -250,7 +281,9 @@ class Sampling:
         finally:
             del self._calls[request_id]
 
-    async def _command(self, operation: Operation, sampler: Sampler) -> Sample:
+    async def _command(
+        self, operation: Operation, sampler: Sampler, body: bytes, stored: StoredRequest | None
+    ) -> Sample:
         source, weights = None, operation.weights or sampler.model_path
         if weights is not None:
             source = id_of(await self._catalog.find(weights))
@@ -259,7 +292,8 @@ class Sampling:
             source=source,
             sampler=operation.scope,
             default_seed=ids.seed_for(operation.scope, operation.seq_id),
-            body=operation.payload,
+            body=body,
+            stored=stored,
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from everstep.engine.models.info import ModelInfo
-from everstep.runtime.errors import OperationFailed, VaultUnreachable, WorkerLost
+from everstep.runtime.errors import OperationFailed, RequestUnreadable, VaultUnreachable, WorkerLost
 from everstep.runtime.settings import Settings
 from everstep.wire.errors import ErrorCategory
 from everstep.wire.messages.streams import DrawnTokens
@@ -39,7 +39,8 @@ class Call(Generic[R]):
         captured: resolves when the run's next command may be sent. For a `SaveRun` the state is
             captured by then. For other commands it resolves together with `done`.
         done: the reply. Raises `OperationFailed` when the command failed, `VaultUnreachable` when
-            the vault's storage did not answer, and `WorkerLost` when the worker ended before it
+            the vault's storage did not answer, `RequestUnreadable` when the worker could not read
+            a stored request, and `WorkerLost` when the worker ended before it
             replied. Nothing is known then about the effect of the command: a save may or may not
             be durable. After `Worker.cancel` it never resolves.
         on_drawn: called on the event loop with the tokens of a watched sample.
@@ -62,7 +63,9 @@ class Call(Generic[R]):
 
     def resolve(self, message: messages.Message) -> None:
         """Apply one message of the worker: an event, the reply or a failure."""
-        if isinstance(message, messages.Failed):
+        if isinstance(message, messages.Failed) and message.unreadable:
+            self.fail(RequestUnreadable(message.message))
+        elif isinstance(message, messages.Failed):
             category = ErrorCategory(message.category)
             self.fail(
                 VaultUnreachable(message.message)

@@ -8,6 +8,7 @@ from typing import Any
 from everstep.engine.prepared_pass import ModelLimits, prepare
 from everstep.server.json_results import json_result_bytes
 from everstep.server.passes import MAX_BODY_BYTES, InvalidOperation, PassForm
+from everstep.spool import as_bytes
 from everstep.wire.base import parse
 from everstep.wire.codecs.body import decompress
 from everstep.wire.errors import BodyTooLarge, InvalidRequest, WireError
@@ -40,7 +41,7 @@ def prepare_pass(arguments: Arguments, body: bytes) -> Outcome:
         "forward_only": prepared.forward_only,
         "failures": _listed(prepared.failures),
     }
-    return facts, prepared.payload
+    return facts, as_bytes(prepared.payload)
 
 
 def prepare_sample(arguments: Arguments, body: bytes) -> Outcome:

@@ -15,7 +15,7 @@ from everstep.logs import get_logger
 from everstep.runtime import Rejected
 from everstep.server.offload.budget import ByteBudget
 from everstep.server.offload.process import MESSAGE_BYTES
-from everstep.server.offload.spool import Spool, read_all
+from everstep.spool import Spool
 
 INLINE_BYTES = 128 << 10
 """Larger bodies and results are computed in the process.
@@ -53,20 +53,14 @@ class Offload:
         Raises:
             Rejected: there is no room for it (503).
         """
-        async with self.budget.reserve(size):
-            spool = Spool()
-            try:
-                yield spool
-            finally:
-                # The system frees 64 MiB in 10 ms and more.
-                loop = asyncio.get_running_loop()
-                await asyncio.shield(loop.run_in_executor(None, spool.close))
+        async with self.budget.reserve(size), spooled() as spool:
+            yield spool
 
-    async def run(self, job: str, arguments: Mapping[str, Any], body: Spool) -> tuple[Any, bytes]:
+    async def run(self, job: str, arguments: Mapping[str, Any], body: Spool) -> tuple[Any, Spool]:
         """Compute a job of `JOBS`.
 
         Returns:
-            What it found out, and its bytes.
+            What it found out, and its bytes. The caller closes the spool.
 
         Raises:
             Rejected: the process ended (503). The next job has another one.
@@ -80,6 +74,8 @@ class Offload:
                 return await asyncio.shield(exchange)
             except asyncio.CancelledError:
                 await asyncio.wait([exchange])  # it uses the spool, and the turn is its own
+                if exchange.exception() is None:
+                    await freed(exchange.result()[1])
                 raise
 
     def close(self) -> None:
@@ -91,11 +87,15 @@ class Offload:
             process.kill()
             process.wait()
 
-    def _exchange(self, message: bytes, body: Spool) -> tuple[Any, bytes]:
-        with Spool() as result:
-            return self._exchange_spools(message, body, result)
+    def _exchange(self, message: bytes, body: Spool) -> tuple[Any, Spool]:
+        result = Spool()
+        try:
+            return self._exchange_spools(message, body, result), result
+        except BaseException:
+            result.close()
+            raise
 
-    def _exchange_spools(self, message: bytes, body: Spool, result: Spool) -> tuple[Any, bytes]:
+    def _exchange_spools(self, message: bytes, body: Spool, result: Spool) -> Any:
         connection = self._connected()
         try:
             descriptors = [body.descriptor, result.descriptor]
@@ -114,7 +114,8 @@ class Offload:
         answer = json.loads(reply)
         if "failed" in answer:
             raise RuntimeError(f"a job failed in the process for large bodies:\n{answer['failed']}")
-        return answer["facts"], read_all(result.descriptor, answer["size"])
+        result.size = answer["size"]
+        return answer["facts"]
 
     def _connected(self) -> socket.socket:
         """Return the socket of the process, which is started if there is none."""
@@ -130,3 +131,27 @@ class Offload:
                 )
             self._socket = ours
         return self._socket
+
+
+@asynccontextmanager
+async def spooled() -> AsyncIterator[Spool]:
+    """Hold a new spool for the duration of the block."""
+    spool = Spool()
+    try:
+        yield spool
+    finally:
+        await freed(spool)
+
+
+async def freed(spool: Spool) -> None:
+    """Free a spool in a thread: the system needs 10 ms and more for 64 MiB."""
+    loop = asyncio.get_running_loop()
+    await asyncio.shield(loop.run_in_executor(None, spool.close))
+
+
+async def taken(spool: Spool) -> bytes:
+    """Return the bytes of a spool, and free it."""
+    try:
+        return await asyncio.to_thread(spool.read)
+    finally:
+        await freed(spool)

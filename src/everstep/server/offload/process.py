@@ -12,7 +12,7 @@ import sys
 import traceback
 
 from everstep.server.offload.jobs import JOBS
-from everstep.server.offload.spool import read_all, write_all
+from everstep.spool import read_all, write_all
 
 MESSAGE_BYTES = 1 << 20
 

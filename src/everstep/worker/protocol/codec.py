@@ -13,6 +13,7 @@ from everstep.engine.models.info import ModelInfo
 from everstep.vault import CheckpointId
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol import messages
+from everstep.worker.protocol.stored_request import StoredRequest
 
 _KINDS: dict[str, type[Any]] = {
     "ready": messages.Ready,
@@ -46,6 +47,7 @@ _KINDS: dict[str, type[Any]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _BODY = "body"
 _SOURCE = "source"
+_STORED = "stored"
 
 
 def kind_of(message: messages.Message) -> str:
@@ -67,7 +69,7 @@ def encode(message: messages.Message) -> tuple[dict[str, Any], bytes]:
 def decode(header: Mapping[str, Any], body: bytes) -> messages.Message:
     """Return the message of a header and a body. The inverse of `encode`.
 
-    JSON has no tuples: they come back as lists, except for a `CheckpointId`.
+    JSON has no tuples: they come back as lists, except for named ones.
 
     Raises:
         KeyError, TypeError: the header is not of a message of this version.
@@ -82,5 +84,7 @@ def decode(header: Mapping[str, Any], body: bytes) -> messages.Message:
         values["drawn"] = [DrawnTokens(**each) for each in values["drawn"]]
     elif values.get(_SOURCE) is not None:
         values[_SOURCE] = CheckpointId(*values[_SOURCE])
+    if values.get(_STORED) is not None:
+        values[_STORED] = StoredRequest(*values[_STORED])
     message: messages.Message = kind(**values)
     return message

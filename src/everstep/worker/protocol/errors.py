@@ -2,6 +2,7 @@
 
 OperationFailed       an operation fails: a message and a category
 └── VaultUnreachable  the vault's storage did not answer. A retry may succeed
+RequestUnreadable     the worker can't read a request where it is stored
 """
 
 from __future__ import annotations
@@ -28,3 +29,7 @@ class VaultUnreachable(OperationFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ErrorCategory.SERVER)
+
+
+class RequestUnreadable(Exception):
+    """The worker can't read a request where the service keeps it. Nothing was executed."""

@@ -36,6 +36,7 @@ from everstep.engine.models.info import ModelInfo
 from everstep.vault import CheckpointId
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol.lineage import Line
+from everstep.worker.protocol.stored_request import StoredRequest
 
 R = TypeVar("R", bound="Reply")
 
@@ -93,11 +94,14 @@ class Failed(Message):
         message: the text for the client.
         category: ``user`` or ``server``.
         unreachable: whether the vault's storage did not answer. A retry may succeed.
+        unreadable: whether a stored request could not be read. Nothing was executed. If it was a
+            run's, the worker has dropped the run, so that no later command is executed without it.
     """
 
     message: str
     category: str
     unreachable: bool = False
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,12 +279,14 @@ class TrainingPass(RunCommand[PassDone]):
     """Forward or forward_backward.
 
     Attributes:
-        body: the pass in the protobuf form of the wire.
+        body: the pass in the protobuf form of the wire, unless it is stored.
         may_diverge: whether it is computed with weights that are NaN or infinite.
+        stored: where the service keeps it.
     """
 
     body: bytes = field(repr=False)
     may_diverge: bool = False
+    stored: StoredRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,8 @@ class Sample(Command[SampleDone]):
         source: the checkpoint whose adapter is sampled from. None: the base model's own weights.
         sampler: the sampler's id: prompts are cached per sampler.
         default_seed: the seed of a request that names none.
-        body: the request, as JSON.
+        body: the request, as JSON, unless it is stored.
+        stored: where the service keeps it.
     """
 
     model: str
@@ -335,6 +342,7 @@ class Sample(Command[SampleDone]):
     sampler: str
     default_seed: int
     body: bytes = field(repr=False)
+    stored: StoredRequest | None = None
 
 
 @dataclass(frozen=True)
