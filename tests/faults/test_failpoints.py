@@ -34,8 +34,9 @@ from tests.faults.keeper import Keeper
 from tests.faults.one_process import LOADED, OneProcessKeeper
 from tests.faults.rotation import SOAK, share_of_commit
 
-BY_HAND = ("runtime.import.", "runtime.deletion.")
-"""`test_imports` kills imports, `test_deletions` deletions of runs; a looper makes none."""
+BY_HAND = ("runtime.import.", "runtime.deletion.", "ledger.compaction.")
+"""`test_imports` kills imports, `test_deletions` deletions of runs, and
+``tests/ledger/test_compaction.py`` compactions; a looper makes none."""
 POINTS = [name for name in failpoints.registered() if not name.startswith(BY_HAND)]
 STEPS = {
     "accept": "runtime.accept.",

@@ -129,6 +129,29 @@ def test_record_of_another_place_is_never_served(tmp_path: Path) -> None:
         log.read(Location(one.segment, one.offset + 1, one.size, one.digest))
 
 
+@every_log
+def test_copies_read_as_the_originals_and_damage_is_not_copied(
+    opened: Callable[[Path], PayloadLog], tmp_path: Path
+) -> None:
+    log = opened(tmp_path)
+    written = contents(7)
+    originals = [put(log, each) for each in written]
+    copies = log.copy(originals[1:6], "requests")
+    assert [log.read(each) for each in copies] == written[1:6]
+    assert len({each.segment for each in copies}) > 1
+    assert {(each.segment, each.offset) for each in copies}.isdisjoint(
+        (each.segment, each.offset) for each in originals
+    )
+    assert log.size(originals[0].segment) >= 3 * SIZE
+    for at in copies:
+        log.settle(at)
+    log.drop([originals[0].segment])
+    assert log.size(originals[0].segment) == 0
+    with pytest.raises(PayloadUnreadable, match="missing"):
+        log.copy([copies[0], originals[0]], "requests")
+    log.close()
+
+
 # Power cuts
 
 
@@ -148,9 +171,16 @@ def lost(home: Path, elsewhere: Path, forgotten: faulty.Sort | None = None) -> i
         if forgotten is not None:
             stack.enter_context(faulty.without_fsync(forgotten))
         log = files(home)
-        for each in contents(7):
-            at = put(log, each)
+
+        def acknowledge(at: Location) -> None:
             recorded.mark(f"{at.segment} {at.offset} {at.size} {at.digest.hex()}\n".encode())
+
+        for each in contents(7):
+            first = put(log, each)
+            acknowledge(first)
+        for at in log.copy([first], "requests"):
+            log.settle(at)
+            acknowledge(at)
         log.close()
     bad, chance, seen = 0, random.Random(1), 0
     for position in range(len(recorded.entries) + 1):

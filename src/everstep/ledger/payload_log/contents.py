@@ -16,6 +16,7 @@ from everstep.ledger import operation_rows as rows
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, NotWritten, QueueFull
+from everstep.ledger.payload_log import compaction
 from everstep.ledger.payload_log.content import Content, digest_of
 from everstep.ledger.payload_log.log import FilePart, Location, PayloadUnreadable, Stream
 from everstep.ledger.records import NewOperation, Operation
@@ -242,6 +243,14 @@ class Contents:
         while candidates := self._log.droppable():
             named = await self._store.read(partial(rows.named_segments, among=candidates))
             await self._run(partial(self._log.drop, set(candidates) - named))
+            for segment in sorted(named):
+                await self._compact(segment)
+
+    async def _compact(self, segment: int) -> None:
+        """Move what is left in a segment where that is a small part of it."""
+        copied = await compaction.compact(self._store, self._log, segment, self._run)
+        if copied:
+            self._log.released([segment])
 
 
 def _lacks_payload(operation: Operation) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -90,6 +90,24 @@ class PayloadLog(Protocol):
         Raises:
             PayloadUnreadable: it is missing, or not what was written.
         """
+
+    def copy(self, locations: Sequence[Location], stream: Stream) -> list[Location]:
+        """Write contents again, each verified, and return once all are durable.
+
+        Args:
+            locations: where they lie.
+            stream: what they are.
+
+        Returns:
+            The locations of the copies, in order. Each is to be settled, as an appended one.
+
+        Raises:
+            PayloadUnreadable: one of them is missing or damaged.
+            OSError: one can't be written. Nothing names what was written.
+        """
+
+    def size(self, segment: int) -> int:
+        """Return the bytes that a segment takes. 0 where it is missing."""
 
     def released(self, segments: Iterable[int]) -> None:
         """Note that rows no longer name contents of these segments."""

@@ -32,21 +32,27 @@ def header(size: int, digest: bytes) -> bytes:
     return head + _check(head)
 
 
-def check_record(head: bytes, content: bytes, location: Location) -> None:
+def check_record(head: bytes, size: int, digest: bytes, location: Location) -> None:
     """Check a record that was read at a location.
+
+    Args:
+        head: its header.
+        size: bytes of the content that were there.
+        digest: the BLAKE3 of these.
+        location: as its row keeps it.
 
     Raises:
         PayloadUnreadable: it is not the record that the location names, or not whole.
     """
-    if len(head) < HEADER_BYTES or len(content) < location.size:
+    if len(head) < HEADER_BYTES or size < location.size:
         raise PayloadUnreadable("the segment ends before it")
     values, check = head[: _HEAD.size], head[_HEAD.size :]
-    magic, size, digest = _HEAD.unpack(values)
+    magic, *written = _HEAD.unpack(values)
     if _check(values) != check or magic != _MAGIC:
         raise PayloadUnreadable("no record begins there")
-    if size != location.size or digest != location.digest:
+    if written != [location.size, location.digest]:
         raise PayloadUnreadable("another record lies there")
-    if content_digest(content) != digest:
+    if digest != location.digest:
         raise PayloadUnreadable("its bytes are not those that were written")
 
 

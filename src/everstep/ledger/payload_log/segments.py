@@ -14,16 +14,24 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+
+from blake3 import blake3
 
 from everstep.durable_files import sync_directory
 from everstep.failpoints import Failpoint
 from everstep.ledger.payload_log.log import FilePart, Location, PayloadUnreadable, Stream
-from everstep.ledger.payload_log.records import HEADER_BYTES, check_record, header
+from everstep.ledger.payload_log.records import (
+    HEADER_BYTES,
+    check_record,
+    content_digest,
+    header,
+)
 
 SEGMENT_BYTES = 32 << 20
 _WRITE_BYTES = 8 << 20
+_PART_BYTES = 1 << 20
 _WRITTEN = Failpoint("ledger.payload.written", "a payload is in its segment, not durable")
 _SYNCED = Failpoint("ledger.payload.synced", "a payload is durable, no row names it")
 
@@ -68,7 +76,7 @@ class _Segment:
                 for part in record:
                     self._write(part)
                     self.end += len(part)
-            except OSError:
+            except BaseException:
                 self.failed = True
                 with contextlib.suppress(OSError):  # give the space back
                     os.ftruncate(self.handle, begin)
@@ -133,6 +141,7 @@ class SegmentFiles:
         """
         there = set(self.numbers())
         self.drop(there.difference(named))
+        self._released.update(named)  # whether they hold enough is looked at with the first drop
         self._next = max(there.union(named), default=0) + 1
 
     def numbers(self) -> list[int]:
@@ -144,9 +153,7 @@ class SegmentFiles:
 
     def append(self, content: bytes | memoryview, digest: bytes, stream: Stream) -> Location:
         """Write a content and return once it is durable. See `PayloadLog.append`."""
-        with self._lock:  # not while it is written: `settle` must not wait for that
-            segment = self._segment(stream)
-            self._unsettled[segment.number] += 1
+        segment = self._take(stream)
         try:
             offset, record = segment.write((header(len(content), digest), content))
             _WRITTEN()
@@ -156,6 +163,33 @@ class SegmentFiles:
             self._settle(segment.number)
             raise
         return Location(segment.number, offset, len(content), digest)
+
+    def copy(self, locations: Sequence[Location], stream: Stream) -> list[Location]:
+        """Write contents again, and return once all are durable. See `PayloadLog.copy`."""
+        for each in locations:
+            self._verify(each)
+        copies: list[Location] = []
+        last: dict[_Segment, int] = {}
+        try:
+            for each in locations:
+                segment = self._take(stream)
+                copies.append(Location(segment.number, 0, each.size, each.digest))
+                offset, last[segment] = segment.write(self._parts(each))
+                copies[-1] = Location(segment.number, offset, each.size, each.digest)
+            for segment, record in last.items():
+                segment.sync(record)
+        except BaseException:
+            for each in copies:
+                self._settle(each.segment)
+            raise
+        return copies
+
+    def _take(self, stream: Stream) -> _Segment:
+        """Return the segment that takes the next record of a stream, and keep it."""
+        with self._lock:  # not while it is written: `settle` must not wait for that
+            segment = self._segment(stream)
+            self._unsettled[segment.number] += 1
+        return segment
 
     def _segment(self, stream: Stream) -> _Segment:
         """Return the segment that takes the next record of a stream."""
@@ -219,22 +253,53 @@ class SegmentFiles:
 
     def read(self, location: Location) -> bytes:
         """Return a content, verified. See `PayloadLog.read`."""
+        with self._reading(location) as path, path.open("rb", buffering=0) as file:
+            head = os.pread(file.fileno(), HEADER_BYTES, location.offset)
+            content = os.pread(file.fileno(), location.size, location.offset + HEADER_BYTES)
+            check_record(head, len(content), content_digest(content), location)
+        return content
+
+    def size(self, segment: int) -> int:
+        """Return the bytes that a segment takes. See `PayloadLog.size`."""
+        try:
+            return segment_path(self._database, self._identity, segment).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _verify(self, location: Location) -> None:
+        """Check a content in small parts. Raises `PayloadUnreadable`."""
+        with self._reading(location):
+            parts = self._parts(location)
+            head, size, hashed = next(parts), 0, blake3()
+            for part in parts:
+                size += len(part)
+                hashed.update(part)
+            check_record(head, size, hashed.digest(), location)
+
+    def _parts(self, location: Location) -> Iterator[bytes]:
+        """Read the header of a record, then its content in small parts, as far as it is there."""
+        path = segment_path(self._database, self._identity, location.segment)
+        at, end = location.offset, location.offset + HEADER_BYTES + location.size
+        with path.open("rb", buffering=0) as file:
+            yield os.pread(file.fileno(), HEADER_BYTES, at)
+            at += HEADER_BYTES
+            while at < end and (part := os.pread(file.fileno(), min(end - at, _PART_BYTES), at)):
+                yield part
+                at += len(part)
+
+    @contextlib.contextmanager
+    def _reading(self, location: Location) -> Iterator[Path]:
+        """Yield the path of a location's segment. What goes wrong there is `PayloadUnreadable`."""
         path = segment_path(self._database, self._identity, location.segment)
         try:
-            with path.open("rb", buffering=0) as file:
-                head = os.pread(file.fileno(), HEADER_BYTES, location.offset)
-                begin = location.offset + HEADER_BYTES
-                content = os.pread(file.fileno(), location.size, begin)
+            yield path
         except FileNotFoundError as error:
             raise PayloadUnreadable(f"{path.name} is missing") from error
         except OSError as error:
             raise PayloadUnreadable(f"{path.name} can't be read: {error}") from error
-        try:
-            check_record(head, content, location)
         except PayloadUnreadable as error:
             text = f"{path.name}, offset {location.offset}: {error}"
             raise PayloadUnreadable(text) from error
-        return content
 
     def released(self, segments: Iterable[int]) -> None:
         """Note that rows no longer name contents of these segments."""

@@ -102,8 +102,12 @@ def update(connection: Connection, table: Table, *where: ColumnElement[bool], **
 
 def touch(connection: Connection, table: Table, *where: ColumnElement[bool], **values: Any) -> int:
     """Change the rows that match as `update` does, without reading their large contents."""
-    columns = [each for each in table.columns if each.name not in _CONTENTS]
-    return _update(connection, table, select(*columns).where(*where), values)
+    return _update(connection, table, without_contents(table).where(*where), values)
+
+
+def without_contents(table: Table) -> Select[Any]:
+    """Return the query of all columns but the large contents. `check` takes its rows."""
+    return select(*(each for each in table.columns if each.name not in _CONTENTS))
 
 
 def _update(
