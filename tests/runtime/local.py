@@ -152,6 +152,7 @@ class Local:
             none this time. An exception ends the worker while it executes that command.
         finished: kind and run of the calls that the worker replied to, in order.
         seconds: the computing time that the worker reports for each call; None: the real one.
+        state_bytes: what the worker says that runs' states may take of its device.
         pool: its workers.
         commands: the worker that runs now.
     """
@@ -172,6 +173,7 @@ class Local:
         self.may_advance: Callable[[str, str], bool] = lambda kind, run: True
         self.finished: list[tuple[str, str]] = []
         self.seconds: float | None = None
+        self.state_bytes: int | None = None
         self._models = {name: model}
         self._settings = Settings(**settings)
         self._sequence: dict[str, int] = {}
@@ -323,7 +325,8 @@ class Local:
         infos = [replace(model.info, name=name) for name, model in self._models.items()]
         self.loading.pass_through()
         with suppress(OSError):  # the service is gone
-            channel.send(NO_CALL, messages.Ready(infos, environment()))
+            ready = messages.Ready(infos, environment(), state_bytes=self.state_bytes)
+            channel.send(NO_CALL, ready)
             while not ended.is_set():
                 while not (tasks.busy and inbox.empty()):
                     envelope = inbox.get()

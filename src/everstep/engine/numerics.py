@@ -18,6 +18,8 @@ _USABLE = 0.5
 """Share of the memory beside the weights that a micro-batch's activations may take. The rest is for
 the states of runs, keys and values, and what the allocator can't use."""
 _WIDE_BYTES = 4
+_STATES = 0.25
+"""Share of that memory that the states of all runs together may take."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,13 @@ def tokens_per_micro_batch(
     while 2 * tokens <= min(fitting, MAX_TOKENS):
         tokens *= 2
     return tokens
+
+
+def bytes_for_states(weight_bytes: int, device_bytes: int) -> int:
+    """Return how much of a device's memory the states of runs may take.
+
+    Args:
+        weight_bytes: size of the weights of all base models on it.
+        device_bytes: memory of the device.
+    """
+    return int(_STATES * max(0, device_bytes - weight_bytes))

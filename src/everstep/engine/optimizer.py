@@ -132,6 +132,7 @@ def _apply(
         norm: of the gradients.
     """
     grads = buffers["grads"]
+    made = torch.full((), float(steps), device=grads.device)  # before anything is changed
     if params.grad_clip_norm > 0:
         grads.mul_(torch.clamp(params.grad_clip_norm / (norm + _CLIP_EPS), max=1.0))
     adamw(
@@ -140,7 +141,7 @@ def _apply(
         [buffers["exp_avg"]],
         [buffers["exp_avg_sq"]],
         [],
-        [torch.full((), float(steps), device=grads.device)],
+        [made],
         fused=True,
         amsgrad=False,
         beta1=params.beta1,

@@ -7,16 +7,22 @@ RuntimeFault
 ├── RunUnavailable    this service can't bring the run back. The run waits
 └── RunCorrupted      the run can't be brought back bit for bit
 
-`OperationFailed`, `VaultUnreachable` and `RequestUnreadable` are shared with the worker
-(`worker.protocol.errors`).
+`OperationFailed`, `OutOfMemory`, `VaultUnreachable` and `RequestUnreadable` are shared with the
+worker (`worker.protocol.errors`).
 """
 
 from __future__ import annotations
 
-from everstep.worker.protocol.errors import OperationFailed, RequestUnreadable, VaultUnreachable
+from everstep.worker.protocol.errors import (
+    OperationFailed,
+    OutOfMemory,
+    RequestUnreadable,
+    VaultUnreachable,
+)
 
 __all__ = [
     "OperationFailed",
+    "OutOfMemory",
     "Rejected",
     "RequestUnreadable",
     "RunCorrupted",

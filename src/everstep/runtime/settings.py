@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     the run that would cost most is snapshotted when the sum exceeds it."""
     memory_bytes: Bytes | None = None
     """Bound on the memory of all runs' states. The least recently used runs are evicted to the
-    vault. None takes a quarter of the machine's memory."""
+    vault. None takes a quarter of the machine's memory, or of what a GPU has beside the weights."""
     idle_seconds: Seconds = 600.0
     """A run that was not used for this long is evicted."""
     gap_seconds: Seconds = 300.0

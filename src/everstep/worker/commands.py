@@ -162,12 +162,14 @@ class Commands:
             _log.error("operation failed", error=repr(error), exc_info=error)
         for_client = by_user or isinstance(error, VaultError | StoreFailed)
         text = str(error) if for_client else repr(error)
-        if _out_of_memory(error):
+        out_of_memory = _out_of_memory(error)
+        if out_of_memory:
             text = f"There was not enough memory for this operation; make it smaller. {text}"
         category = ErrorCategory.USER if by_user else ErrorCategory.SERVER
         unreachable = isinstance(error, StoreFailed)
         unreadable = isinstance(error, RequestUnreadable)
-        self._channel.send(call_id, messages.Failed(text, str(category), unreachable, unreadable))
+        failed = messages.Failed(text, str(category), unreachable, unreadable, out_of_memory)
+        self._channel.send(call_id, failed)
 
     # Commands of a run: generators that yield between their steps.
 

@@ -26,6 +26,7 @@ from everstep.engine import Model, load_model
 from everstep.engine.determinism import GIVEN_UP
 from everstep.engine.environment import environment
 from everstep.engine.errors import first_line
+from everstep.engine.models.load import memory_for_states
 from everstep.engine.models.pico import PICO_NAME, write_pico
 from everstep.system_memory import release_unused_memory
 from everstep.vault import VaultError, open_vault
@@ -85,7 +86,8 @@ def serve(channel_descriptor: int, page_descriptor: int, arguments: Mapping[str,
     tasks = RoundRobin(page)
     commands = Commands(models, vault, home, channel, tasks, page, arguments["prefix_bytes"])
     infos = [model.info for model in models.values()]
-    channel.send(NO_CALL, Ready(infos, environment(), refused))
+    states = memory_for_states(models.values())
+    channel.send(NO_CALL, Ready(infos, environment(), refused, states))
     while True:
         while not (tasks.busy and inbox.empty()):
             commands.handle(next_command(inbox))

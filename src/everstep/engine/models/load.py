@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from everstep.engine.models.model import Model
 from everstep.engine.models.pass_checks import check_passes
 from everstep.engine.models.peft_names import PeftNames
 from everstep.engine.models.rotary import fix_frequencies
-from everstep.engine.numerics import Numerics, tokens_per_micro_batch
+from everstep.engine.numerics import Numerics, bytes_for_states, tokens_per_micro_batch
 from everstep.engine.training.checks import choose_layers
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -113,11 +114,30 @@ def _numerics(model: Model, lora_products: str) -> Numerics | None:
     if model.device.type != "cuda":
         return None if lora_products == "float32" else Numerics(lora_products=lora_products)
     adaptable = [each for each in model.module.modules() if isinstance(each, LoraProjection)]
-    weights = sum(each.nbytes for each in model.module.parameters())
-    memory = torch.cuda.get_device_properties(model.device).total_memory
-    itemsize = model.module.dtype.itemsize
-    tokens = tokens_per_micro_batch(map(features, adaptable), itemsize, weights, memory)
+    itemsize, memory = model.module.dtype.itemsize, _device_bytes(model)
+    tokens = tokens_per_micro_batch(map(features, adaptable), itemsize, _weights(model), memory)
     return Numerics(tokens, lora_products)
+
+
+def memory_for_states(models: Collection[Model]) -> int | None:
+    """Return the bytes of a device's memory that the states of runs of its models may take.
+
+    Returns:
+        None: they lie in the memory of the host.
+    """
+    first = next(iter(models))
+    if first.device.type != "cuda":
+        return None
+    return bytes_for_states(sum(map(_weights, models)), _device_bytes(first))
+
+
+def _weights(model: Model) -> int:
+    return sum(each.nbytes for each in model.module.parameters())
+
+
+def _device_bytes(model: Model) -> int:
+    """Return all memory of a model's CUDA device."""
+    return int(torch.cuda.get_device_properties(model.device).total_memory)
 
 
 def _projections(targets: LoraTargets, peft: PeftNames) -> Projections:

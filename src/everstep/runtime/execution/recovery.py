@@ -16,6 +16,7 @@ from everstep.logs import get_logger
 from everstep.runtime import ids
 from everstep.runtime.errors import (
     OperationFailed,
+    OutOfMemory,
     RunCorrupted,
     RunUnavailable,
     VaultUnreachable,
@@ -46,6 +47,7 @@ async def restore(run: Run, before: int | None) -> int:
 
     Raises:
         RunUnavailable: the service can't restore it now, but may later.
+        OutOfMemory: the worker has not enough memory for it at the moment.
         VaultUnreachable, StoreFailed: the vault's store does not answer.
         RunCorrupted: none of its states can be read.
     """
@@ -59,7 +61,7 @@ async def restore(run: Run, before: int | None) -> int:
         _check_base(run, record, manifest.base_fingerprint, manifest.environment)
         try:
             await run.restore(record, manifest.id, optimizer=True)
-        except VaultUnreachable:
+        except (OutOfMemory, VaultUnreachable):
             raise
         except OperationFailed as failure:
             _log.error("unusable state skipped", run=run.run_id, reason=failure.message)
@@ -79,6 +81,7 @@ async def replay(run: Run, operation: Operation) -> float:
         Seconds of computation.
 
     Raises:
+        OutOfMemory, VaultUnreachable: it could not be applied now.
         RunCorrupted: its result is not the recorded one.
         RunUnavailable: in another numeric environment, its result is not near the recorded one.
     """
@@ -89,7 +92,7 @@ async def replay(run: Run, operation: Operation) -> float:
         return 0.0
     try:
         result, seconds = await _apply(run, operation)
-    except VaultUnreachable:
+    except (OutOfMemory, VaultUnreachable):
         raise
     except OperationFailed as failure:
         raise _corrupted(operation, failure.message) from failure
@@ -138,7 +141,7 @@ async def _restore_origin(run: Run, record: RunRecord, damaged: list[str]) -> No
     payload = json.loads(origin.payload)
     try:
         await run.restore_path(record, payload["path"], optimizer=payload["optimizer"])
-    except VaultUnreachable:
+    except (OutOfMemory, VaultUnreachable):
         raise
     except OperationFailed as failure:
         if failure.category == ErrorCategory.SERVER and not damaged:

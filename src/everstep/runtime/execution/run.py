@@ -375,7 +375,8 @@ class Run:
 
     async def _call(self, command: messages.Command[R]) -> R:
         """Send a command and wait for its reply. Raises `OperationFailed`, `WorkerLost`."""
-        return await (await self._begin(command)).done
+        eviction = self.context.eviction
+        return await eviction.making_room(self.run_id, lambda: self._begin(command))
 
     async def _begin(self, command: messages.Command[R]) -> Call[R]:
         self.context.eviction.touch(self.run_id)

@@ -18,6 +18,7 @@ from everstep.logs import get_logger
 from everstep.runtime import ids
 from everstep.runtime.errors import (
     OperationFailed,
+    OutOfMemory,
     RunCorrupted,
     RunUnavailable,
     VaultUnreachable,
@@ -170,9 +171,10 @@ class RunActor:
                 _log.error("the run waits", run=self.run_id, reason=str(reason))
                 self._context.budget.clear(self.run_id)
                 return
-            except (VaultUnreachable, StoreFailed) as fault:
-                self.waits_for = f"the run waits for its vault: {fault}"
-                _log.error("the run waits for its vault", run=self.run_id, reason=str(fault))
+            except (OutOfMemory, VaultUnreachable, StoreFailed) as fault:
+                what = "memory" if isinstance(fault, OutOfMemory) else "its vault"
+                self.waits_for = f"the run waits for {what}: {fault}"
+                _log.error(f"the run waits for {what}", run=self.run_id, reason=str(fault))
                 self._run.detach()
             except (RunCorrupted, LedgerDamaged) as fault:
                 await self._end_corrupted(str(fault))

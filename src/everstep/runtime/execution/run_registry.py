@@ -48,7 +48,7 @@ class RunRegistry:
             pins=context.pins,
             catalog=context.catalog,
             settings=settings,
-            eviction=Eviction(settings, self._evict),
+            eviction=Eviction(settings, context.workers, self._evict),
             recovery=RecoveryQueue(),
             budget=ReplayBudget(settings.replay_seconds, self._wake),
             on_finished=on_finished,

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from everstep.engine.models.info import ModelInfo
-from everstep.runtime.errors import OperationFailed, RequestUnreadable, VaultUnreachable, WorkerLost
+from everstep.runtime.errors import (
+    OperationFailed,
+    OutOfMemory,
+    RequestUnreadable,
+    VaultUnreachable,
+    WorkerLost,
+)
 from everstep.runtime.settings import Settings
 from everstep.wire.errors import ErrorCategory
 from everstep.wire.messages.streams import DrawnTokens
@@ -39,10 +45,10 @@ class Call(Generic[R]):
         captured: resolves when the run's next command may be sent. For a `SaveRun` the state is
             captured by then. For other commands it resolves together with `done`.
         done: the reply. Raises `OperationFailed` when the command failed, `VaultUnreachable` when
-            the vault's storage did not answer, `RequestUnreadable` when the worker could not read
-            a stored request, and `WorkerLost` when the worker ended before it
-            replied. Nothing is known then about the effect of the command: a save may or may not
-            be durable. After `Worker.cancel` it never resolves.
+            the vault's storage did not answer, `OutOfMemory` when memory was not enough,
+            `RequestUnreadable` when the worker could not read a stored request, and `WorkerLost`
+            when the worker ended before it replied. Nothing is known then about the effect of the
+            command: a save may or may not be durable. After `Worker.cancel` it never resolves.
         on_drawn: called on the event loop with the tokens of a watched sample.
     """
 
@@ -63,15 +69,8 @@ class Call(Generic[R]):
 
     def resolve(self, message: messages.Message) -> None:
         """Apply one message of the worker: an event, the reply or a failure."""
-        if isinstance(message, messages.Failed) and message.unreadable:
-            self.fail(RequestUnreadable(message.message))
-        elif isinstance(message, messages.Failed):
-            category = ErrorCategory(message.category)
-            self.fail(
-                VaultUnreachable(message.message)
-                if message.unreachable
-                else OperationFailed(message.message, category)
-            )
+        if isinstance(message, messages.Failed):
+            self.fail(_failure(message))
         elif isinstance(message, messages.Drawn):
             if self.on_drawn is not None:
                 self.on_drawn(message.drawn)
@@ -80,6 +79,16 @@ class Call(Generic[R]):
                 self.captured.set_result(None)
             if isinstance(message, Reply) and not self.done.done():
                 self.done.set_result(message)  # type: ignore[arg-type]  # the command names it
+
+
+def _failure(message: messages.Failed) -> Exception:
+    if message.unreadable:
+        return RequestUnreadable(message.message)
+    if message.unreachable:
+        return VaultUnreachable(message.message)
+    if message.out_of_memory:
+        return OutOfMemory(message.message)
+    return OperationFailed(message.message, ErrorCategory(message.category))
 
 
 class Worker(Protocol):
@@ -100,6 +109,10 @@ class Worker(Protocol):
     @property
     def refused(self) -> Mapping[str, str]:
         """The models that it can't serve, by name, with the reason. Doesn't change either."""
+
+    @property
+    def state_bytes(self) -> int | None:
+        """What runs' states may take of its device's memory. None: they lie in the host's."""
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -186,6 +199,10 @@ class WorkerPool(Protocol):
     @property
     def refused(self) -> Mapping[str, str]:
         """The models that can't be served, by name, with the reason of the newest worker."""
+
+    @property
+    def state_bytes(self) -> int | None:
+        """What runs' states may take of devices' memory, as `Worker.state_bytes`."""
 
     async def acquire(self, run_id: str, model: str) -> Lease:
         """Wait for a worker and place a run on it.

@@ -38,6 +38,7 @@ class SocketWorker:
         self._models: dict[str, ModelInfo] = {}
         self._environment: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
+        self._state_bytes: int | None = None
 
     @property
     def id(self) -> str:
@@ -53,6 +54,11 @@ class SocketWorker:
     def refused(self) -> Mapping[str, str]:
         """See `Worker.refused`."""
         return self._refused
+
+    @property
+    def state_bytes(self) -> int | None:
+        """See `Worker.state_bytes`."""
+        return self._state_bytes
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -76,6 +82,7 @@ class SocketWorker:
             self._models = {info.name: info for info in first.models}
             self._environment = dict(first.environment)
             self._refused = dict(first.refused)
+            self._state_bytes = first.state_bytes
         return first
 
     async def serve(self) -> None:

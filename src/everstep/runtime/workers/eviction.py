@@ -1,7 +1,8 @@
 """Eviction: tracks the runs in the worker's memory and evicts some of them to the vault.
 
 An idle run is evicted, and so are the least recently used runs while all runs together exceed the
-memory budget. An evicted run is restored from the vault with its next operation.
+memory budget, or while a command of another run finds not enough memory. An evicted run is restored
+from the vault with its next operation.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
+from typing import TypeVar
 
 from everstep.logs import get_logger
+from everstep.runtime.errors import OutOfMemory
 from everstep.runtime.settings import Settings
+from everstep.runtime.workers.base import Call, WorkerPool
 from everstep.runtime.workers.memory import total_bytes
+from everstep.worker.protocol.messages import Reply
+
+R = TypeVar("R", bound=Reply)
 
 _log = get_logger("everstep.eviction")
 MEMORY_SHARE = 4
@@ -32,12 +39,16 @@ class Eviction:
 
     Args:
         settings: the budget and the idle time.
+        workers: where the runs are.
         evict: evicts a run if it is idle, and returns whether it did.
     """
 
-    def __init__(self, settings: Settings, evict: Callable[[str], Awaitable[bool]]) -> None:
-        budget = settings.memory_bytes
-        self._budget = total_bytes() // MEMORY_SHARE if budget is None else budget
+    def __init__(
+        self, settings: Settings, workers: WorkerPool, evict: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        self._given = settings.memory_bytes
+        self._host_share = total_bytes() // MEMORY_SHARE
+        self._workers = workers
         self._idle_seconds = settings.idle_seconds
         self._evict = evict
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -50,6 +61,14 @@ class Eviction:
         return len(self._residents)
 
     @property
+    def budget(self) -> int:
+        """How much memory all runs may take: as set, or a share of the memory that they lie in."""
+        if self._given is not None:
+            return self._given
+        on_device = self._workers.state_bytes
+        return self._host_share if on_device is None else on_device
+
+    @property
     def size(self) -> int:
         """Memory of all runs together, in bytes."""
         return sum(resident.size for resident in self._residents.values())
@@ -58,7 +77,7 @@ class Eviction:
         """Add a run that is in memory now."""
         self._residents[run_id] = _Resident(size, monotonic())
         self._residents.move_to_end(run_id)
-        if self.size > self._budget:
+        if self.size > self.budget:
             self._wake.set()
 
     def touch(self, run_id: str) -> None:
@@ -67,12 +86,38 @@ class Eviction:
         if resident is not None:
             resident.used_at = monotonic()
             self._residents.move_to_end(run_id)
-            if self.size > self._budget:
+            if self.size > self.budget:
                 self._wake.set()
 
     def remove(self, run_id: str) -> None:
         """Remove a run that is no longer in memory."""
         self._residents.pop(run_id, None)
+
+    async def making_room(self, run_id: str, send: Callable[[], Awaitable[Call[R]]]) -> R:
+        """Send a command of a run, again for each run that is evicted where memory is not enough.
+
+        No other command of the run may have been sent behind it: that one would come first.
+
+        Returns:
+            The reply.
+
+        Raises:
+            OutOfMemory: memory is not enough, and no other run is idle.
+        """
+        while True:
+            try:
+                return await (await send()).done
+            except OutOfMemory:
+                if not await self._evict_another(run_id):
+                    raise
+
+    async def _evict_another(self, run_id: str) -> bool:
+        """Evict the least recently used run that is idle, but not this one. False: none is."""
+        for other in list(self._residents):
+            if other != run_id and await self._evict(other):
+                _log.info("run evicted", run=other, needed_by=run_id, resident=self.count)
+                return True
+        return False
 
     async def close(self) -> None:
         """Stop evicting."""
@@ -95,7 +140,7 @@ class Eviction:
     async def _evict_some(self) -> None:
         for run_id, resident in list(self._residents.items()):
             idle = monotonic() - resident.used_at > self._idle_seconds
-            if not idle and self.size <= self._budget:
+            if not idle and self.size <= self.budget:
                 return  # the others were used later
             if await self._evict(run_id):
                 _log.info("run evicted", run=run_id, idle=idle, resident=self.count)

@@ -50,6 +50,7 @@ class SupervisedPool:
         self._epoch = 0
         self._models: Mapping[str, ModelInfo] = {}
         self._refused: Mapping[str, str] = {}
+        self._state_bytes: int | None = None
         self._worker: SocketWorker | None = None
         self._handle: Handle | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -71,6 +72,11 @@ class SupervisedPool:
     def refused(self) -> Mapping[str, str]:
         """See `WorkerPool.refused`."""
         return self._refused
+
+    @property
+    def state_bytes(self) -> int | None:
+        """See `WorkerPool.state_bytes`."""
+        return self._state_bytes
 
     def start(self) -> None:
         """See `WorkerPool.start`."""
@@ -210,6 +216,7 @@ class SupervisedPool:
 
     def _become_ready(self, worker: SocketWorker) -> None:
         self._models, self._refused = worker.models, worker.refused
+        self._state_bytes = worker.state_bytes
         self._epoch += 1
         self._lease = Lease(worker, self._epoch)
         self._changed.set()

@@ -1,7 +1,8 @@
 """Failures of an operation, raised by the worker and by the runtime.
 
 OperationFailed       an operation fails: a message and a category
-└── VaultUnreachable  the vault's storage did not answer. A retry may succeed
+├── VaultUnreachable  the vault's storage did not answer. A retry may succeed
+└── OutOfMemory       the worker had not enough memory. A retry may succeed
 RequestUnreadable     the worker can't read a request where it is stored
 """
 
@@ -26,6 +27,13 @@ class OperationFailed(Exception):
 
 class VaultUnreachable(OperationFailed):
     """The vault's storage did not answer. Nothing is known about the files in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCategory.SERVER)
+
+
+class OutOfMemory(OperationFailed):
+    """The worker had not enough memory, of the host or of its device. Nothing has changed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ErrorCategory.SERVER)

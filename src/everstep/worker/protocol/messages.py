@@ -56,11 +56,14 @@ class Ready(Message):
         models: the models, under the names that they are served by.
         environment: the worker's numeric environment.
         refused: for each model that can't be served, the reason.
+        state_bytes: what the states of runs may take of its device's memory. None: they lie in the
+            memory of the host.
     """
 
     models: Sequence[ModelInfo]
     environment: Mapping[str, Any]
     refused: Mapping[str, str] = field(default_factory=dict)
+    state_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,15 @@ class Failed(Message):
         unreachable: whether the vault's storage did not answer. A retry may succeed.
         unreadable: whether a stored request could not be read. Nothing was executed. If it was a
             run's, the worker has dropped the run, so that no later command is executed without it.
+        out_of_memory: whether there was not enough memory, of the host or of the device. Nothing
+            has changed, so a retry may succeed where other runs take less.
     """
 
     message: str
     category: str
     unreachable: bool = False
     unreadable: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
