@@ -56,7 +56,7 @@ def expired(connection: Connection, before: datetime) -> list[Checkpoint]:
 
 def pending(connection: Connection, kinds: Iterable[str]) -> list[Operation]:
     """Return the pending operations of some kinds."""
-    here = (t.operations.c.status == "pending", t.operations.c.kind.in_(list(kinds)))
+    here = (t.PENDING, t.operations.c.kind.in_(list(kinds)))
     return q.operations_where(connection, *here)
 
 

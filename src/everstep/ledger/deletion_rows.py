@@ -238,7 +238,7 @@ def pending_requests(connection: Connection, what: Owned) -> list[str]:
     columns = t.operations.c
     found: list[str] = []
     for condition in _all_scopes(columns.scope, [what.id, *what.runs], what.samplers):
-        query = select(columns.request_id).where(condition, columns.status == "pending")
+        query = select(columns.request_id).where(condition, t.PENDING)
         found += connection.scalars(query)
     return list(dict.fromkeys(found))
 
@@ -338,7 +338,7 @@ def _comes_back(connection: Connection, run_id: str) -> bool:
     if connection.execute(query).first() is not None:
         return True
     columns = t.operations.c
-    waiting = select(columns.request_id).where(columns.scope == run_id, columns.status == "pending")
+    waiting = select(columns.request_id).where(columns.scope == run_id, t.PENDING)
     return connection.execute(waiting.limit(1)).first() is not None
 
 

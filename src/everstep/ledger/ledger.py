@@ -63,7 +63,7 @@ class Ledger:
         self.contents = Contents(store)
         self.deletions = Deletions(store, self.contents)
         self.checkpoint_metadata = CheckpointMetadata(store, self.deletions)
-        self.search = LedgerSearch(store)
+        self.search = LedgerSearch(store, self._memory)
         self.audit = AuditLog(store)
         self.samples = Samples(store, self._memory, self.contents)
 
@@ -95,6 +95,7 @@ class Ledger:
     async def close(self) -> None:
         """Commit the writes that are queued, then close the database."""
         await self.contents.close()
+        await self._memory.flush(self._store)
         await self._store.close()
 
     @property
@@ -251,7 +252,7 @@ class Ledger:
         """
         where = [t.operations.c.scope == scope, t.operations.c.seq_id > after]
         if status is not None:
-            where.append(t.operations.c.status == status)
+            where.append(t.PENDING if status == "pending" else t.operations.c.status == status)
         found = await self._store.read(lambda c: q.operations_where(c, *where, limit=limit))
         return await self.contents.fill_all(found) if contents else found
 
@@ -293,7 +294,7 @@ class Ledger:
         """Return a run, or None if there is none."""
         keep = partial(self._memory.runs.put, run_id)
         return self._memory.runs.get(run_id) or await self._store.read(
-            lambda c: q.one(c, Run, t.runs, run_id), keep
+            lambda c: self._memory.used(q.one(c, Run, t.runs, run_id)), keep
         )
 
     async def set_environment(self, run_id: str, **columns: Any) -> None:

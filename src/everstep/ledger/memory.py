@@ -3,11 +3,13 @@
 One process owns a home, so what it has read stays true until it writes. A row is kept when it was
 read, and when its operation ended. It is dropped when a call wrote to its table. Both happen once
 the call is durable, in the order of the commits: a row in memory is the row of the last commit.
-The memory is empty at the start, so that damage to the database is found then.
+Only a run's last use is newer in memory: its row gets that every few seconds. The memory is empty
+at the start, so that damage to the database is found then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +17,13 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
+from sqlalchemy import Connection
 
+from everstep.ledger import operation_rows
 from everstep.ledger import tables as t
+from everstep.ledger.errors import LedgerError
 from everstep.ledger.records import Operation, Run, Sampler
+from everstep.ledger.store import Store
 
 Row = TypeVar("Row", Run, Sampler, Operation)
 MAX_ROWS = 4096
@@ -75,6 +81,7 @@ class Memory:
         self.runs: Remembered[Run] = Remembered(rows, min(1, rows), lambda _: 1)
         self.samplers: Remembered[Sampler] = Remembered(rows, min(1, rows), lambda _: 1)
         self.ended: Remembered[Operation] = Remembered(size, size // _MAX_SHARE, _bytes)
+        self._uses: dict[str, datetime] = {}
         self._tables = {
             t.runs.name: self.runs.clear,
             t.samplers.name: self.samplers.clear,
@@ -95,7 +102,29 @@ class Memory:
     def _use(self, run_id: str, moment: datetime) -> None:
         run = self.runs.get(run_id)
         if run is not None:
+            self._uses[run_id] = moment
             self.runs.put(run_id, replace(run, last_request_at=moment))
+
+    def used(self, run: Run | None) -> Run | None:
+        """Return a run as it was read, with its last use, which its row may not have yet."""
+        moment = self._uses.get(run.run_id) if run is not None else None
+        if run is None or moment is None or moment <= run.last_request_at:
+            return run
+        return replace(run, last_request_at=moment)
+
+    async def flush(self, store: Store) -> None:
+        """Write what is newer in memory than in the rows, if the store can be written."""
+        if self._uses:
+            with contextlib.suppress(LedgerError):
+                await store.run(self.record_uses)
+
+    def record_uses(self, connection: Connection) -> None:
+        """Write the last uses of runs that are not in their rows yet.
+
+        If the transaction is undone, the rows are behind by a few seconds until their next use.
+        """
+        uses, self._uses = self._uses, {}
+        operation_rows.record_uses(connection, uses)
 
     def finished(self, operation: Operation | None) -> None:
         """Keep an operation that has ended, for the poll that asks for its result."""

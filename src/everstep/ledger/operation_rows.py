@@ -7,10 +7,10 @@ what they wrote without reading it back.
 from __future__ import annotations
 
 import contextlib
-import uuid
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
@@ -20,9 +20,10 @@ from everstep.ledger import sample_rows
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, SequenceConflict, SessionFinished
 from everstep.ledger.payload_log.content import Content, column_names, location_of
-from everstep.ledger.records import Failure, NewOperation, Operation, Run
+from everstep.ledger.records import SAMPLE, Failure, NewOperation, Operation, Run
 from everstep.ledger.sqlite import row_checksums
 from everstep.ledger.sqlite.prepared import SET, Prepared, insert_into, update_of
+from everstep.ledger.sqlite.verified_rows import VerifiedRows
 from everstep.spool import as_bytes
 
 NO_PAYLOAD: dict[str, Any] = {
@@ -32,6 +33,8 @@ NO_PAYLOAD: dict[str, Any] = {
     "payload_offset": None,
 }
 PRUNED_AT_ONCE = 200
+_USE_INTERVAL = timedelta(seconds=10)
+"""How far the last use of a run in its row may be behind, unless `record_uses` was called."""
 _OUTCOME = ("status", "result", "media", "error", "category", "seconds")
 _RESULT = column_names("result")
 _END = (*_OUTCOME, *_RESULT, "finished_at", "result_digest", "completion", "seal")
@@ -44,24 +47,19 @@ _BY_SEQ_ID = Prepared(
     ),
     list(_columns),
 )
-_BY_ID = Prepared(
-    select(t.operations).where(_columns.request_id == bindparam("request_id")), list(_columns)
-)
+_OPERATIONS, _RUNS, _SESSIONS = map(VerifiedRows, (t.operations, t.runs, t.sessions))
 _FINISH = update_of(t.operations, *_END)
 _FINISH_AND_PRUNE = update_of(t.operations, *_END, *NO_PAYLOAD)
 _LAST_COMPLETION = Prepared(
-    select(func.max(_columns.completion)).where(_columns.scope == bindparam("scope")),
+    select(func.max(_columns.completion)).where(
+        _columns.scope == bindparam("scope"), _columns.completion.is_not(None)
+    ),
     [_columns.completion],
 )
 _WEIGHTS = Prepared(
     select(t.samplers.c.model_path).where(t.samplers.c.sampler_id == bindparam("sampler_id")),
     [t.samplers.c.model_path],
 )
-_SESSION = Prepared(
-    select(t.sessions).where(t.sessions.c.session_id == bindparam("session_id")),
-    list(t.sessions.c),
-)
-_RUN = Prepared(select(t.runs).where(t.runs.c.run_id == bindparam("run_id")), list(t.runs.c))
 _USE_RUN = update_of(t.runs, "last_request_at", "seal")
 
 
@@ -85,14 +83,16 @@ def accept(
         row_checksums.update(connection, t.operations, mine, seq_id=None)
     if open_session and new.session_id is not None:
         _check_open(connection, new.session_id)
-    used = _run(connection, new.scope)
+    used = _RUNS.read(connection, new.scope)
     if used is not None and used["status"] == "corrupted" and new.failure is None:
         new = replace(new, failure=Failure(used["fault"], "server"))  # marked since its admission
     values = _new_row(connection, new, payload, q.now())
-    _INSERT.run(connection, **values)
+    cells = _INSERT.insert(connection, **values)
+    if values["status"] == "pending":
+        _OPERATIONS.add(connection, values["request_id"], cells, values)
     if run is not None and new.failure is None:
         row_checksums.insert(connection, t.runs, asdict(run))
-    elif used is not None:
+    elif used is not None and values["accepted_at"] - used["last_request_at"] > _USE_INTERVAL:
         _use(connection, used, values["accepted_at"])
     if new.failure is None:
         sample_rows.restart_retention(connection, new.uses)
@@ -134,24 +134,21 @@ def _retried(
 
 def _check_open(connection: Connection, session_id: str) -> None:
     """Raise `SessionFinished` for a session that has ended."""
-    session = _SESSION.one(connection, session_id=session_id)
-    if session is None:
-        return
-    row_checksums.check_values(t.sessions, session)
-    if session["finished"] is not None:
+    session = _SESSIONS.read(connection, session_id)
+    if session is not None and session["finished"] is not None:
         raise SessionFinished(session_id, session["finished"])
 
 
-def _run(connection: Connection, run_id: str) -> dict[str, Any] | None:
-    """Return the row of a run, or None for a scope that is none. Raises `LedgerDamaged`."""
-    row = _RUN.one(connection, run_id=run_id)
-    if row is not None:
-        row_checksums.check_values(t.runs, row)
-    return row
+def record_uses(connection: Connection, uses: Mapping[str, datetime]) -> None:
+    """Record when runs were used last, given by their ids."""
+    for run_id, moment in uses.items():
+        run = _RUNS.read(connection, run_id)
+        if run is not None and moment > run["last_request_at"]:
+            _use(connection, run, moment)
 
 
-def _use(connection: Connection, run: dict[str, Any], moment: datetime) -> None:
-    """Record that a run is used now."""
+def _use(connection: Connection, run: Mapping[str, Any], moment: datetime) -> None:
+    """Record when a run was used."""
     seal = row_checksums.checksum({**run, "last_request_at": moment})
     _USE_RUN.run(connection, key=run["run_id"], set_last_request_at=moment, set_seal=seal)
 
@@ -160,7 +157,7 @@ def _new_row(
     connection: Connection, new: NewOperation, payload: Content, moment: datetime
 ) -> dict[str, Any]:
     """Return the row of a new operation."""
-    request_id = uuid.uuid4().hex
+    request_id = _new_id(moment)
     name = request_id, new.scope, new.seq_id, new.kind
     logged = payload.at
     digest = logged.digest if logged is not None else q.payload_digest(*name, as_bytes(new.payload))
@@ -181,10 +178,18 @@ def _new_row(
     if new.failure is not None:
         message, category = new.failure.message, new.failure.category
         row |= {"status": "failed", "error": message, "category": category}
-        row |= {"finished_at": moment, "completion": _next_completion(connection, new.scope)}
+        row |= {"finished_at": moment, "completion": _completion(connection, new.kind, new.scope)}
         row["result_digest"] = q.result_digest(request_id, "failed", None, None, message, category)
     row["seal"] = row_checksums.checksum(row)
     return row
+
+
+def _new_id(moment: datetime) -> str:
+    """Return an id that nobody can guess, after those of earlier moments.
+
+    Ids in order fill one page of their index after the other. Random ones touch and split them all.
+    """
+    return f"{int(moment.timestamp() * 1000):012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True)
@@ -207,14 +212,16 @@ def queue(connection: Connection, scope: str, seq_id: int) -> Queue:
     mine = select(_columns.request_id).where(_columns.scope == scope, _columns.seq_id == seq_id)
     known = connection.execute(mine).first() is not None
     pending = select(func.sum(_columns.payload_size), func.max(_columns.seq_id)).where(
-        _columns.scope == scope, _columns.status == "pending", _columns.seq_id.is_not(None)
+        _columns.scope == scope, t.PENDING, _columns.seq_id.is_not(None)
     )
     size, last = connection.execute(pending).one()
     return Queue(known, size or 0, last if last is not None else -1)
 
 
-def _next_completion(connection: Connection, scope: str) -> int:
-    """Return the number of the next completion in a scope."""
+def _completion(connection: Connection, kind: str, scope: str) -> int | None:
+    """Return the number of a completion that is the next one of its scope. Samples have numbers."""
+    if kind != SAMPLE:
+        return None
     newest = _LAST_COMPLETION.one(connection, scope=scope)
     return ((newest or {}).get("completion") or 0) + 1
 
@@ -250,17 +257,17 @@ def finish(
     Raises:
         LedgerDamaged: its row is damaged.
     """
-    row = _BY_ID.one(connection, request_id=request_id)
-    if row is None:
+    known = _OPERATIONS.read(connection, request_id)
+    if known is None:
         raise LedgerError(f"there is no operation {request_id}")
-    if row["status"] != "pending":
-        return q.operation(row, payload=False), False
-    row_checksums.check_values(t.operations, row)
-    payload_at = location_of(row, "payload")
-    row |= {**dict.fromkeys(_OUTCOME), **outcome, **(NO_PAYLOAD if prune else {})}
+    if known["status"] != "pending":
+        return q.operation(known, payload=False), False
+    _OPERATIONS.remove(connection, request_id)
+    payload_at = location_of(known, "payload")
+    row = {**known, **dict.fromkeys(_OUTCOME), **outcome, **(NO_PAYLOAD if prune else {})}
     row |= result.columns("result") if result is not None else {}
     row["finished_at"] = q.now()
-    row["completion"] = _next_completion(connection, row["scope"])
+    row["completion"] = _completion(connection, row["kind"], row["scope"])
     if result is not None and result.at is not None:
         row["result_digest"] = result.at.digest
     else:
@@ -325,7 +332,7 @@ def mark_corrupted(connection: Connection, run_id: str, fault: str) -> list[Oper
     with contextlib.suppress(LedgerDamaged):
         q.update_run(connection, run_id, status="corrupted", fault=fault)
     columns = t.operations.c
-    here = (columns.scope == run_id, columns.status == "pending", columns.seq_id.is_not(None))
+    here = (columns.scope == run_id, t.PENDING, columns.seq_id.is_not(None))
     waiting = select(columns.request_id).where(*here).order_by(columns.seq_id)
     failed = []
     for request_id in connection.execute(waiting).scalars().all():

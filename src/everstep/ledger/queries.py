@@ -185,7 +185,7 @@ def backlog(connection: Connection) -> list[Backlog]:
     columns = t.operations.c
     query = (
         select(columns.scope, func.min(columns.kind).label("kind"), count)
-        .where(columns.status == "pending", columns.seq_id.is_not(None))
+        .where(t.PENDING, columns.seq_id.is_not(None))
         .group_by(columns.scope)
         .order_by(count.desc(), columns.scope)
     )

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from everstep.ledger.payload_log.log import Location
 from everstep.spool import Data
 
+SAMPLE = "sample"
+"""The kind of operations that belong to a sampler, and whose completions are numbered."""
 Status = Literal["pending", "succeeded", "failed"]
 
 

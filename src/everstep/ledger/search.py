@@ -9,11 +9,22 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, Table, and_, func, or_, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    func,
+    or_,
+    select,
+)
 
 from everstep.ledger import audit, checkpoint_index
 from everstep.ledger import queries as q
 from everstep.ledger import tables as t
+from everstep.ledger.memory import Memory
 from everstep.ledger.records import Checkpoint, Event, Run, Session, as_strings
 from everstep.ledger.sqlite import row_checksums
 from everstep.ledger.store import Store
@@ -90,10 +101,16 @@ class StorageUsage:
 
 
 class LedgerSearch:
-    """Lists and searches of the ledger by session and project."""
+    """Lists and searches of the ledger by session and project.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        memory: knows when runs were used last.
+    """
+
+    def __init__(self, store: Store, memory: Memory) -> None:
         self._store = store
+        self._memory = memory
 
     async def list_sessions(self, limit: int, offset: int) -> list[Session]:
         """Return a page of sessions, newest first."""
@@ -128,9 +145,12 @@ class LedgerSearch:
         """Return a page of runs, the latest used first, and their total number."""
         where = [] if project_id is None else [t.runs.c.session_id.in_(_of_project(project_id))]
         order = (t.runs.c.last_request_at.desc(), t.runs.c.run_id)
-        rows, total = await self._store.read(
-            lambda c: q.page(c, t.runs, order, limit, offset, *where)
-        )
+
+        def work(connection: Connection) -> tuple[list[Any], int]:
+            self._memory.record_uses(connection)
+            return q.page(connection, t.runs, order, limit, offset, *where)
+
+        rows, total = await self._store.run(work)
         return [q.record(Run, row) for row in rows], total
 
     async def list_checkpoints(
@@ -231,9 +251,7 @@ class LedgerSearch:
             alive.append(_heard_of(q.now() - timedelta(seconds=unheard_seconds)))
         needed = sampled.where(*alive)
         columns = t.operations.c
-        waiting = select(columns.weights).where(
-            columns.status == "pending", columns.weights.is_not(None)
-        )
+        waiting = select(columns.weights).where(t.PENDING, columns.weights.is_not(None))
         here = (~t.checkpoints.c.listed, path.not_in(needed), path.not_in(waiting))
         query = select(t.checkpoints).where(*here).order_by(path)
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
 )
 
 
@@ -69,7 +70,7 @@ operations = Table(
     Column("result_digest", LargeBinary),
     Column("seal", LargeBinary),
     Column("pruned", Boolean),  # the payload is dropped, no replay will need it
-    Column("completion", BigInteger),  # the position among the completions of its scope, from 1
+    Column("completion", BigInteger),  # of a sample: its position among those of its scope, from 1
     Column("retrieved", Boolean),  # the result is dropped, its client has it
     Column("weights", String),  # the path of the checkpoint that a sample is drawn from
     # Where a large payload or result lies in the payload log. The row holds none of it then.
@@ -84,8 +85,15 @@ operations = Table(
 for _column in (operations.c.payload_segment, operations.c.result_segment):
     _named = _column.is_not(None)
     Index(f"operations_by_{_column.name}", _column, sqlite_where=_named, postgresql_where=_named)
-Index("operations_by_completion", operations.c.scope, operations.c.completion)
-Index("operations_by_status", operations.c.status, operations.c.scope, operations.c.seq_id)
+PENDING = operations.c.status == literal_column("'pending'")
+"""The condition for operations that have not ended. An index of these serves no other form of it,
+in particular none with a parameter."""
+_numbered = operations.c.completion.is_not(None)
+for _name, _column, _rows in (
+    ("operations_unfinished", operations.c.seq_id, PENDING),
+    ("operations_completed", operations.c.completion, _numbered),
+):
+    Index(_name, operations.c.scope, _column, sqlite_where=_rows, postgresql_where=_rows)
 
 runs = Table(
     "runs",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
+from everstep.ledger import records
+
 CREATE_MODEL = "create_model"
 CREATE_FROM_STATE = "create_from_state"
 FORWARD = "forward"
@@ -19,7 +21,7 @@ SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
 SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
 LOAD_WEIGHTS = "load_weights"
 UNLOAD_MODEL = "unload_model"
-SAMPLE = "sample"
+SAMPLE = records.SAMPLE
 CREATE_CUSTOM_LOSS = "create_custom_loss"
 MISSING = "missing"
 """Kind of a row that takes the sequence id of an operation that did not arrive in time."""

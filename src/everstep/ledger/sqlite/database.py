@@ -8,10 +8,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, MultipleResultsFound
 from sqlalchemy.pool import StaticPool
 
@@ -50,7 +51,7 @@ def open_engine(path: Path) -> Engine:
         connect_args={"check_same_thread": False},
     )
     event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "begin", partial(_begin, "BEGIN IMMEDIATE"))
     try:
         with database_errors(path):
             _migrate(engine, path)
@@ -94,7 +95,7 @@ def open_read_only(path: Path) -> Engine:
     if not path.is_file():
         raise LedgerError(f"There is no {path}.")
     engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    event.listen(engine, "begin", partial(_begin, "BEGIN"))
     try:
         with database_errors(path), engine.begin() as connection:
             current = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
@@ -174,8 +175,11 @@ def _configure(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(statement: str, connection: Connection) -> None:
+    """Begin a transaction, unless `GroupCommit` has begun it past SQLAlchemy."""
+    database: Any = connection.connection.driver_connection
+    if not database.in_transaction:
+        connection.exec_driver_sql(statement)
 
 
 def _migrate(engine: Engine, path: Path) -> None:

@@ -78,6 +78,7 @@ class GroupCommit:
         self.listeners: list[Callable[[frozenset[str]], None]] = []
         self._counter = counter
         self._engine = engine
+        self._begin = "BEGIN" if counter is None else "BEGIN IMMEDIATE"
         self._written: set[str] = set()
         event.listen(engine, "before_execute", self._note)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -153,18 +154,23 @@ class GroupCommit:
         outcomes: list[_Outcome] = []
         database: Any = connection.connection.driver_connection
         counted = False
-        with connection.begin() as transaction:
+        database.execute(self._begin)
+        try:
             before = database.total_changes
             for job in group:
                 outcomes.append(self._run(connection, job, alone=len(group) == 1))
                 _check_open(database, outcomes[-1].failure)
             if len(group) == 1 and outcomes[0].failure is not None:
-                transaction.rollback()
+                _roll_back(connection, database)
                 return outcomes
             if self._counter is not None and database.total_changes != before:
                 self._counter.increment(connection)
                 counted = True
             _WRITTEN()
+            _commit(connection, database)
+        except BaseException:
+            _roll_back(connection, database)
+            raise
         self.commits += 1
         _COMMITTED()
         if self._counter is not None and counted:
@@ -189,6 +195,28 @@ class GroupCommit:
         """Note the table that a statement writes to."""
         if isinstance(statement, UpdateBase) and isinstance(statement.table, Table):
             self._written.add(statement.table.name)
+
+
+def _commit(connection: Connection, database: Any) -> None:
+    """Commit a transaction.
+
+    It was begun past SQLAlchemy, which takes longer than a small transaction does. SQLAlchemy joins
+    it with the first statement that is executed by way of it, if there is one.
+    """
+    joined = connection.get_transaction()
+    if joined is not None:
+        joined.commit()
+    else:
+        database.commit()
+
+
+def _roll_back(connection: Connection, database: Any) -> None:
+    """Undo a transaction, also one whose commit failed. SQLite may have done so itself."""
+    joined = connection.get_transaction()
+    if joined is not None:
+        joined.rollback()
+    if database.in_transaction:
+        database.rollback()
 
 
 def _resolve(outcomes: Sequence[_Outcome]) -> None:

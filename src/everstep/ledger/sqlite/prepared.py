@@ -16,6 +16,7 @@ from sqlalchemy import (
     Delete,
     Dialect,
     Insert,
+    LargeBinary,
     Select,
     Table,
     Update,
@@ -57,11 +58,40 @@ class Prepared:
             MultipleResultsFound: it finds several rows.
             ValueError: a cell does not hold a value of its column's type.
         """
+        row = self.row(connection, **values)
+        return self.record(connection, row) if row is not None else None
+
+    def row(self, connection: Connection, **values: Any) -> Sequence[Any] | None:
+        """Return the row that the statement finds as the driver reads it, or None.
+
+        Raises:
+            DatabaseError: the database fails or is damaged.
+            MultipleResultsFound: it finds several rows.
+        """
         compiled = self._of(connection)
-        rows = compiled.execute(connection, values).fetchmany(2)
+        rows = compiled.execute(connection, compiled.parameters(values)).fetchmany(2)
         if len(rows) > 1:
             raise MultipleResultsFound("Multiple rows were found when one or none was required")
-        return compiled.record(rows[0]) if rows else None
+        return rows[0] if rows else None
+
+    def record(self, connection: Connection, row: Sequence[Any]) -> dict[str, Any]:
+        """Convert a row of `row` to its values by column names.
+
+        Raises:
+            ValueError: a cell does not hold a value of its column's type.
+        """
+        return self._of(connection).record(row)
+
+    def insert(self, connection: Connection, **values: Any) -> Sequence[Any]:
+        """Run the insertion of a row and return its cells as the driver reads them.
+
+        Raises:
+            DatabaseError: the database fails or is damaged.
+        """
+        compiled = self._of(connection)
+        cells = compiled.parameters(values)
+        compiled.execute(connection, cells)
+        return cells
 
     def run(self, connection: Connection, **values: Any) -> int:
         """Run the statement and return the number of rows that it changed.
@@ -69,7 +99,8 @@ class Prepared:
         Raises:
             DatabaseError: the database fails or is damaged.
         """
-        changed: int = self._of(connection).execute(connection, values).rowcount
+        compiled = self._of(connection)
+        changed: int = compiled.execute(connection, compiled.parameters(values)).rowcount
         return changed
 
     def _of(self, connection: Connection) -> _Compiled:
@@ -97,21 +128,22 @@ class _Compiled:
             name: value for name, value in compiled.params.items() if value is not None
         }
         self._parameters: list[tuple[str, _Convert]] = [
-            (name, _native(compiled.binds[name].type, dialect).bind_processor(dialect))
+            (name, _bind_processor(compiled.binds[name].type, dialect))
             for name in compiled.positiontup or ()
         ]
         self._columns: list[tuple[str, _Convert]] = [
-            (each.name, _native(each.type, dialect).result_processor(dialect, None))
-            for each in columns
+            (each.name, _result_processor(each.type, dialect)) for each in columns
         ]
 
-    def execute(self, connection: Connection, values: dict[str, Any]) -> Any:
-        driver: Any = connection.connection.driver_connection
-        given = {**self._constants, **values}
-        parameters = [
+    def parameters(self, values: dict[str, Any]) -> list[Any]:
+        given = {**self._constants, **values} if self._constants else values
+        return [
             given[name] if convert is None else convert(given[name])
             for name, convert in self._parameters
         ]
+
+    def execute(self, connection: Connection, parameters: Sequence[Any]) -> Any:
+        driver: Any = connection.connection.driver_connection
         try:
             return driver.execute(self._sql, parameters)
         except connection.dialect.loaded_dbapi.Error as error:
@@ -124,8 +156,14 @@ class _Compiled:
         }
 
 
-def _native(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    return kind.dialect_impl(dialect)
+def _bind_processor(kind: TypeEngine[Any], dialect: Dialect) -> _Convert:
+    """Return what converts a value for the driver. Drivers take bytes as they are."""
+    native = kind.dialect_impl(dialect)
+    return None if isinstance(native, LargeBinary) else native.bind_processor(dialect)
+
+
+def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> _Convert:
+    return kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
 def insert_into(table: Table) -> Prepared:
