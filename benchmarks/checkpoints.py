@@ -1,10 +1,11 @@
 """What do saves and loads of a state of 242 MB cost the run, its neighbours and the memory?
 
-    python benchmarks/checkpoints.py [--quick] [--dir .] [--layers 4] [--rank 212] [--device cuda]
+    python benchmarks/checkpoints.py [--quick] [--dir .] [--layers 4] [--rank 212]
+    python benchmarks/checkpoints.py --device cuda --model 8b --rank 32
 
 Each figure stands beside a physical limit of the same run: a copy in memory, a write and fsync of
 the same bytes, the vault's verified read, or the neighbour while nothing is saved. The model has
-random weights; `--layers 10 --rank 512` makes a state of 1.45 GB.
+random weights; `--layers 10 --rank 512` makes a state of 1.45 GB, and `--model 8b --rank 44` too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from devices import add_device_option
+from devices import add_device_option, release_device
 from figures import Figure, run
+from random_models import SIZES, write_random_model
 from serving import Served, serving
 
 import everstep
@@ -300,7 +302,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
     """Yield the figures."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.dir) as name:
         directory, home = Path(name), Path(name) / "home"
-        write_model(directory / "model", arguments.layers)
+        if arguments.model is None:
+            write_model(directory / "model", arguments.layers)
+        else:
+            kind = "float32" if arguments.device == "cpu" else "bfloat16"
+            write_random_model(
+                directory / "model", arguments.model, dtype=kind, device=arguments.device
+            )
+            release_device(arguments.device)
         models = (f"{MODEL}={directory / 'model'}", f"{TINY}={TINY}")
         with serving(home, f"device={arguments.device}", models=models) as served:
             case = Case(served, home, arguments.rank, 3 if arguments.quick else 10)
@@ -315,6 +324,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--dir", type=Path, default=Path(), help="a directory on the disk to test")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
+    parser.add_argument("--model", choices=SIZES, help="instead of one of --layers layers")
     parser.add_argument("--rank", type=int, default=212, help="rank of the adapter")
     add_device_option(parser)
 

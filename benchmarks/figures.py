@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from devices import described
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -75,12 +77,14 @@ def run(
     figures = list(measure(arguments))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(each) for each in figures], indent=2))
-    print(table(figures))
+    gpu = described(arguments.device) if "device" in arguments else None
+    print(table(figures, gpu))
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Format figures as a table, with the load of the machine above it."""
+def table(figures: Sequence[Figure], gpu: str | None = None) -> str:
+    """Format figures as a table, with the load of the machine above it, and its GPU."""
     lines = [f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"]
+    lines += [] if gpu is None else [gpu]
     width = max((len(each.what) for each in figures), default=0)
     for each in figures:
         shown = f"{_short(each.value)} {each.unit}"

@@ -8,6 +8,8 @@ million. The peer is transformers' `generate` with its key-value cache, which dr
 from the same prompt. For the larger model the limit is the memory's bandwidth, measured as the rate
 of a sum over a large array, by the bytes of the weights that each pass reads. It is compared with
 the passes after the prompt, which is bound by arithmetic. All take turns in one run.
+
+On a GPU, the models have 1 and 8 billion parameters in bfloat16, and 256 samples are drawn as well.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 import transformers
 from devices import add_device_option
 from figures import Figure, run
+from random_models import SIZES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from everstep.engine import AdapterConfig, Model, SampleSpec, SamplingBatch, load_model
@@ -49,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+CUDA_CONFIGS = {name: SIZES[name] for name in ("1b", "8b")}
 AIMS = {("tiny", 1): 1.5, ("tiny", 32): 1.5, ("97 M", 1): 1.2, ("97 M", 32): 2.5}
 LORA_AIM = 0.8
 BANDWIDTH_AIM = 0.8
@@ -71,8 +75,12 @@ class Subject:
         write_pico(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         torch.manual_seed(0)
-        module = AutoModelForCausalLM.from_config(LlamaConfig(**config, eos_token_id=257))
+        kind = torch.float32 if device == "cpu" else getattr(torch, dtype)
+        with torch.device(device):
+            llama = LlamaConfig(**config, eos_token_id=257)
+            module = AutoModelForCausalLM.from_config(llama, dtype=kind)
         module.save_pretrained(directory)
+        del module
         tokenizer.save_pretrained(directory)
         self.model: Model = load_model("random", str(directory), device=device, dtype=dtype)
         theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
@@ -103,7 +111,7 @@ class Subject:
         """Sample with transformers."""
         ids = torch.from_numpy(PROMPT).expand(samples, -1).contiguous().to(self.model.device)
         with torch.no_grad():
-            self._theirs.generate(
+            found = self._theirs.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -111,6 +119,7 @@ class Subject:
                 max_new_tokens=tokens,
                 pad_token_id=258,
             )
+        assert found.cpu().shape[1] == len(PROMPT) + tokens
 
 
 def random_adapter(model: Model) -> Adapter:
@@ -158,14 +167,16 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
     """Yield the figures."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name, config in CONFIGS.items():
-        with tempfile.TemporaryDirectory() as directory:
-            subject = Subject(Path(directory) / "model", config, arguments.dtype, arguments.device)
-        for samples in (1, 32):
-            tokens = (128 if name == "tiny" else 12) // (1 + arguments.quick)
+    on_cpu = arguments.device == "cpu"
+    dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
+    for name, config in (CONFIGS if on_cpu else CUDA_CONFIGS).items():
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+            subject = Subject(Path(directory) / "model", config, dtype, arguments.device)
+        for samples in (1, 32) if on_cpu else (1, 32, 256):
+            tokens = (12 if name == "97 M" else 128) // (1 + arguments.quick)
             found = compare(subject, samples, tokens, 3 if arguments.quick else 7)
-            what = f"{name} {arguments.dtype}, {samples} sample{'s' * (samples > 1)}"
-            base, aim = found["base"], AIMS[name, samples]
+            what = f"{name} {dtype}, {samples} sample{'s' * (samples > 1)}"
+            base, aim = found["base"], AIMS.get((name, samples))
             yield Figure(f"{what}, base", base, "tokens/s", "generate", found["generate"], aim)
             yield Figure(f"{what}, LoRA", found["adapter"], "tokens/s", "base", base, LORA_AIM)
             if name != "tiny":
@@ -177,7 +188,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU")
+    parser.add_argument("--dir", type=Path, help="where the models' files are written")
     add_device_option(parser)
 
 

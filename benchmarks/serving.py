@@ -62,5 +62,7 @@ def serving(
         ready = next((line for line in process.stdout if "ready at" in line), None)
         if ready is None:
             raise RuntimeError("the service did not start")
-        yield Served(ready.split()[-1], process.pid)
-        process.terminate()
+        try:
+            yield Served(ready.split()[-1], process.pid)
+        finally:
+            process.terminate()
