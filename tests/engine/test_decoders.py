@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from everstep.engine.models.direct_decoder import DirectDecoder
 from everstep.engine.models.frozen_product import FEW_ROWS, ROW_MULTIPLE, FrozenProduct
 from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.run_state import Adapter
+from everstep.engine.sampling.batch import MIN_ROWS
 from tests.engine.conftest import GROUPED, SMALL, WINDOW
 from tests.engine.helpers import OperationCount, prompt, random_adapter, sample
 
@@ -107,6 +109,16 @@ def decode(
             logits = decoder.logits(np.array(tokens), positions, cached, adapters)
             results.append([logits[each.rows] for each in cached])
     return results
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_equal(found: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> None:
@@ -202,6 +214,77 @@ def test_products_that_depend_on_the_rows_are_found(
         assert torch.equal(second(x), torch.nn.functional.linear(x, second.weight))
 
 
+@pytest.mark.parametrize("shape", [(96, 64), (300, 256), (64, 600)])
+def test_small_products_of_one_thread_have_the_bits_of_all(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_product, "MIN_BYTES", 1 << 20)  # torch's own product
+    with threads(2):
+        product = FrozenProduct(torch.randn(shape))
+        multiple = product.row_multiple()
+        used: list[int] = []
+        linear = torch.nn.functional.linear
+
+        def watched(*arguments: Any) -> torch.Tensor:
+            used.append(torch.get_num_threads())
+            return linear(*arguments)
+
+        monkeypatch.setattr(torch.nn.functional, "linear", watched)
+        for rows in range(multiple, 100, multiple):
+            x = torch.randn(rows, shape[1])
+            assert torch.equal(product(x), linear(x, product.weight)), rows
+            work = rows * product.weight.numel()
+            few = product.serial and work <= frozen_product.MAX_SERIAL_WORK
+            assert used.pop() == (1 if few else 2)
+            assert torch.get_num_threads() == 2
+
+
+def test_other_bits_of_one_thread_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.functional.linear
+
+    def other_alone(*arguments: Any) -> torch.Tensor:
+        return linear(*arguments) * (1 + (torch.get_num_threads() == 1) * 2**-23)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", other_alone)
+    with threads(2):
+        product = FrozenProduct(torch.randn(96, 64))
+        product.row_multiple()
+        assert not product.serial
+        x = torch.randn(16, 64)
+        assert torch.equal(product(x), linear(x, product.weight))
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (300, 256), (2304, 32), (64, 2048)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_product_adds_what_two_operations_add(shape: tuple[int, int], *, packed: bool) -> None:
+    torch.manual_seed(6)
+    product = FrozenProduct(torch.randn(shape))
+    multiple = product.row_multiple()
+    if packed:
+        product.pack()
+    product.fuse()
+    for rows in range(multiple, 300, 3 * multiple):
+        x, y = torch.randn(rows, shape[1]), torch.randn(rows, shape[0])
+        expected = y + product(x)
+        assert torch.equal(product.add(y.clone(), x), expected), rows
+        half = y.bfloat16()
+        assert torch.equal(product.add(half.clone(), x), half + product(x).bfloat16())
+
+
+def test_other_bits_of_a_product_that_adds_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = FrozenProduct._multiply_add
+
+    def other(self: FrozenProduct, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return add(self, y, x) * (1 + 2**-23)
+
+    monkeypatch.setattr(FrozenProduct, "_multiply_add", other)
+    product = FrozenProduct(torch.randn(96, 64))
+    product.fuse()
+    assert not product.fused
+    x, y = torch.randn(16, 64), torch.randn(16, 96)
+    assert torch.equal(product.add(y.clone(), x), y + product(x))
+
+
 @pytest.mark.parametrize("shape", [(64, 32), (99, 33), (500, 768)])
 def test_another_order_of_additions_is_found_in_half_precision(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -257,7 +340,7 @@ def test_a_lone_request_is_not_padded_to_sixteen_rows(
     monkeypatch.setattr(llama.decoder, "logits", watched)
     few = llama.decoder.row_multiple(None)
     sample(llama, SampleSpec(prompt(), max_tokens=5, use_eos=False))
-    assert rows == [few] * 4
+    assert rows == [max(few, MIN_ROWS)] * 4
     assert few in (*FEW_ROWS, ROW_MULTIPLE)
 
 

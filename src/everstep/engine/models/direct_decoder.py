@@ -24,6 +24,7 @@ from everstep.engine.models.decoder import AdapterRows
 from everstep.engine.models.frozen_product import (
     ROW_MULTIPLE,
     check_rows,
+    fuse_products,
     pack_products,
     probe_numbers,
 )
@@ -137,6 +138,7 @@ class _AdapterStack:
         products = [product for each in self.groups.values() for product in each.products()]
         self.row_multiple = check_rows(products)
         pack_products(products)
+        fuse_products(product for each in self.groups.values() for product in each.ups())
 
 
 class _Layer:
@@ -262,9 +264,12 @@ def _project(group: ProjectionGroup, x: torch.Tensor, stacks: _Stacks) -> torch.
         if adapter is None:
             continue
         if rows is None:
-            adapter.add_to(y, x)
+            y = adapter.add(y, x)
         else:
-            adapter.add_to(y[rows], aligned(x[rows]))
+            part = y[rows]
+            added = adapter.add(part, aligned(x[rows]))
+            if added is not part:
+                part.copy_(added)
     return y
 
 

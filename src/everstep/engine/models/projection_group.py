@@ -70,6 +70,7 @@ class ProjectionGroup:
             torch.cat(biases) if biases else None,
         )
         if all(torch.equal(stacked(x), self(x)) for x in stacked.probes()):
+            stacked.row_multiple()
             self._products = [stacked]
 
 
@@ -102,17 +103,25 @@ class GroupAdapter:
                 for index, ((_, b), rows) in enumerate(zip(pairs, ranges, strict=True))
             ]
 
-    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """Add the low-rank products of rows x [M, in] to y [M, sum of widths]."""
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return y [M, sum of widths] plus the low-rank products of rows x [M, in].
+
+        It may overwrite y.
+        """
         inner = self._down(x.float())
         for columns, outputs, up in self._ups:
-            part = inner if columns is None else inner[:, columns].contiguous()
-            target = y if outputs is None else y[:, outputs]
-            target.add_(up(part).to(y.dtype))
+            if columns is None or outputs is None:
+                return up.add(y, inner)
+            y[:, outputs].add_(up(inner[:, columns].contiguous()).to(y.dtype))
+        return y
 
     def products(self) -> Sequence[FrozenProduct]:
         """Return all products."""
-        return [self._down, *(up for _, _, up in self._ups)]
+        return [self._down, *self.ups()]
+
+    def ups(self) -> Sequence[FrozenProduct]:
+        """Return the products with B, whose results are added."""
+        return [up for _, _, up in self._ups]
 
 
 def _block_diagonal(

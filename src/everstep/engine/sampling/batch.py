@@ -35,6 +35,9 @@ from everstep.engine.sampling.spec import SampleSpec
 from everstep.wire.codecs.proto import SampleOutput
 from everstep.wire.messages.streams import DrawnTokens
 
+MIN_ROWS = 4
+"""Rows to which a pass is padded at least. Products of 4 rows read weights 1.3 times as fast as
+those of 2: at 28 GB/s, where 2 rows reach 22 and a sum over the weights 34."""
 MAX_ROWS = 256
 """Rows of active sequences at which no further prompt is started."""
 Array = np.ndarray[Any, Any]
@@ -195,6 +198,8 @@ def _layout(
         last = index + 1 == len(requests) or requests[index + 1].adapter is not request.adapter
         if last:
             padding = -(len(tokens) - begin) % row_multiple(request.adapter)
+            if index + 1 == len(requests):
+                padding = max(padding, MIN_ROWS - len(tokens))
             tokens += [0] * padding
             positions += [0] * padding
             adapters.append((request.adapter, slice(begin, len(tokens))))
