@@ -239,6 +239,25 @@ def test_small_products_of_one_thread_have_the_bits_of_all(
             assert torch.get_num_threads() == 2
 
 
+def test_small_products_of_equal_bits_are_computed_by_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+
+    def stable(x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return x[..., :1] * weight[:, 0]
+
+    monkeypatch.setattr(torch.nn.functional, "linear", stable)
+    with threads(2):
+        product = FrozenProduct(torch.randn(96, 64))
+        product.row_multiple()
+        used.clear()
+        product(torch.randn(16, 64))
+        product(torch.randn(512, 64))
+        assert used == [1, 2]
+
+
 def test_other_bits_of_one_thread_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = torch.nn.functional.linear
 

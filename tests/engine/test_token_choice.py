@@ -10,6 +10,7 @@ import pytest
 
 from everstep.engine import AdapterConfig, Model, SampleSpec, SamplingBatch
 from everstep.engine.errors import InputError
+from everstep.engine.sampling import token_choice
 from everstep.engine.sampling.token_choice import choose, draw, log_softmax, stream, top_tokens
 from everstep.wire.codecs.proto import SampleOutput
 from tests.engine.helpers import adapter, prompt, random_adapter, sample
@@ -234,6 +235,49 @@ def by_definition(logits: Array, spec: SampleSpec, index: int) -> int:
         cumulated = cumulated[: int(np.searchsorted(cumulated, spec.top_p)) + 1]
     number = stream(8, index).random() * cumulated[-1]
     return int(order[min(int(np.searchsorted(cumulated, number, "right")), len(cumulated) - 1)])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 50}, {"top_p": 0.7}, {"top_p": 0.9999}], ids=str
+)
+@pytest.mark.parametrize("vocabulary", [5000, 20_000])
+def test_a_search_where_rounding_decides_takes_the_definition(
+    vocabulary: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(7).normal(0, 2, (40, vocabulary)).astype(np.float32)
+    spec = SampleSpec(prompt(), **settings)
+    found = draw(logits, spec, [stream(8, i) for i in range(40)])
+    assert found.tokens == [by_definition(row, spec, i) for i, row in enumerate(logits)]
+    monkeypatch.setattr(token_choice, "_MARGIN", 1.0)  # everything is near to a sum
+    assert draw(logits, spec, [stream(8, i) for i in range(40)]) == found
+
+
+def test_numbers_near_to_a_sum_and_the_end_of_the_sums_are_not_clear() -> None:
+    sums = np.array([0.25, 0.5, 0.75])
+    assert [token_choice._clear_place(sums, number) for number in (0.1, 0.3, 0.6)] == [0, 1, 2]
+    for number in (0.25, 0.5 + 1e-10, 0.5 - 1e-10, 0.8):
+        assert token_choice._clear_place(sums, number) is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 50}, {"top_p": 0.9}], ids=str)
+def test_a_large_vocabulary_is_neither_sorted_nor_cumulated(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def watched(function: Any) -> Any:
+        def call(values: Array, *axis: int) -> Array:
+            sizes.append(values.size)
+            result: Array = function(values, *axis)
+            return result
+
+        return call
+
+    monkeypatch.setattr(np, "sort", watched(np.sort))
+    monkeypatch.setattr(np, "cumsum", watched(np.cumsum))
+    logits = np.random.default_rng(7).normal(0, 3, (1, 50_000)).astype(np.float32)
+    draw(logits, SampleSpec(prompt(), **settings), [stream(8, 0)])
+    assert 0 < max(sizes) < 50_000 / 4
 
 
 def test_the_drawn_tokens_from_a_position_on_are_the_end_of_all(llama: Model) -> None:

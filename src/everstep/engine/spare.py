@@ -7,21 +7,19 @@ a large state.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from collections import defaultdict
-from collections.abc import Callable
 from functools import cache
 
 import torch
+
+from everstep.engine.kernels import huge_pages
 
 LIMIT = 256 << 20
 """Bytes of spare memory in a process, and on a device."""
 SEGMENT = 1 << 21
 """Numbers in a block, and in the segments that a buffer is saved in. A multiple of what the
 optimizer's kernel gives to a thread at least, so that its vectors are those of the whole buffer."""
-_HUGE_FROM = 4 << 20
 _CPU = torch.device("cpu")
 
 
@@ -31,22 +29,9 @@ def allocate(count: int, device: torch.device) -> torch.Tensor:
     The first touch of a huge page costs a tenth of the touches of the small ones in its place.
     """
     tensor = torch.empty(count, device=device)
-    if device.type == "cpu" and tensor.nbytes >= _HUGE_FROM and _madvise is not None:
-        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise(begin, tensor.data_ptr() + tensor.nbytes - begin, mmap.MADV_HUGEPAGE)
-    return tensor  # a system that refuses has small pages
-
-
-def _find_madvise() -> Callable[[int, int, int], int] | None:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    found: Callable[[int, int, int], int] = function
-    return found
-
-
-_madvise = _find_madvise()
+    if device.type == "cpu":
+        huge_pages.advise(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 class SpareMemory:

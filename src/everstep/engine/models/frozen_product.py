@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from everstep.engine.kernels import huge_pages
 from everstep.engine.kernels.products import has_onednn
 from everstep.engine.kernels.threads import in_one_thread
 
@@ -99,6 +100,8 @@ class FrozenProduct:
             for x in probes:
                 if not torch.equal(_linear(x, other, product.bias, "none", [], ""), product(x)):
                     return
+        if hasattr(torch.ops.mkldnn, "data_ptr"):
+            huge_pages.collapse(torch.ops.mkldnn.data_ptr(packed), self.weight.nbytes)
         self._operand = packed
 
     @property
