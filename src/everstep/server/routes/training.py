@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from everstep.engine.prepared_pass import PreparedPass
+from everstep.runtime.admission.accept import Request as Operation
 from everstep.server.body import BodyRoute, TrainingPassBody
-from everstep.server.client_info import Client
+from everstep.server.client_info import Client, client_of
 from everstep.server.openapi import errors
-from everstep.server.requests import CurrentRuntime, WeightsToken
+from everstep.server.requests import CurrentRuntime, WeightsToken, runtime_of
 from everstep.server.routes.followed import FollowedRoute
 from everstep.wire import types
 from everstep.wire.codecs.proto import TrainingPass
@@ -25,6 +28,14 @@ ForwardPass = Annotated[
 ForwardBackwardPass = Annotated[
     TrainingPass | PreparedPass, Depends(TrainingPassBody(types.ForwardBackwardRequest))
 ]
+
+
+async def _submit_of(request: Request) -> Callable[[Operation], Awaitable[Future]]:
+    """Return the function that submits a run's operation, for the client that sent it."""
+    return partial(runtime_of(request).submit, in_order=client_of(request).sends_in_order)
+
+
+Submit = Annotated[Callable[[Operation], Awaitable[Future]], Depends(_submit_of)]
 _ERRORS = errors(400, 404, 413)
 _PASS_ERRORS = errors(400, 404, 413, 429)
 
@@ -51,61 +62,52 @@ async def get_info(
 
 
 @operations.post("/forward", responses=_PASS_ERRORS)
-async def forward(runtime: CurrentRuntime, message: ForwardPass, client: Client) -> Future:
+async def forward(submit: Submit, message: ForwardPass) -> Future:
     """Compute loss and logprobs, without gradients."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/forward_backward", responses=_PASS_ERRORS)
-async def forward_backward(
-    runtime: CurrentRuntime, message: ForwardBackwardPass, client: Client
-) -> Future:
+async def forward_backward(submit: Submit, message: ForwardBackwardPass) -> Future:
     """Compute loss, logprobs and gradients, which add up until optim_step."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/optim_step", responses=_ERRORS)
-async def optim_step(
-    runtime: CurrentRuntime, message: types.OptimStepRequest, client: Client
-) -> Future:
+async def optim_step(submit: Submit, message: types.OptimStepRequest) -> Future:
     """Apply the accumulated gradients in one optimizer step."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/save_weights", responses=_ERRORS)
-async def save_weights(
-    runtime: CurrentRuntime, message: types.SaveWeightsRequest, client: Client
-) -> Future:
+async def save_weights(submit: Submit, message: types.SaveWeightsRequest) -> Future:
     """Save a training checkpoint: weights, optimizer, pending gradients."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/load_weights", responses=_ERRORS)
 async def load_weights(
-    runtime: CurrentRuntime,
-    message: types.LoadWeightsRequest,
-    client: Client,
-    weights_token: WeightsToken,
+    submit: Submit, message: types.LoadWeightsRequest, weights_token: WeightsToken
 ) -> Future:
     """Load a checkpoint into a run, or as a new one."""
     message.weights_access_token = message.weights_access_token or weights_token
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/save_weights_for_sampler", responses=_ERRORS)
 async def save_weights_for_sampler(
-    runtime: CurrentRuntime, message: types.SaveWeightsForSamplerRequest, client: Client
+    submit: Submit, message: types.SaveWeightsForSamplerRequest
 ) -> Future:
     """Save weights to sample from."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @operations.post("/save_weights_external", responses=_ERRORS)
 async def save_weights_external(
-    runtime: CurrentRuntime, message: types.SaveWeightsExternalRequest, client: Client
+    submit: Submit, message: types.SaveWeightsExternalRequest
 ) -> Future:
     """Save the adapter as files to download, encrypted with age where recipients are given."""
-    return await runtime.submit(message, in_order=client.sends_in_order)
+    return await submit(message)
 
 
 @router.post("/create_custom_loss", responses=_ERRORS)
