@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from everstep.cli.common.errors import NotFound, Refused
+from everstep.integers import MAX_SECONDS
 
 
 def _expanded(path: Path) -> Path:
@@ -27,6 +28,18 @@ def finite(number: float | None) -> float | None:
     if number is not None and not math.isfinite(number):
         raise typer.BadParameter(f"{number} is not a finite number.")
     return number
+
+
+def seconds(text: str, *, at_least: float = 0) -> Any:
+    """Declare an option that takes a number of seconds, for ``Annotated[float, …]``.
+
+    Args:
+        text: its help.
+        at_least: the minimum.
+    """
+    return typer.Option(
+        min=at_least, max=MAX_SECONDS, metavar="SECONDS", help=text, callback=finite
+    )
 
 
 Home = Annotated[

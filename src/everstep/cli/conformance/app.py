@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everstep.cli.common.options import finite
-from everstep.integers import MAX_SECONDS
+from everstep.cli.common.options import seconds
 
 
 def conformance(
@@ -43,16 +42,7 @@ def conformance(
     junit_file: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE", help="Write the report as JUnit XML.")
     ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            min=1,
-            max=MAX_SECONDS,
-            metavar="SECONDS",
-            help="Time to wait for each result.",
-            callback=finite,
-        ),
-    ] = 120.0,
+    timeout: Annotated[float, seconds("Time to wait for each result.", at_least=1)] = 120.0,
 ) -> None:
     """Check how a Tinker service keeps checkpoints.
 

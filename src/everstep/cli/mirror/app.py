@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from everstep.cli.common.options import finite
+from everstep.cli.common.options import seconds
 from everstep.cli.common.target import Target, with_target
-from everstep.integers import MAX_SECONDS
 
 
 @with_target
@@ -36,16 +35,7 @@ def mirror(
     follow: Annotated[
         bool, typer.Option("--follow", help="Keep mirroring new checkpoints until Ctrl-C.")
     ] = False,
-    every: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            max=MAX_SECONDS,
-            metavar="SECONDS",
-            help="Polling interval with --follow.",
-            callback=finite,
-        ),
-    ] = 60.0,
+    every: Annotated[float, seconds("Polling interval with --follow.", at_least=0.1)] = 60.0,
 ) -> None:
     """Copy a run's checkpoints from another Tinker service.
 

@@ -8,8 +8,7 @@ import typer
 
 from everstep.cli.common.errors import report_errors
 from everstep.cli.common.groups import command_group
-from everstep.cli.common.options import DEFAULT_HOME, Home, Json, VaultUrl, Yes, finite
-from everstep.integers import MAX_SECONDS
+from everstep.cli.common.options import DEFAULT_HOME, Home, Json, VaultUrl, Yes, seconds
 
 app = command_group("serve", "Run the service, or manage the one that runs.", alone=True)
 
@@ -106,16 +105,7 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 @app.command()
 def stop(
     home: Home = DEFAULT_HOME,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=MAX_SECONDS,
-            metavar="SECONDS",
-            help="How long to wait for its end.",
-            callback=finite,
-        ),
-    ] = 60.0,
+    timeout: Annotated[float, seconds("How long to wait for its end.")] = 60.0,
     yes: Yes = False,
 ) -> None:
     """Stop the service that runs on the home.

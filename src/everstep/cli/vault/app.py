@@ -16,10 +16,9 @@ from everstep.cli.common.options import (
     VaultUrl,
     Yes,
     existing_home,
-    finite,
+    seconds,
 )
 from everstep.cli.common.target import Target
-from everstep.integers import MAX_SECONDS
 
 app = command_group("vault", "Maintain the checkpoint files of a home.")
 
@@ -62,16 +61,7 @@ def quarantined(home: Home = DEFAULT_HOME, vault: VaultUrl = None, as_json: Json
 def gc(
     home: Home = DEFAULT_HOME,
     vault: VaultUrl = None,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=MAX_SECONDS,
-            metavar="SECONDS",
-            help="Minimum age of what is removed.",
-            callback=finite,
-        ),
-    ] = 3600.0,
+    grace: Annotated[float, seconds("Minimum age of what is removed.")] = 3600.0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -99,14 +89,7 @@ def prune(
         Literal["min", "max"], typer.Option(help="Whether the smallest or largest metric is best.")
     ] = "min",
     ttl: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            max=MAX_SECONDS,
-            metavar="SECONDS",
-            help="Age below which checkpoints are kept.",
-            callback=finite,
-        ),
+        float | None, seconds("Age below which checkpoints are kept.", at_least=1)
     ] = None,
     home: Home = DEFAULT_HOME,
     vault: VaultUrl = None,
