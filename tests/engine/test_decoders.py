@@ -341,7 +341,7 @@ def test_a_model_whose_layers_do_more_keeps_the_modules(llama: Model) -> None:
 
 
 def test_a_family_that_is_not_known_keeps_the_modules(model: Model, family: str) -> None:
-    known = model.module.config.model_type in direct_decoder.FAMILIES
+    known = model.is_llama_like
     assert known == (family.startswith(("llama", "qwen3")))
     assert model.decoder.name == model.info.decoder == ("direct" if known else "transformers")
 

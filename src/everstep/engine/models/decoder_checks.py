@@ -13,7 +13,7 @@ import torch
 from everstep.engine.config import AdapterConfig
 from everstep.engine.models.attention import CachedRows, trace_attention
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
-from everstep.engine.models.direct_decoder import FAMILIES, DirectDecoder
+from everstep.engine.models.direct_decoder import DirectDecoder
 from everstep.engine.models.frozen_product import ROW_MULTIPLE, check_rows
 from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.models.lora import LoraProjection
@@ -35,7 +35,7 @@ def choose_decoder(model: Model) -> Decoder:
     """Return the direct decoder where it computes what the modules compute, or the modules'."""
     modules = ModuleDecoder(model)
     multiple = _check_products(model)
-    if model.module.config.get_text_config().model_type not in FAMILIES or model.mixes_rows:
+    if not model.is_llama_like:
         return modules
     adapter = _random_adapter(model)
     with trace_attention() as trace:

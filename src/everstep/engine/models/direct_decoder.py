@@ -32,8 +32,6 @@ from everstep.engine.models.model import Model
 from everstep.engine.models.projection_group import GroupAdapter, ProjectionGroup
 from everstep.engine.run_state import Adapter
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers are computed as here."""
 MAX_COPIED_BYTES = 4 << 30
 """Largest weights of which a packed copy is made for decoding. It moves no bit."""
 _FIRST_POSITIONS = 256
@@ -42,14 +40,14 @@ _Stacks = Sequence[tuple[Mapping[str, GroupAdapter], slice | None]]
 
 
 class DirectDecoder:
-    """Decodes a model of `FAMILIES`.
+    """Decodes a Llama-like model. See `Model.is_llama_like`.
 
     Args:
         model: the base model.
         settings: settings of each layer's attention.
 
     Raises:
-        AttributeError, TypeError: the model is not built as these families are.
+        AttributeError, TypeError: the model is not built as such models are.
     """
 
     name = "direct"

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 HEAD_CELLS = 1 << 24
 """Bound of the logits that exist at once: rows of a piece times the vocabulary."""
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types of `Model.is_llama_like`."""
 
 
 class Model:
@@ -55,6 +57,8 @@ class Model:
         layers: compute training passes. None: the modules of transformers do.
         mixes_rows: whether a row's bits depend on the other rows of its pass. They do in a mixture
             of experts, where an expert's product has as many rows as were routed to it.
+        is_llama_like: whether its layers are built as those of Llama, so that they may be computed
+            without the modules of transformers.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Model:
         self.size = sum(parameter.numel() for parameter in module.parameters())
         self._targets = targets
         config = module.config.get_text_config()  # read once: each access costs microseconds
+        self.is_llama_like = config.model_type in _LLAMA_LIKE and not self.mixes_rows
         self._is_part = config is not module.config
         self._logit_scale = getattr(config, "logit_scale", None)
         self._logit_divisor = getattr(config, "logits_scaling", None)

@@ -13,7 +13,7 @@ from everstep.engine.kernels.packing import Packing
 from everstep.engine.models.attention import packed, trace_attention
 from everstep.engine.models.lora import BoundAdapter
 from everstep.engine.models.model import Model
-from everstep.engine.training.layers import FAMILIES, DirectLayers
+from everstep.engine.training.layers import DirectLayers
 
 _LENGTHS = (7, 7, 3)
 """Lengths of the packed texts: two that attend in one operation, and another."""
@@ -27,7 +27,7 @@ _HALF_ROUNDING = 0.05
 
 def choose_layers(model: Model) -> DirectLayers | None:
     """Return direct layers where they compute what the modules compute. None: they don't."""
-    if model.module.config.get_text_config().model_type not in FAMILIES or model.mixes_rows:
+    if not model.is_llama_like:
         return None
     random = torch.Generator().manual_seed(_SEED)
     packing = Packing(_LENGTHS, 1.0, model.device)

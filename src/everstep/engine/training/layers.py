@@ -22,20 +22,18 @@ from everstep.engine.models.attention import AttentionSettings, attend_packed
 from everstep.engine.models.lora import BoundAdapter, LoraProjection
 from everstep.engine.models.model import Model
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers are computed as here."""
 _Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class DirectLayers:
-    """The layers of a model of `FAMILIES`, from token ids to the last hidden states.
+    """The layers of a Llama-like model, from token ids to the last hidden states.
 
     Args:
         model: the base model.
         settings: settings of each layer's attention.
 
     Raises:
-        AttributeError, TypeError: the model is not built as these families are.
+        AttributeError, TypeError: the model is not built as such models are.
     """
 
     name = "direct"
