@@ -13,71 +13,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+from serving import EVERSTEP, serving
+
 import everstep
 from everstep import types
 
-READY = "everstep: ready at "
+SETTINGS = (
+    "replay_seconds=100000",  # no snapshots while runs train
+    "worker_attempts=1000",  # the kills are no fault of an operation
+)
 SERVE_WITHOUT = "serve-without"
-PATIENCE_SECONDS = 300.0
 PATIENCE = 8
 """How many times the seconds owed until a result is given up."""
-
-
-class Service:
-    """A service process that takes no snapshots while runs train.
-
-    Args:
-        home: its home directory.
-        in_replay: whether it takes snapshots in the course of a replay.
-    """
-
-    def __init__(self, home: Path, *, in_replay: bool) -> None:
-        self._log = home.with_suffix(".log")
-        command = [sys.executable, "-m", "everstep.cli"]
-        if not in_replay:
-            command = [sys.executable, __file__, SERVE_WITHOUT]
-        command += ["serve", "--home", str(home), "--port", "0", "--set", "replay_seconds=100000"]
-        command += ["--set", "worker_attempts=1000"]  # the kills are no fault of an operation
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        wait_until(lambda: READY in self._log.read_text())
-        self.url = self._log.read_text().partition(READY)[2].split()[0]
-
-    def kill_worker(self) -> bool:
-        """Kill the worker. Returns whether there was one."""
-        pids = [self._process.pid]
-        while pids:  # the service's children, and theirs
-            pid = pids.pop()
-            if b"everstep.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-                return True
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        return False
-
-    def kill(self) -> None:
-        """Kill the service. Its worker ends with it."""
-        self._process.kill()
-        self._process.wait()
-
-
-def wait_until(found: object) -> None:
-    """Poll every 10 ms until a function returns true."""
-    assert callable(found)
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not found():
-        if time.monotonic() > until:
-            raise TimeoutError(f"nothing happened within {PATIENCE_SECONDS:.0f} s")
-        time.sleep(0.01)
 
 
 def batch(number: int) -> list[types.Datum]:
@@ -106,13 +59,14 @@ def train(run: everstep.TrainingClient, seconds: float) -> int:
 
 
 def measure(home: Path, every: float, owed: float, *, in_replay: bool, once: bool) -> str:
-    """Measure one service. Returns a line of the table."""
-    service = Service(home, in_replay=in_replay)
-    try:
-        client = everstep.ServiceClient(base_url=service.url)
+    """Measure a service, with or without snapshots in its replay. Returns a line of the table."""
+    command = EVERSTEP if in_replay else (sys.executable, __file__, SERVE_WITHOUT)
+    environment = {"OMP_NUM_THREADS": "1"}
+    with serving(home, *SETTINGS, environment=environment, everstep=command) as served:
+        client = everstep.ServiceClient(base_url=served.address)
         run = client.create_lora_training_client("everstep/pico", rank=16, seed=1).result()
         steps = train(run, owed)
-        service.kill_worker()
+        served.kill_worker()
         begin, kills = time.perf_counter(), 1
         pending = run.forward_backward(batch(steps), "cross_entropy")
         done = threading.Event()
@@ -120,10 +74,8 @@ def measure(home: Path, every: float, owed: float, *, in_replay: bool, once: boo
         while not done.wait(None if once else every):
             if time.perf_counter() - begin > PATIENCE * owed:
                 return f"not within {PATIENCE * owed:.0f} s, {kills} kills"
-            kills += service.kill_worker()
+            kills += served.kill_worker()
         return f"{time.perf_counter() - begin:.1f} s, {kills} kills"
-    finally:
-        service.kill()
 
 
 def main() -> None:
@@ -149,9 +101,7 @@ def main() -> None:
 def serve_without() -> None:
     """Serve as before there were snapshots in the course of a replay."""
     from everstep.cli import main as cli
-    from everstep.runtime.execution.replay_snapshots import (
-        ReplaySnapshots,
-    )
+    from everstep.runtime.execution.replay_snapshots import ReplaySnapshots
 
     async def after(*_: object) -> None:
         """Take none."""

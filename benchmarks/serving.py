@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+EVERSTEP = (sys.executable, "-m", "everstep.cli")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class Served:
         fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def kill_worker(self) -> bool:
+        """Kill the worker. Returns whether there was one."""
+        processes = [self.process]
+        while processes:  # the service's children, and theirs
+            process = Path(f"/proc/{processes.pop()}")
+            if b"everstep.worker.main" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                return True
+            children = (process / "task" / process.name / "children").read_text()
+            processes += map(int, children.split())
+        return False
+
 
 @contextmanager
 def serving(
@@ -37,6 +51,7 @@ def serving(
     *settings: str,
     models: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
+    everstep: Sequence[str] = EVERSTEP,
 ) -> Iterator[Served]:
     """Start a service on a home, and stop it at the end of the block.
 
@@ -45,8 +60,9 @@ def serving(
         settings: ``name=value`` of each setting.
         models: ``NAME=PATH`` of each model. If empty, it serves the built-in one.
         environment: further environment variables.
+        everstep: the command that it is a ``serve`` of.
     """
-    command = [sys.executable, "-m", "everstep.cli", "serve", "--home", str(home), "--port", "0"]
+    command = [*everstep, "serve", "--home", str(home), "--port", "0"]
     for setting in settings:
         command += ["--set", setting]
     for model in models:
