@@ -9,7 +9,6 @@ with the state at the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self, TypeVar
 
 from everstep.client._transport.errors import TinkerError
@@ -119,12 +118,7 @@ class Recovery:
             self._monitor.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._monitor is not None:
             self._monitor.stop()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from types import TracebackType
 
 _log = logging.getLogger("everstep.client")
 _SILENT_SECONDS = 1.0
@@ -27,12 +26,7 @@ class Progress:
     def __enter__(self) -> None:
         self._timer.start()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
 
