@@ -96,6 +96,7 @@ class _Channel(BlockingChannel):
             command = envelope.message
             run = command.run if isinstance(command, messages.RunCommand) else ""
             self._commands.setdefault(envelope.call_id, (kind_of(command), run))
+            self._local.received.append((kind_of(command), run))
         return envelope
 
     def command(self, call_id: int) -> tuple[str, str]:
@@ -150,6 +151,7 @@ class Local:
             gate keeps the function that it began with.
         may_advance: called with kind and run of a command as a step of it begins; False: it makes
             none this time. An exception ends the worker while it executes that command.
+        received: kind and run of the commands that the worker received, in order.
         finished: kind and run of the calls that the worker replied to, in order.
         seconds: the computing time that the worker reports for each call; None: the real one.
         state_bytes: what the worker says that runs' states may take of its device.
@@ -171,6 +173,7 @@ class Local:
         self.writes = Gate()
         self.write_checkpoint: CheckpointWriter = write_checkpoint
         self.may_advance: Callable[[str, str], bool] = lambda kind, run: True
+        self.received: list[tuple[str, str]] = []
         self.finished: list[tuple[str, str]] = []
         self.seconds: float | None = None
         self.state_bytes: int | None = None

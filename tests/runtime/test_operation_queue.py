@@ -15,6 +15,7 @@ from everstep.ledger.payload_log.segments import segments_path
 from everstep.runtime.execution.operation_queue import PAGE_SIZE, OperationQueue
 
 RUN = "s:train:0"
+KIND = "sample"  # logged as passes are, but not read by the worker
 LARGE = 2 * LOGGED_BYTES
 FAR = 3 * PAGE_SIZE
 
@@ -36,7 +37,7 @@ class Reads:
 
     async def accept(self, seq_id: int, size: int = 10) -> Operation:
         """Accept an operation and add it to the queue, as an arrival is."""
-        new = NewOperation(RUN, seq_id, "forward_backward", bytes([seq_id % 251]) * size)
+        new = NewOperation(RUN, seq_id, KIND, bytes([seq_id % 251]) * size)
         operation, _ = await self.ledger.accept(new)
         self.queue.push(operation)
         return operation
@@ -108,6 +109,21 @@ def test_operation_that_arrives_while_a_page_is_read_is_not_lost(
         )
         assert first is not None
         assert len(await reads.drain(2, FAR)) == FAR - 1
+
+    run(tmp_path, monkeypatch, work)
+
+
+def test_retry_of_an_operation_that_was_taken_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(reads: Reads) -> None:
+        first = await reads.accept(1)
+        assert [each.seq_id for each in await reads.drain(1, 1)] == [1]
+        reads.queue.push(first)
+        assert not reads.queue, "else the run would wait for a gap that there is none of"
+        assert await reads.queue.reset() == 1
+        reads.queue.push(first)
+        assert [each.seq_id for each in await reads.drain(1, 1)] == [1], "a recovery takes it again"
 
     run(tmp_path, monkeypatch, work)
 

@@ -11,6 +11,7 @@ import torch
 
 from everstep.engine import Model, forward_backward
 from tests.runtime.local import Local, batch
+from tests.waiting import eventually
 
 Memory = list[Callable[[], bool]]
 
@@ -72,6 +73,21 @@ def test_pass_without_room_evicts_another_run(home: Path, pico: Model, fits: Mem
         fits[1] = lambda: resident(service) < 2
         assert service.train(run, 0) == expected
         assert dropped(service) == [other, reference]
+
+
+def test_pass_without_room_comes_before_the_step_that_was_sent_behind_it(
+    home: Path, pico: Model, fits: Memory
+) -> None:
+    with Local(home, pico) as service:
+        other, run, reference = (service.new_run() for _ in range(3))
+        expected = service.train(reference, 0, 1)
+        fits[1] = lambda: resident(service) < 3
+        before = len(service.received)
+        with service.steps.shut():
+            futures = [each for shift in (0, 1) for each in service.step(run, shift)]
+            eventually("a step is sent behind", lambda: len(service.received) == before + 2)
+        assert [service.result(each) for each in futures] == expected
+        assert dropped(service) == [other]
 
 
 def test_pass_too_large_for_the_device_fails_and_changes_nothing(

@@ -15,6 +15,8 @@ from sqlalchemy import Connection
 from everstep.engine import Model
 from everstep.ledger import Ledger
 from everstep.ledger.sqlite.group_commit import GroupCommit
+from everstep.worker.protocol import messages
+from everstep.worker.protocol.channel import BlockingChannel
 from tests.runtime.local import Local, batch
 
 STEPS = 5
@@ -106,6 +108,26 @@ def test_queued_steps_take_no_more_calls_than_awaited_ones(
         local.train(run, *range(STEPS))
     assert found["calls"] == (ACCEPTS + FINISHES) * STEPS
     assert 0 < found["durable"] <= (ACCEPTS + FINISHES) * STEPS
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_step_takes_two_commands_and_two_replies(
+    local: Local, monkeypatch: pytest.MonkeyPatch, queued: bool
+) -> None:
+    run = local.new_run()
+    local.train(run, 0)
+    before, replies = len(local.received), list[messages.Message]()
+    send = BlockingChannel.send
+
+    def counted_send(self: BlockingChannel, call_id: int, message: messages.Message) -> None:
+        replies.append(message)
+        send(self, call_id, message)
+
+    monkeypatch.setattr(BlockingChannel, "send", counted_send)
+    for shifts in [range(STEPS)] if queued else [[shift] for shift in range(STEPS)]:
+        local.train(run, *shifts)
+    assert [kind for kind, _ in local.received[before:]] == ["pass", "optim_step"] * STEPS
+    assert len(replies) == 2 * STEPS
 
 
 def test_polls_read_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from everstep.failpoints import Failpoint
-from everstep.ledger import Checkpoint, Ledger
+from everstep.ledger import Checkpoint, Ledger, Run
 from everstep.ledger.deletion import describe
 from everstep.ledger.records import RUN
 from everstep.logs import get_logger
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from everstep.runtime.settings import Settings
 
 _log = get_logger("everstep.runtime")
+_LORA_FIELDS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "modules")
 _UNLISTED = Failpoint(
     "runtime.delete.unlisted", "a checkpoint is not listed, its manifest is there"
 )
@@ -266,3 +267,22 @@ def draft(checkpoint: Checkpoint, **fields: Any) -> dict[str, Any]:
         "expires_at": checkpoint.expires_at.isoformat() if checkpoint.expires_at else None,
         **fields,
     }
+
+
+def check_compatible(checkpoint: Checkpoint, record: Run) -> None:
+    """Raise `OperationFailed` naming each field in which a checkpoint doesn't fit a run."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("base_model", checkpoint.base_model, record.base_model),
+        *((field, checkpoint.lora.get(field), record.lora.get(field)) for field in _LORA_FIELDS),
+    ]
+    wrong = [
+        f"checkpoint {field} is {theirs} but target model {field} is {ours}"
+        for field, theirs, ours in pairs
+        if theirs != ours
+    ]
+    if wrong:
+        raise OperationFailed(
+            "Checkpoint model configuration is incompatible with target model: "
+            f"{'; '.join(wrong)}. Create a training client from the checkpoint instead.",
+            ErrorCategory.USER,
+        )

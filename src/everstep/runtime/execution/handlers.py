@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from everstep.failpoints import Failpoint
-from everstep.ledger import Checkpoint, Event, Operation, Sampler
+from everstep.ledger import Checkpoint, Event, Failure, NewOperation, Operation, Sampler
 from everstep.ledger import Run as RunRecord
 from everstep.logs import get_logger
 from everstep.runtime import ids
@@ -21,7 +21,7 @@ from everstep.runtime.adapted_modules import adapted_modules, peft_note, totals
 from everstep.runtime.authorization import event
 from everstep.runtime.checkpoints.catalog import expiry
 from everstep.runtime.errors import OperationFailed
-from everstep.runtime.execution import saves, snapshots
+from everstep.runtime.execution import lookahead, saves, snapshots, training
 from everstep.runtime.execution.run import Run
 from everstep.runtime.execution.saves import Save
 from everstep.vault import CheckpointId
@@ -42,7 +42,7 @@ async def execute(run: Run, operation: Operation) -> bool:
         WorkerLost: the worker ended. Nothing was recorded.
         NotWritten: its result, or the one before it, could not be recorded.
     """
-    if operation.kind not in RECORDED_BEHIND:
+    if operation.kind not in lookahead.KINDS:
         await run.recorder.confirm()
     try:
         await HANDLERS[operation.kind](run, operation)
@@ -107,7 +107,7 @@ async def load_weights(run: Run, operation: Operation) -> None:
 
 async def training_pass(run: Run, operation: Operation) -> None:
     """Run forward (and backward), accumulating gradients into the run's state."""
-    output, seconds = await run.training_pass(operation)
+    output, seconds = await training.training_pass(run, operation)
     if operation.kind in ids.CHANGES_STATE:
         run.add_replay_cost(seconds)
     await run.recorder.begin(partial(run.succeed, operation, output, seconds=seconds))
@@ -115,7 +115,7 @@ async def training_pass(run: Run, operation: Operation) -> None:
 
 async def optim_step(run: Run, operation: Operation) -> None:
     """Take one step of the optimizer."""
-    result, seconds = await run.optim_step(json.loads(operation.payload))
+    result, seconds = await training.optim_step(run, operation)
     run.add_replay_cost(seconds)
     await run.recorder.begin(partial(run.succeed, operation, result, seconds=seconds))
 
@@ -173,8 +173,6 @@ HANDLERS: Mapping[str, Handler] = {
     ids.SAVE_WEIGHTS_FOR_SAMPLER: save_weights_for_sampler,
     ids.SAVE_WEIGHTS_EXTERNAL: save_weights_external,
 }
-RECORDED_BEHIND = frozenset({ids.FORWARD, ids.FORWARD_BACKWARD, ids.OPTIM_STEP})
-"""Operations whose results are recorded while the next one executes."""
 
 
 async def _snapshot_load(run: Run, operation: Operation) -> None:
@@ -218,3 +216,26 @@ async def _new_checkpoint(
 def _read_event(path: str) -> Event:
     """The audit event of a checkpoint that is read to train on."""
     return event("read", path, purpose="training")
+
+
+async def fail_gap(run: Run) -> None:
+    """Fail the missing operations and those that wait for them, so that no future hangs.
+
+    A missing operation gets a failed row of its own, so that it can't be executed late.
+    """
+    first, last = run.position + 1, run.queue.last
+    text = (
+        f"An operation of {run.run_id} with a lower sequence id (from {first}) did not arrive "
+        f"within {run.context.settings.gap_seconds:g} s. This one was not executed; send it again "
+        "with a new sequence id."
+    )
+    for seq_id in range(first, last + 1):
+        operation = run.queue.pop(seq_id)
+        if operation is None:
+            failure = Failure(text, ErrorCategory.USER)
+            await run.context.ledger.accept(
+                NewOperation(run.run_id, seq_id, ids.MISSING, b"", failure)
+            )
+        elif operation.status == "pending":
+            await run.fail(operation, OperationFailed(text))
+    run.position = last

@@ -25,6 +25,7 @@ class OperationQueue:
         self._ledger = ledger
         self._run_id = run_id
         self._held: dict[int, Operation] = {}
+        self._taken = -1
         # The ledger may have operations from this sequence id on that are not held.
         self._unread_from = _NOTHING
 
@@ -43,19 +44,26 @@ class OperationQueue:
             self._run_id, status="pending", limit=1, contents=False
         )
         self._held.clear()
+        self._taken = -1
         self._unread_from = _EVERYTHING
         return pending[0].seq_id if pending else None
 
     def push(self, operation: Operation) -> None:
-        """Add an operation that was accepted. One that is held already changes nothing.
+        """Add an operation that was accepted. One that is held or was taken changes nothing.
 
         A full window keeps the ones with the lowest sequence ids.
         """
+        if operation.seq_id <= self._taken:
+            return  # a retry
         self._held.setdefault(operation.seq_id, operation.without_contents())
         if len(self._held) > PAGE_SIZE:
             last = self.last
             del self._held[last]
             self._unread_from = min(self._unread_from, last)
+
+    def peek(self, seq_id: int) -> Operation | None:
+        """Return an operation without the contents that the payload log holds, if it is held."""
+        return self._held.get(seq_id)
 
     def pop(self, seq_id: int) -> Operation | None:
         """Remove and return an operation, or None if it is not held."""
@@ -83,6 +91,7 @@ class OperationQueue:
         read = operation.kind not in ids.PASSES  # a worker reads those where they lie
         filled = await self._ledger.contents.fill(operation, payload=read)
         self._held.pop(seq_id, None)
+        self._taken = seq_id
         return filled
 
     async def _read_page(self, seq_id: int) -> None:

@@ -21,7 +21,7 @@ from everstep.runtime.errors import (
     RunUnavailable,
     VaultUnreachable,
 )
-from everstep.runtime.execution import snapshots
+from everstep.runtime.execution import snapshots, training
 from everstep.runtime.execution.environment_changes import describe_changes
 from everstep.runtime.execution.replay_check import difference
 from everstep.runtime.execution.run import Run
@@ -119,10 +119,10 @@ async def _apply(run: Run, operation: Operation) -> tuple[bytes | dict[str, Any]
             "Create a new run from its last checkpoint."
         )
     if operation.kind == ids.FORWARD_BACKWARD:
-        return await run.training_pass(operation, again=True)
-    payload = json.loads(operation.payload)
+        return await training.training_pass(run, operation, again=True)
     if operation.kind == ids.OPTIM_STEP:
-        return await run.optim_step(payload, again=True)
+        return await training.optim_step(run, operation, again=True)
+    payload = json.loads(operation.payload)
     await run.load(payload["path"], optimizer=payload["optimizer"])
     return None, 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,22 +16,21 @@ from everstep.ledger import Operation
 from everstep.ledger import Run as RunRecord
 from everstep.logs import get_logger
 from everstep.runtime import ids
-from everstep.runtime.checkpoints.catalog import id_of
+from everstep.runtime.checkpoints.catalog import check_compatible, id_of
 from everstep.runtime.errors import (
     OperationFailed,
-    RequestUnreadable,
     RuntimeFault,
     RunUnavailable,
     VaultUnreachable,
     WorkerLost,
 )
-from everstep.runtime.execution.compatibility import check_compatible
+from everstep.runtime.execution.lookahead import Lookahead
+from everstep.runtime.execution.operation_queue import OperationQueue
 from everstep.runtime.execution.recorder import Recorder
 from everstep.runtime.execution.run_context import RunContext
 from everstep.runtime.maintenance.pins import send_pinned
 from everstep.runtime.workers.base import Call, Lease, not_served
 from everstep.runtime.workers.ends import WorkerEnds
-from everstep.runtime.workers.stored_requests import request_of
 from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 from everstep.worker.protocol import messages
@@ -56,8 +55,11 @@ class Run:
     Args:
         run_id: the run.
         context: the parts that all runs share.
+        may_look_ahead: whether an operation's command may be sent before its turn.
 
     Attributes:
+        queue: its operations that are not executed yet.
+        lookahead: sends the next training command while one executes.
         position: sequence id of the last operation that its state includes, or -1.
         foreign: the results since its newest state were made in another numeric environment.
         lineage: the checkpoints that its state in the worker's memory descends from.
@@ -71,11 +73,16 @@ class Run:
         snapshot_ends: how often in a row a snapshot ended its worker.
         wake: set when the actor has something to do.
         recorder: holds its last result until that is recorded.
+        sends_requests: whether its worker is sent requests, since it could not read a stored one.
     """
 
-    def __init__(self, run_id: str, context: RunContext) -> None:
+    def __init__(
+        self, run_id: str, context: RunContext, may_look_ahead: Callable[[Operation], bool]
+    ) -> None:
         self.run_id = run_id
         self.context = context
+        self.queue = OperationQueue(context.ledger, run_id)
+        self.lookahead = Lookahead(self.queue, may_look_ahead)
         self.position = -1
         self.foreign = False
         self.lineage = Lineage()
@@ -92,7 +99,7 @@ class Run:
         self._lease: Lease | None = None
         self._environment: Mapping[str, Any] = {}
         self._numerics: Mapping[str, Any] | None = None
-        self._sends_requests = False
+        self.sends_requests = False
 
     # What is known of it
 
@@ -268,7 +275,7 @@ class Run:
         """Create the run's state from its seed."""
         environment = record.environment or {}
         command = messages.CreateRun(self.run_id, record.base_model, record.lora, environment)
-        created = await self._call(command)
+        created = await self.call(command)
         self._numerics = created.numerics
         self.context.eviction.add(self.run_id, created.bytes)
         self.lineage.begin([])
@@ -279,7 +286,7 @@ class Run:
         environment = record.environment or {}
         command = messages.RestoreRun(self.run_id, base_model, lora, source, optimizer, environment)
         async with self._syncing_quarantine():
-            restored = await self._call(command)
+            restored = await self.call(command)
         self._numerics = restored.numerics
         self.context.eviction.add(self.run_id, restored.bytes)
         self._begin_lineage(source, restored.parents)
@@ -296,58 +303,13 @@ class Run:
         check_compatible(checkpoint, await self.record())
         source = id_of(checkpoint)
         async with self._syncing_quarantine():
-            loaded = await self._call(messages.LoadCheckpoint(self.run_id, source, optimizer))
+            loaded = await self.call(messages.LoadCheckpoint(self.run_id, source, optimizer))
         self._numerics = loaded.numerics
         self._begin_lineage(source, loaded.parents)
 
-    async def training_pass(
-        self, operation: Operation, *, again: bool = False
-    ) -> tuple[bytes, float]:
-        """Run forward or forward_backward.
-
-        Args:
-            operation: the pass, with or without its request.
-            again: it succeeded before, whatever this release says of its weights.
-
-        Returns:
-            The encoded output, and the seconds it took.
-
-        Raises:
-            LedgerDamaged: its request is damaged.
-            WorkerLost: the worker could not read the request, which is whole. It has dropped the
-                run. From now on it is sent requests.
-        """
-        ledger, home = self.context.ledger, self.context.home
-        async with request_of(ledger, home, operation, as_bytes=self._sends_requests) as request:
-            body, stored = request
-            try:
-                reply = await self._call(messages.TrainingPass(self.run_id, body, again, stored))
-            except RequestUnreadable as error:
-                self.detach()
-                await ledger.contents.fill(operation)
-                self._sends_requests = True
-                raise WorkerLost(f"a request could not be read by the worker: {error}") from error
-        return reply.body, reply.seconds
-
-    async def optim_step(
-        self, payload: Mapping[str, Any], *, again: bool = False
-    ) -> tuple[dict[str, Any], float]:
-        """Take one optimizer step.
-
-        Args:
-            payload: the step.
-            again: it was made before: what the settings allow now does not matter.
-
-        Returns:
-            The operation's result, and the seconds it took.
-        """
-        may_diverge = again or self.context.settings.allow_diverged
-        reply = await self._call(messages.OptimStep(self.run_id, payload["params"], may_diverge))
-        return {"metrics": reply.metrics, "type": "optim_step"}, reply.seconds
-
     async def drop(self) -> None:
         """Drop the run from the worker's memory."""
-        await self._call(messages.DropRun(self.run_id))
+        await self.call(messages.DropRun(self.run_id))
         self.detach()
 
     async def save(
@@ -371,14 +333,15 @@ class Run:
         """
         allowed = may_diverge or self.context.settings.allow_diverged
         command = messages.SaveRun(self.run_id, manifest, line, recipients, allowed)
-        return await send_pinned(self.context.pins, lambda: self._begin(command))
+        return await send_pinned(self.context.pins, lambda: self.send(command))
 
-    async def _call(self, command: messages.Command[R]) -> R:
+    async def call(self, command: messages.Command[R]) -> R:
         """Send a command and wait for its reply. Raises `OperationFailed`, `WorkerLost`."""
         eviction = self.context.eviction
-        return await eviction.making_room(self.run_id, lambda: self._begin(command))
+        return await eviction.making_room(self.run_id, lambda: self.send(command))
 
-    async def _begin(self, command: messages.Command[R]) -> Call[R]:
+    async def send(self, command: messages.Command[R]) -> Call[R]:
+        """Send a command. Raises `WorkerLost` if the run is not resident."""
         self.context.eviction.touch(self.run_id)
         if self._lease is None:
             raise WorkerLost("the run is not in a worker's memory")

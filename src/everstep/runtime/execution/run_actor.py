@@ -13,9 +13,8 @@ import contextlib
 from typing import Any
 
 from everstep.backoff import Backoff
-from everstep.ledger import Failure, LedgerDamaged, NewOperation, Operation
+from everstep.ledger import LedgerDamaged, Operation
 from everstep.logs import get_logger
-from everstep.runtime import ids
 from everstep.runtime.errors import (
     OperationFailed,
     OutOfMemory,
@@ -25,7 +24,6 @@ from everstep.runtime.errors import (
     WorkerLost,
 )
 from everstep.runtime.execution import handlers, recovery, snapshots
-from everstep.runtime.execution.operation_queue import OperationQueue
 from everstep.runtime.execution.replay_snapshots import ReplaySnapshots
 from everstep.runtime.execution.run import Run
 from everstep.runtime.execution.run_context import RunContext
@@ -60,8 +58,7 @@ class RunActor:
         self.run_id = run_id
         self.waits_for: str | None = None
         self._context = context
-        self._run = Run(run_id, context)
-        self._queue = OperationQueue(context.ledger, run_id)
+        self._run = Run(run_id, context, self._may_look_ahead)
         self._stopping = asyncio.Event()
         self._at_rest = False
         self._failures = 0  # since an operation was executed
@@ -85,10 +82,11 @@ class RunActor:
         """Add an accepted operation. One that was added or executed before changes nothing."""
         if operation.seq_id <= self._run.position:
             return
-        self._queue.push(operation)
+        self._run.queue.push(operation)
         if operation.status == "pending":
             self.want()
         self._run.wake.set()
+        self._run.lookahead.look()
 
     def want(self) -> None:
         """Record that a client waits for the run, so that it is brought back before others."""
@@ -101,12 +99,14 @@ class RunActor:
     async def unload(self) -> bool:
         """Snapshot the run and drop it from the worker's memory.
 
-        It comes back with its next operation.
+        It comes back with its next operation. One whose next operation is there stays.
 
         Returns:
             Whether it was dropped.
         """
         async with self._executing:
+            if self._run.lookahead.busy:
+                return False
             try:
                 await snapshots.evict(self._run)
             except WorkerLost:
@@ -118,6 +118,7 @@ class RunActor:
         self._stopping.set()
         self._run.wake.set()
         await asyncio.wait([self._task])
+        await self._forget_ahead()
         try:
             await snapshots.evict(self._run)
         except WorkerLost:
@@ -131,6 +132,7 @@ class RunActor:
         async with self._executing:
             self._task.cancel()
         await asyncio.wait([self._task])
+        await self._run.lookahead.abandon()
         await self._run.wait_for_writes()
         if self._run.resident:
             with contextlib.suppress(WorkerLost, OperationFailed):
@@ -221,8 +223,9 @@ class RunActor:
         """
         run = self._run
         run.save_lost = False
+        await self._forget_ahead()
         await run.recorder.confirm()
-        first = await self._queue.reset()
+        first = await run.queue.reset()
         if first == 0:
             run.position = -1
             return True
@@ -233,6 +236,18 @@ class RunActor:
         await run.begin_replay(await recovery.restore(run, before=first))
         self._replay_snapshots.begin()
         return True
+
+    async def _forget_ahead(self) -> None:
+        """Forget the command that is ahead. Its effect on the run in memory is not known."""
+        if await self._run.lookahead.abandon():
+            self._run.detach()
+
+    def _may_look_ahead(self, operation: Operation) -> bool:
+        """Whether nothing has to be done with the run before an operation, nor alone with it."""
+        run = self._run
+        snapshot = self._wanted is not None or self._context.budget.is_due(self.run_id)
+        waits = snapshot or run.foreign or run.save_lost or self._stopping.is_set()
+        return not waits and operation.request_id not in run.ends
 
     async def _next_operation(self) -> Operation | None:
         """Wait for the next operation. A gap that outlasts its bound is failed.
@@ -245,12 +260,13 @@ class RunActor:
             NotWritten: the last result could not be recorded.
         """
         run = self._run
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() or run.lookahead.busy:
             await run.recorder.check()
             if run.save_lost:
                 run.save_lost = False
                 raise WorkerLost("a save was lost before it was recorded")
-            operation = await self._queue.next(run.position + 1)
+            operation = await run.lookahead.operation()
+            operation = operation or await run.queue.next(run.position + 1)
             if operation is not None:
                 return operation
             self._context.recovery.leave(self.run_id)
@@ -263,39 +279,19 @@ class RunActor:
 
     async def _rest(self) -> None:
         """Wait until there is something to do, or a gap has outlasted its bound."""
-        if not self._queue and not self._run.saving:
+        if not self._run.queue and not self._run.saving:
             self._context.recovery.unwant(self.run_id)
         self._at_rest = True
         try:
-            async with asyncio.timeout(self._context.settings.gap_seconds if self._queue else None):
+            async with asyncio.timeout(
+                self._context.settings.gap_seconds if self._run.queue else None
+            ):
                 await self._run.wake.wait()
         except TimeoutError:
             self._at_rest = False
-            await self._fail_gap()
+            await handlers.fail_gap(self._run)
         finally:
             self._at_rest = False
-
-    async def _fail_gap(self) -> None:
-        """Fail the missing operations and those that wait for them, so that no future hangs.
-
-        A missing operation gets a failed row of its own, so that it can't be executed late.
-        """
-        run = self._run
-        first, last = run.position + 1, self._queue.last
-        text = (
-            f"An operation of {self.run_id} with a lower sequence id (from {first}) did not "
-            f"arrive within {self._context.settings.gap_seconds:g} s. This one was not executed; "
-            "send it again with a new sequence id."
-        )
-        for seq_id in range(first, last + 1):
-            operation = self._queue.pop(seq_id)
-            if operation is None:
-                failure = Failure(text, ErrorCategory.USER)
-                missing = NewOperation(self.run_id, seq_id, ids.MISSING, b"", failure)
-                await self._context.ledger.accept(missing)
-            elif operation.status == "pending":
-                await run.fail(operation, OperationFailed(text))
-        run.position = last
 
     # One operation
 
@@ -306,7 +302,7 @@ class RunActor:
             False when the run was not created.
         """
         run = self._run
-        if operation.seq_id > 0 and not run.resident:
+        if operation.seq_id > 0 and not run.resident and not run.lookahead.busy:
             raise _NotResident
         alive, replayed = True, 0.0
         try:
@@ -360,6 +356,8 @@ class RunActor:
             _NotResident: it has to be brought back for that.
         """
         run = self._run
+        if run.lookahead.busy:
+            return  # the state in memory may be that of the next position
         if self._wanted is None and not self._context.budget.is_due(self.run_id):
             return
         if run.snapshots_given_up:
