@@ -1,13 +1,13 @@
 """Flat arena: a run's parameters in one buffer, its gradients and moments in three more.
 
 An optimizer step is therefore one fused pass, a save is a header and a streamed buffer, and a load
-is one copy. A save pins buffers. Where a step overwrites what a save has not yet read, it keeps a
-copy in spare memory, a segment at a time: training is delayed by at most one copy in memory, and a
-state has never a second copy of its own size.
+is one copy. A save pins buffers. Before a step overwrites a segment that a save has not yet read,
+it copies the segment to spare memory. So a save delays training by at most one copy in memory, and
+a state never needs a second copy of its own size.
 
-Buffers on CUDA are copied to the host by a stream of their own, a segment while the one before it
-is written, and what a step overwrites is kept on the device. Neither then waits for a save, but for
-a step that waits, on the device, for the segment that is being copied.
+Buffers on CUDA are copied to the host on a stream of their own: one segment is copied while the
+one before it is written. What a step overwrites is kept on the device. A step then never waits for
+the disk, only, on the device, for the segment that is being copied.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Arena:
         shapes: names and shapes of the tensors, in order.
         device: device of the buffers.
         spare: memory for what saves still have to read. None: the device's.
-        zero: whether the buffers are zero, or hold anything.
+        zero: whether to fill the buffers with zeros. If not, their content is undefined.
 
     Attributes:
         shapes: as given.
@@ -83,7 +83,7 @@ class Arena:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether a save still has to read something."""
+        """Whether a save has not yet read all that it pinned."""
         return bool(self._pins)
 
     def wait_for_spare(self, seconds: float) -> bool:
@@ -115,9 +115,9 @@ class Arena:
         return [self.buffers[name] for name in names]
 
     def writable_parts(self, *names: str) -> Iterator[slice]:
-        """Yield parts of buffers as they may be changed in place: one where nothing is pinned.
+        """Yield parts of buffers, each once it may be changed in place.
 
-        Parts that are being read at the moment come last.
+        If nothing is pinned, there is one part. Parts that are being read come last.
         """
         if not self.is_pinned:
             yield slice(0, self.size)
@@ -137,7 +137,17 @@ class Arena:
             yield part
 
     def _keep(self, names: tuple[str, ...], number: int, part: slice, *, wait: bool) -> bool:
-        """Keep what saves need of a segment. Returns False where one reads it, unless ``wait``."""
+        """Keep what saves need of a segment.
+
+        Args:
+            names: the buffers.
+            number: the segment.
+            part: its slice of the buffers.
+            wait: whether to wait while a save reads it.
+
+        Returns:
+            False if a save reads it and this does not wait. Nothing is kept then.
+        """
         with self._changed:
             reading = [
                 (name, pin) for name in names for pin in self._pins if pin.reads(name, number)
@@ -154,7 +164,7 @@ class Arena:
     def _keep_on_device(self, names: tuple[str, ...]) -> None:
         """Keep what saves need of buffers, and have the device wait for the copies under way.
 
-        All of it before anything is overwritten: an error leaves the buffers as they are.
+        This ends before anything is overwritten, so an error leaves the buffers as they are.
         """
         with self._changed:
             for name in names:
@@ -172,7 +182,7 @@ class Arena:
                 pin.keep(name, number, kept)
 
     def replace(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """Put other buffers of the same layout in the place of some. Pins keep the former ones."""
+        """Replace buffers by others of the same layout. Pins keep the former ones."""
         with self._changed:
             self.buffers.update(buffers)
 
@@ -188,7 +198,7 @@ class Kept:
 
     Attributes:
         content: the copy.
-        ready: marks on the device when it is there.
+        ready: mark on the device, which is reached when the copy is there.
     """
 
     def __init__(
@@ -209,7 +219,7 @@ class Kept:
         self._readers = readers
 
     def drop(self) -> None:
-        """Record that a save needs it no longer."""
+        """Record that one save no longer needs it. The last one frees the memory."""
         self._readers -= 1
         if not self._readers:
             self._spare.give(self.content)
@@ -242,7 +252,7 @@ class Pinned:
         return list(self._buffers)
 
     def prepare(self) -> None:
-        """Touch the spare memory that a step may need, in the thread that reads."""
+        """Touch the spare memory that a step may need. For the thread that reads."""
         self._arena.spare.prepare(sum(buffer.nbytes for buffer in self._buffers.values()))
 
     def needs(self, name: str, number: int) -> bool:
@@ -269,7 +279,7 @@ class Pinned:
 
         Args:
             name: the buffer.
-            once: whether nobody reads it again, so that what was read may be overwritten.
+            once: whether it is read only once, so that what was read may be overwritten.
         """
         copies = self._arena.copies
         return self._read_in_place(name, once) if copies is None else self._copy(name, once, copies)
@@ -321,7 +331,7 @@ class Pinned:
             self._changed.notify_all()
 
     def _end_copy(self, key: tuple[str, int], once: bool) -> memoryview:
-        """Wait for a copy, and let the memory that it was made from go."""
+        """Wait for a copy, and release the memory that was copied."""
         content = self._copying[key].wait()
         with self._changed:
             del self._copying[key]

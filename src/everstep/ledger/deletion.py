@@ -1,9 +1,9 @@
 """Deletions: remove runs and sessions with what they own, and leave tombstones.
 
 A deletion is one transaction. It removes the rows by which a run or session is found, and writes
-its tombstone, which answers later requests and keeps the index from being rebuilt with it. Its
-operations follow in small transactions, because other calls wait for the thread, and its files in
-the vault after those. The tombstone is unfinished until then.
+a tombstone. Later requests are answered from the tombstone, and a rebuild of the index leaves out
+what has one. The operations are removed afterwards in small transactions, because other calls wait
+for the thread, then the files in the vault. The tombstone is marked unfinished until all are gone.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Deletions:
     def check(self, *keys: str | None) -> None:
         """Raise `Deleted` for what was deleted since the ledger was opened. Reads nothing.
 
-        For transactions that add rows. It stops requests that found a run before it was deleted;
-        later ones don't find the run.
+        For transactions that add rows, of requests that found a run before it was deleted. Later
+        requests don't find the run.
 
         Args:
             keys: the runs, sessions, samplers, scopes and paths that rows are added to.
@@ -169,14 +169,14 @@ class Deletions:
             self._contents.release(segments)
 
     async def mark_finished(self, keys: Iterable[str]) -> None:
-        """Record that nothing is left of what was deleted."""
+        """Mark deletions as finished: nothing is left of what was deleted."""
         mine = t.tombstones.c.id.in_(list(keys))
         await self._store.run(
             lambda c: row_checksums.update(c, t.tombstones, mine, unfinished=False)
         )
 
     async def forget(self, *keys: str) -> None:
-        """Remove tombstones, so that runs of these ids can be made again, by an import."""
+        """Remove tombstones, so that an import can create runs of these ids again."""
 
         def work(connection: Connection) -> None:
             connection.execute(delete(t.tombstones).where(t.tombstones.c.id.in_(keys)))
@@ -198,7 +198,7 @@ def describe(tombstone: Tombstone, key: str) -> str:
 
 
 def buried_ids(connection: Connection) -> Callable[[str], bool]:
-    """Return a function that says whether a run of some id was deleted, alone or with others."""
+    """Return a function that returns whether the run of an id was deleted, alone or with others."""
     query = select(t.tombstones.c.id).where(t.tombstones.c.kind != SAMPLER)
     known = set(connection.scalars(query))
     return lambda run_id: not known.isdisjoint(rows.names(run_id))
@@ -213,7 +213,7 @@ def _noun_of(key: str) -> str:
 
 
 def _tombstones(first: Tombstone, what: Owned) -> list[Tombstone]:
-    """Return the tombstones of a deletion. What an owner's id says needs none of its own."""
+    """Return the tombstones of a deletion. A sampler whose id names its owner needs none."""
     also = partial(replace, first, deleted_with=first.id, details={})
     runs = [also(id=run, kind=RUN) for run in what.runs if run != first.id]
     known = {first.id, *what.runs}

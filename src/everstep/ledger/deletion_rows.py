@@ -1,8 +1,9 @@
-"""Statements on what a run or session owns, each one unit of a transaction.
+"""Statements on what a run or session owns. The caller runs them in a transaction.
 
-A run owns the scopes that begin with its id and a colon or a slash, beside its own: those of its
-samplers and of its unload operations. A session owns those of its runs, samplers and custom losses
-in the same way. A run also owns the samplers of other sessions that sample from its checkpoints.
+A run owns its own scope, and those that begin with its id and a colon or a slash: the scopes of its
+samplers and of its unload operations. In the same way a session owns the scopes of its runs,
+samplers and custom losses. A run also owns samplers of other sessions that sample from its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ class User:
 
 
 def names(key: str) -> list[str]:
-    """Return an id, or a checkpoint's path, and all ids that may be of what owns it."""
+    """Return an id or a checkpoint's path, and the ids of all that may own it."""
     path = key.removeprefix(SCHEME)
     return [key] + [path[:end] for end in range(len(path) - 1, 0, -1) if path[end] in ":/"]
 
 
 def buries(tombstone: Tombstone, key: str) -> bool:
-    """Return whether a tombstone, whose id is one of the `names` of a key, stands for it."""
+    """Return whether a tombstone covers a key. The tombstone's id is among the key's `names`."""
     return tombstone.id == key or tombstone.kind != SAMPLER
 
 
@@ -105,8 +106,8 @@ def users(connection: Connection, what: Owned, since: datetime) -> list[User]:
     Args:
         connection: the connection.
         what: the run or session.
-        since: a session uses it if its client was heard of since then, or if operations of the
-            session would be deleted that have not ended.
+        since: a session uses it if its client was heard of since then, or if unfinished operations
+            of the session would be deleted.
     """
     heard: dict[str, datetime] = {}
     scopes: dict[str, str] = {}
@@ -189,7 +190,7 @@ def remove_index(connection: Connection, kind: str, key: str, what: Owned | None
         connection: the connection.
         kind: ``run``, ``session`` or ``sampler``.
         key: its id.
-        what: what it owns beside the rows that have its id. None: nothing more.
+        what: what it owns besides the rows that have its id, or None for these rows alone.
     """
     runs = [key] if kind == RUN else what.runs if what is not None else []
     samplers = [key] if kind == SAMPLER else what.samplers if what is not None else []
@@ -211,7 +212,7 @@ def remove_operations(connection: Connection, kind: str, key: str) -> tuple[bool
     """Remove a batch of the operations of a run, session or sampler, with what they recorded.
 
     Returns:
-        Whether there may be more, and the segments of the payload log that they named.
+        Whether there may be more, and the segments of the payload log that the rows named.
     """
     columns = t.operations.c
     found: list[str] = []
@@ -350,6 +351,6 @@ def _run_of(payload: bytes) -> str | None:
 
 
 def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split ids into lists that fit one statement."""
+    """Split ids into parts that fit into one statement."""
     for begin in range(0, len(ids), _IDS_AT_ONCE):
         yield ids[begin : begin + _IDS_AT_ONCE]
