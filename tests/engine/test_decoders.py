@@ -17,12 +17,18 @@ from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
 from everstep.engine import Model, SampleSpec, SamplingBatch, load_model
-from everstep.engine.models import decoder_checks, direct_decoder, frozen_product
+from everstep.engine.models import (
+    decoder_checks,
+    direct_decoder,
+    frozen_product,
+    projection_group,
+)
 from everstep.engine.models.attention import CachedRows
 from everstep.engine.models.decoder import Decoder, ModuleDecoder
 from everstep.engine.models.direct_decoder import DirectDecoder
 from everstep.engine.models.frozen_product import FEW_ROWS, ROW_MULTIPLE, FrozenProduct
 from everstep.engine.models.kv_cache import KvCache
+from everstep.engine.models.projection_group import _StackedB
 from everstep.engine.run_state import Adapter
 from everstep.engine.sampling.batch import MIN_ROWS
 from tests.engine.conftest import GROUPED, SMALL, WINDOW
@@ -174,6 +180,34 @@ def test_packed_copies_have_the_weights_bits(
     if "large" in info.name:
         assert any(group.copied for group in direct.decoder._groups)
     assert not any(group.copied for group in plain.decoder._groups)
+
+
+def adapters_with_stacked_b(model: Model, adapter: Adapter) -> int:
+    assert isinstance(model.decoder, DirectDecoder)
+    groups = model.decoder._stack(adapter).groups.values()
+    return sum(group._stacked is not None for group in groups)
+
+
+def test_b_in_one_operation_have_the_bits_of_one_matrix(
+    direct: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, stacked = random_adapter(direct, 1), random_adapter(direct, 1)
+    expected = decode(direct, direct.decoder, [(3, plain), (1, None), (40, plain)], ROW_MULTIPLE)
+    assert adapters_with_stacked_b(direct, plain) == 0
+    monkeypatch.setattr(projection_group, "_MIN_ZERO_BYTES", -1)
+    among: Requests = [(3, stacked), (1, None), (40, stacked)]
+    check_equal(decode(direct, direct.decoder, among, ROW_MULTIPLE), expected)
+    assert adapters_with_stacked_b(direct, stacked) >= direct.module.config.num_hidden_layers
+
+
+def test_other_bits_of_b_in_one_operation_are_found(
+    direct: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = _StackedB._parts
+    monkeypatch.setattr(projection_group, "_MIN_ZERO_BYTES", -1)
+    monkeypatch.setattr(_StackedB, "_parts", lambda b, inner: parts(b, inner * (1 + 2**-23)))
+    adapter = random_adapter(direct, 1)
+    assert adapters_with_stacked_b(direct, adapter) == 0
 
 
 @pytest.mark.parametrize("width", [64, 768])

@@ -29,7 +29,7 @@ from everstep.engine.models.frozen_product import (
     probe_numbers,
 )
 from everstep.engine.models.model import Model
-from everstep.engine.models.projection_group import GroupAdapter, ProjectionGroup
+from everstep.engine.models.projection_group import GroupAdapter, ProjectionGroup, stack_adapters
 from everstep.engine.run_state import Adapter
 
 MAX_COPIED_BYTES = 4 << 30
@@ -137,6 +137,10 @@ class _AdapterStack:
         self.row_multiple = check_rows(products)
         pack_products(products)
         fuse_products(product for each in self.groups.values() for product in each.ups())
+        both = [
+            (each, self.groups[each.names[0]]) for each in groups if each.names[0] in self.groups
+        ]
+        stack_adapters(both, self.row_multiple, groups[0].dtype)
 
 
 class _Layer:
