@@ -44,7 +44,7 @@ def train(sdk: Any, service: FakeService, *, awaited: bool) -> list[Recorded]:
 
 
 @pytest.mark.parametrize("awaited", [True, False], ids=["awaited", "queued"])
-@pytest.mark.parametrize(("sdk", "most"), [(everstep, 3_200), (tinker, 4_400)])
+@pytest.mark.parametrize(("sdk", "most"), [(everstep, 3_130), (tinker, 4_400)])
 def test_step_is_two_submits_and_two_polls(
     fake: FakeService, sdk: Any, most: int, awaited: bool
 ) -> None:
