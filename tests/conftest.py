@@ -43,15 +43,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Service:
-    """A real service process on a home directory."""
+    """A real service process on a home directory.
 
-    def __init__(self, home: Path, *models: str) -> None:
+    Args:
+        home: the directory.
+        models: ``NAME=PATH`` of each served model.
+        device: that it computes on. None: as it chooses.
+    """
+
+    def __init__(self, home: Path, *models: str, device: str | None = None) -> None:
         self.home = home
         self.url = ""  # set once it is ready
         arguments = [sys.executable, "-m", "everstep.cli", "serve", "--port", "0"]
         arguments += ["--home", str(home), "--until-stdin-closes"]  # it ends with this process
         for model in models:
             arguments += ["--model", model]
+        if device is not None:
+            arguments += ["--set", f"device={device}"]
         self.log = home.parent / f"{home.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

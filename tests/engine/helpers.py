@@ -102,7 +102,8 @@ def random_adapter(model: Model, seed: int, size: float = 0.05) -> Adapter:
     """Create an adapter that changes every logit."""
     state = model.new_run(AdapterConfig(rank=4, seed=seed))
     noise = torch.Generator().manual_seed(seed)
-    state.arena.buffers["params"].normal_(0, size, generator=noise)
+    values = torch.empty(state.arena.size).normal_(0, size, generator=noise)
+    state.arena.buffers["params"].copy_(values)
     return adapter(model, state)
 
 

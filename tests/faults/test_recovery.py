@@ -17,6 +17,7 @@ import pytest
 
 import everstep
 from everstep.vault import Vault
+from tests.devices import DEVICES
 from tests.faults.keeper import Keeper
 from tests.faults.memory_group import MemoryGroup, memory_group
 from tests.scenario import MODEL, connect, data, train
@@ -24,9 +25,9 @@ from tests.scenario import MODEL, connect, data, train
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.fixture
-def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    with Keeper(tmp_path / "home") as running:
+@pytest.fixture(params=DEVICES)
+def keeper(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Keeper]:
+    with Keeper(tmp_path / "home", f"device={request.param}") as running:
         yield running
 
 

@@ -15,6 +15,7 @@ import everstep
 from everstep.vault import Vault
 from everstep.wire.paths import parse_path
 from tests.conftest import Service
+from tests.devices import DEVICES
 from tests.scenario import MODEL, connect, data, train
 
 pytestmark = pytest.mark.slow
@@ -65,10 +66,12 @@ class Half:
     untrained: str
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Half]:
+@pytest.fixture(scope="module", params=DEVICES)
+def half(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Half]:
     home = tmp_path_factory.mktemp("half") / "home"
-    first = Service(home)
+    first = Service(home, device=request.param)
     client = connect(everstep, first.url)
     run = client.create_lora_training_client(MODEL, rank=8, seed=5).result()
     untrained = client.create_lora_training_client(MODEL, rank=8, seed=7).result()
@@ -82,7 +85,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Half]:
     for future in noise:
         future.result()
     assert first.stop() == 0
-    second = Service(home)
+    second = Service(home, device=request.param)
     yield Half(second, path, expected, end, start)
     second.stop()
 
