@@ -37,15 +37,16 @@ def configure(device: str, *, deterministic: bool = True) -> None:
     """
     # By default, torch writes NaN to all memory before results are written to it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # `torch.use_deterministic_algorithms` does the same, and imports torch's compiler for it.
     if not deterministic:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
         return
     if not device.startswith("cuda"):
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         return
     _fix_workspace()
     _fix_flags()
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
 
 
 def experts_implementation(device: str, *, deterministic: bool = True) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,7 +54,7 @@ def run_service(
             starting = _begin(home, record, handed_over, locks)
         except (Refused, OSError) as error:
             raise _refused(str(error)) from error
-        zygote = start_early(json.dumps({"home": str(home)}))  # imports while this process does too
+        zygote = start_early()
         if zygote is not None:
             locks.callback(zygote.close)
         until: Callable[[], None] | None = _stdin_closes if until_stdin_closes else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import selectors
@@ -14,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from everstep.worker.zygote import requests
+from everstep.worker.zygote.libraries import import_libraries, no_collections
 from everstep.worker.zygote.linux import die_with_parent, has_cuda_driver, thread_count
 from everstep.worker.zygote.owner import UNFIT
 
@@ -36,21 +36,15 @@ def main(argv: list[str]) -> None:
     if thread_count() > 1 or has_cuda_driver():
         print("everstep: the zygote is not fit to fork; workers are spawned", file=sys.stderr)
         sys.exit(UNFIT)
-    gc.collect()
-    gc.freeze()  # collections in a worker don't touch, and so don't copy, the pages shared with it
     listener = None if argv[1] == "-1" else socket.socket(fileno=int(argv[1]))
     Zygote(socket.socket(fileno=int(argv[0])), listener).serve()
 
 
 def import_worker() -> None:
     """Make the imports of every worker, and those of loading a model."""
-    import transformers.generation.utils
-    import transformers.modeling_layers
-    import transformers.modeling_utils
-    import transformers.models.llama.modeling_llama
-    import transformers.processing_utils  # noqa: F401
-
-    import everstep.worker.main  # noqa: F401
+    with no_collections():
+        import_libraries()
+        import everstep.worker.main  # noqa: F401
 
 
 class Zygote:

@@ -17,11 +17,13 @@ Otherwise it starts its own.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from everstep.worker.zygote.owner import Zygote
@@ -41,16 +43,18 @@ def shared_path() -> Path | None:
     return Path(value) if value and value != OFF else None
 
 
-def start_early(label: str) -> Zygote | None:
+@cache
+def start_early() -> Zygote | None:
     """Start a service's own zygote before the service imports its own modules.
 
-    Args:
-        label: shown in the process list.
+    Further calls return the same one.
 
     Returns:
         The zygote, or None where the service spawns its workers or shares a zygote.
     """
-    return None if forking_disabled() or shared_path() is not None else Zygote.start(label)
+    if forking_disabled() or shared_path() is not None:
+        return None
+    return Zygote.start(json.dumps({"command": sys.argv[1:]}))
 
 
 @contextmanager
