@@ -27,6 +27,7 @@ _NICE = 10
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = 2 << 13 | 7
 _THIS_THREAD = 1
+_thread = threading.local()
 
 
 class Writeback:
@@ -41,15 +42,6 @@ class Writeback:
         self._started = 0
         self._ended = 0
 
-    def allocate(self, size: int) -> None:
-        """Reserve the blocks of a file whose size is known.
-
-        Raises:
-            OSError: the disk is full (ENOSPC, EDQUOT).
-        """
-        if size >= _MIN_BYTES:
-            _tolerant(_fallocate, self._handle, 0, 0, size)
-
     def wrote(self, end: int) -> None:
         """Start the writeback of everything before an offset, and wait for what lies far back."""
         if end - self._started < _MIN_BYTES:
@@ -63,6 +55,20 @@ class Writeback:
             self._ended = behind
 
 
+def allocate(handle: int, size: int) -> None:
+    """Reserve the blocks of a file that will be large.
+
+    Args:
+        handle: the file, opened for writing and empty.
+        size: its size in bytes.
+
+    Raises:
+        OSError: the disk is full (ENOSPC, EDQUOT).
+    """
+    if size >= _MIN_BYTES:
+        _tolerant(_fallocate, handle, 0, 0, size)
+
+
 def lower_priority() -> None:
     """Have this thread, and those that it starts, leave processors and disk to others.
 
@@ -70,12 +76,27 @@ def lower_priority() -> None:
     a thread that gets nothing could keep a lock of the interpreter, or of the file system's
     journal, for as long as others are busy.
     """
+    _thread.background = True
     if sys.platform != "linux":
         return  # elsewhere it would be the whole process
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None:
         _tolerant(_syscall, number, _THIS_THREAD, 0, _LOWEST_BEST_EFFORT)
+
+
+def is_background() -> bool:
+    """Whether this thread has called `lower_priority`."""
+    return getattr(_thread, "background", False)
+
+
+def only_idle() -> None:
+    """Have this thread run where a processor has nothing else to do.
+
+    For a thread that computes and holds no lock. What waits for it bounds how long.
+    """
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _function(name: str, *arguments: type) -> Callable[..., int] | None:

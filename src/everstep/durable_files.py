@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from everstep.background_io import Writeback
+from everstep.background_io import Writeback, allocate
 
 Buffer = bytes | bytearray | memoryview
 _WRITE_BYTES = 8 << 20
@@ -53,17 +53,24 @@ class NewFile:
 
     Raises:
         OSError: it can't be created.
+
+    Attributes:
+        handle: the open file, for content that is written in another way.
     """
 
     def __init__(self, path: Path, *, mode: int = 0o644) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._handle = os.open(path, flags, mode)
+        self.handle = os.open(path, flags, mode)
 
     def __enter__(self) -> NewFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+        os.close(self.handle)
+
+    def allocate(self, size: int) -> None:
+        """Reserve the blocks of a large file. Raises OSError: the disk is full."""
+        allocate(self.handle, size)
 
     def write(self, chunks: Iterable[Buffer], size: int | None = None) -> None:
         """Write the content. The disk begins to receive it meanwhile.
@@ -75,22 +82,22 @@ class NewFile:
         Raises:
             OSError: the file can't be written. The caller removes the partial file.
         """
-        writeback = Writeback(self._handle)
+        writeback = Writeback(self.handle)
         if size is not None:
-            writeback.allocate(size)
+            self.allocate(size)
         end = 0
         for chunk in chunks:
             view = memoryview(chunk)
             view = view.cast("B") if view.nbytes else memoryview(b"")
             while len(view):
-                count = os.write(self._handle, view[:_WRITE_BYTES])
+                count = os.write(self.handle, view[:_WRITE_BYTES])
                 view = view[count:]
                 end += count
                 writeback.wrote(end)
 
     def sync(self) -> None:
         """Make the content durable. After an error it is not, and never will be in this file."""
-        os.fsync(self._handle)
+        os.fsync(self.handle)
 
 
 def write_new(path: Path, chunks: Iterable[Buffer], *, mode: int = 0o644) -> None:

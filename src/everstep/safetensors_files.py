@@ -19,7 +19,6 @@ _INTEGER_BYTES = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U8": 1, "BOO
 DTYPE_BYTES = FLOAT_BYTES | _INTEGER_BYTES
 """Bytes per value, by safetensors' names of dtypes."""
 _LENGTH_BYTES = 8
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,13 @@ class StoredTensor:
     end: int
 
 
-def encode_header(tensors: Mapping[str, TensorSpec]) -> bytes:
-    """Return the beginning of a file whose data are these tensors, in this order, without gaps."""
+def encode_header(tensors: Mapping[str, TensorSpec], alignment: int = 8) -> bytes:
+    """Return the beginning of a file whose data are these tensors, in this order, without gaps.
+
+    Args:
+        tensors: the tensors by name.
+        alignment: the data begin at a multiple of so many bytes.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, spec in tensors.items():
@@ -57,7 +61,7 @@ def encode_header(tensors: Mapping[str, TensorSpec]) -> bytes:
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    encoded += b" " * (-(_LENGTH_BYTES + len(encoded)) % alignment)
     return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
 
 

@@ -39,6 +39,15 @@ def test_the_reference_library_reads_an_encoded_header() -> None:
         assert np.array_equal(found[name], array) and found[name].dtype == array.dtype
 
 
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_data_begin_at_a_multiple_of_the_alignment(alignment: int) -> None:
+    tensors = {"a": np.arange(5, dtype=np.float32)}
+    header = encode_header({"a": TensorSpec("F32", (5,))}, alignment)
+    assert len(header) % alignment == 0
+    found = load(header + tensors["a"].tobytes())
+    assert np.array_equal(found["a"], tensors["a"])
+
+
 @pytest.mark.parametrize("read", [decode_header, lambda data: read_header(BytesIO(data))])
 def test_a_header_of_the_reference_library_is_decoded(read: Callable[[bytes], Any]) -> None:
     data = save(ARRAYS, metadata={"format": "np"})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from unittest import mock
 
 from everstep.vault import FileRef, Manifest, Vault
+from everstep.vault.storage import direct, local
 
 RUN = "s:train:0"
 
@@ -59,6 +62,7 @@ def save_at_once(
     *,
     step: int = 1,
     overwrite: bool = False,
+    cold: bool = False,
 ) -> Manifest:
     """Save a checkpoint as a worker does."""
     with vault.gc_paused(), vault.writing():
@@ -66,6 +70,7 @@ def save_at_once(
             {file: halves(content) for file, content in contents.items()},
             lambda files: draft(name, files, step=step),
             overwrite=overwrite,
+            cold=cold,
         )
 
 
@@ -77,3 +82,14 @@ def load(vault: Vault, manifest: Manifest) -> dict[str, bytes]:
 def halves(content: bytes) -> list[bytes]:
     """Split content into two chunks, either of which may be empty."""
     return [content[: len(content) // 2], content[len(content) // 2 :]]
+
+
+@contextmanager
+def written_directly(stage: int = 2 * direct.BLOCK) -> Iterator[None]:
+    """Write cold files of any size directly, through stages of so many bytes."""
+    with (
+        mock.patch.object(local, "MIN_BYTES", 1),
+        mock.patch.object(direct, "STAGE", stage),
+        mock.patch.object(direct, "_unused", []),
+    ):
+        yield

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from everstep.vault import CheckpointNotFound, Vault, gc
-from tests.vault.checkpoints import RUN, load, save, save_at_once
+from tests.vault.checkpoints import RUN, load, save, save_at_once, written_directly
 from tests.vault.disk import Dead, Death, Disk
 
 OLD = {"adapter": b"old adapter", "optimizer": b"same in both"}
 NEW = {"adapter": b"new adapter", "optimizer": b"same in both"}
+LARGE = {"adapter": bytes(range(250)) * 90}
 
 
 def found(vault: Vault, name: str) -> dict[str, bytes] | None:
@@ -39,6 +40,11 @@ def overwrite_at_once(vault: Vault) -> None:
     save_at_once(vault, "old", NEW, step=2, overwrite=True)
 
 
+def overwrite_cold(vault: Vault) -> None:
+    with written_directly():
+        save_at_once(vault, "old", LARGE, step=2, overwrite=True, cold=True)
+
+
 def delete(vault: Vault) -> None:
     vault.delete("training", RUN, "old")
 
@@ -60,6 +66,7 @@ CASES: list[tuple[Callable[[Vault], None], str, list[Outcome]]] = [
     (overwrite, "old", [OLD, NEW]),
     (save_at_once_first, "x", [None, NEW]),
     (overwrite_at_once, "old", [OLD, NEW]),
+    (overwrite_cold, "old", [OLD, LARGE]),
     (delete, "old", [OLD, None]),
     (collect, "old", [OLD]),
     (everything, "old", [OLD, NEW, None]),

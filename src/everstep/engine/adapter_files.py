@@ -23,6 +23,9 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
 GRADIENTS = "gradients.safetensors"
+_LARGE, _PAGE = 1 << 20, 4096
+"""The data of files that are larger than the first begin at a multiple of the second, so that they
+can be written from where they lie in memory."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ def safetensors_content(
         buffers: called for the chunks of flat buffers.
     """
     specs = {name: TensorSpec("F32", tuple(shape)) for name, shape in shapes.items()}
-    header = encode_header(specs)
-    size = len(header) + sum(spec.nbytes for spec in specs.values())
+    data = sum(spec.nbytes for spec in specs.values())
+    header = encode_header(specs, _PAGE if data >= _LARGE else 8)
+    size = len(header) + data
     return Content(size, [lambda: [header], *buffers])
 
 

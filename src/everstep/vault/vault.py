@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from blake3 import blake3
 
 from everstep.durable_files import Buffer
 from everstep.vault import mutable_metadata
-from everstep.vault.disk_guard import DiskGuard, size_of
+from everstep.vault.disk_guard import DiskGuard
 from everstep.vault.errors import (
     HOW_TO_HEAL,
     CheckpointDamaged,
@@ -25,7 +24,8 @@ from everstep.vault.errors import (
 from everstep.vault.gc_journal import GcJournal
 from everstep.vault.manifest import FileRef, Manifest
 from everstep.vault.quarantine import Quarantine, refusal
-from everstep.vault.storage.base import NewContent, Storage, as_bytes
+from everstep.vault.storage.base import NewContent, Storage
+from everstep.vault.storage.hashed import HashedContent
 from everstep.vault.storage.keys import (
     KINDS,
     MANIFESTS,
@@ -39,7 +39,6 @@ from everstep.vault.storage.local import LocalStorage
 from everstep.vault.storage.locks import Locks
 
 _PARALLEL_FROM = 1 << 20
-_hashing = ThreadPoolExecutor(4, "hash")
 
 
 class Vault:
@@ -98,7 +97,7 @@ class Vault:
         Raises:
             DiskFull: there is not enough space. Nothing of the file stays.
         """
-        hashed = _Hashed(chunks, self.journal)
+        hashed = HashedContent(chunks, self.journal)
         self.check_free_space(hashed.expected or 0)
         with self.locks.writing(), self._disk_guard.translating(hashed.expected):
             self.storage.write_all([hashed.content])
@@ -111,6 +110,7 @@ class Vault:
         *,
         stored: Mapping[str, FileRef] | None = None,
         overwrite: bool = False,
+        cold: bool = False,
     ) -> Manifest:
         """Store a checkpoint's files and make it appear: `put` of each and `commit`, in one go.
 
@@ -119,6 +119,7 @@ class Vault:
             manifest_of: returns the checkpoint, given the files' hashes and sizes.
             stored: further files of it, which are in the vault.
             overwrite: replace a checkpoint of the same name, which stays as it is until then.
+            cold: nobody is likely to read the files soon: no file cache for them.
 
         Returns:
             The checkpoint.
@@ -128,24 +129,24 @@ class Vault:
             CheckpointDamaged: a stored file does not exist, or has another size.
             DiskFull: there is not enough space. Nothing of the checkpoint stays.
         """
-        stored = stored or {}
-        hashed = {name: _Hashed(chunks, self.journal) for name, chunks in contents.items()}
+        hashed = {name: HashedContent(each, self.journal, cold) for name, each in contents.items()}
         total = sum(each.expected or 0 for each in hashed.values())
         self.check_free_space(total)
         made: list[Manifest] = []
 
         def encoded() -> Iterator[bytes]:
-            manifest = manifest_of({**stored, **{k: each.ref for k, each in hashed.items()}})
-            self._keep(manifest, stored)
+            manifest = manifest_of(
+                {**(stored or {}), **{k: each.ref for k, each in hashed.items()}}
+            )
+            self._keep(manifest, stored or {})
             made.append(manifest)
             yield manifest.encode()
 
         last = NewContent(encoded(), lambda: manifest_key(*made[0].id))
         with self.locks.writing(), self._disk_guard.translating(total):
             try:
-                self.storage.write_all(
-                    [each.content for each in hashed.values()], last, replace=overwrite
-                )
+                files = [each.content for each in hashed.values()]
+                self.storage.write_all(files, last, replace=overwrite)
             except FileExistsError as error:
                 raise CheckpointExists(f"{_label(made[0])} exists already") from error
         return made[0]
@@ -353,47 +354,3 @@ class Vault:
 
 def _label(manifest: Manifest) -> str:
     return manifest.id.label
-
-
-class _Hashed:
-    """A file's content that is hashed while it is written.
-
-    Args:
-        chunks: the content.
-        journal: where the key is noted before the file gets it.
-
-    Attributes:
-        expected: the bytes of all chunks, None if they are generated.
-        content: what the storage is to write.
-    """
-
-    def __init__(self, chunks: Iterable[Buffer], journal: GcJournal) -> None:
-        self.expected = size_of(chunks)
-        self.content = NewContent(self._read(chunks), self._key, self.expected)
-        self._journal = journal
-        self._hasher = blake3()
-        self._size = 0
-
-    @property
-    def ref(self) -> FileRef:
-        """Hash and size, once the last chunk was read."""
-        return FileRef(blake3=self._hasher.hexdigest(), size=self._size)
-
-    def _read(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-        for chunk in chunks:
-            view = as_bytes(chunk)
-            self._size += len(view)
-            if len(view) < _PARALLEL_FROM:
-                self._hasher.update(view)
-                yield view
-                continue
-            hashing = _hashing.submit(self._hasher.update, view)
-            try:
-                yield view
-            finally:  # the chunk may be reused then
-                hashing.result()
-
-    def _key(self) -> str:
-        key = blob_key(self.ref.blake3)
-        self._journal.note(key)
-        return key

@@ -26,6 +26,8 @@ from everstep.worker.encryption import SUFFIX, encrypted
 
 _log = get_logger("everstep.worker")
 ADAPTER_FILE = "adapter_model.safetensors"
+_COLD = ("training", "snapshot")
+"""Kinds of checkpoints that are read to go on from them. Others are sampled from, or downloaded."""
 _COMMITTED = Failpoint("worker.save.committed", "a checkpoint is whole, the service has no reply")
 
 
@@ -77,6 +79,7 @@ def write_checkpoint(
                     _contents(vault, capture, recipients, once=not stored),
                     partial(_manifest, draft, capture.meta, environment),
                     stored or {},
+                    cold=draft["kind"] in _COLD,
                 )
                 _COMMITTED()
         finally:
@@ -89,16 +92,18 @@ def _save(
     contents: Mapping[str, Iterable[Buffer]],
     manifest_of: Callable[[dict[str, FileRef]], Manifest],
     stored: Mapping[str, FileRef],
+    *,
+    cold: bool,
 ) -> Manifest:
     """Save a checkpoint of contents, of which some are stored. The service has checked the name."""
     known = {name: ref for name, ref in stored.items() if name in contents}
     if known:
         try:
             new = {name: chunks for name, chunks in contents.items() if name not in known}
-            return vault.save(new, manifest_of, stored=known, overwrite=True)
+            return vault.save(new, manifest_of, stored=known, overwrite=True, cold=cold)
         except CheckpointDamaged as error:  # collected, or moved to quarantine, since it was read
             _log.warning("a loaded file is gone; the state is written again", reason=str(error))
-    return vault.save(contents, manifest_of, overwrite=True)
+    return vault.save(contents, manifest_of, overwrite=True, cold=cold)
 
 
 def _contents(

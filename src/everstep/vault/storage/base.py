@@ -34,11 +34,13 @@ class NewContent:
         chunks: the content. A chunk's buffer may be reused once the next one is asked for.
         key_of: returns the key. Called after the last chunk.
         size: the bytes of all chunks, if known.
+        cold: whether nobody is likely to read it soon, so that it needs no place in a cache.
     """
 
     chunks: Iterable[Buffer]
     key_of: Callable[[], str]
     size: int | None = None
+    cold: bool = False
 
 
 class Storage(Protocol):

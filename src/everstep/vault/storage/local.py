@@ -26,6 +26,7 @@ from everstep.vault.storage.base import (
     NewContent,
     safe_key,
 )
+from everstep.vault.storage.direct import MIN_BYTES, write_direct
 
 _READ = 1 << 20
 _syncs = ThreadPoolExecutor(4, "fsync")  # kept, because to start a thread costs as much as a sync
@@ -231,7 +232,11 @@ class _Stage:
         path = self._storage.temporary()
         file = self._open.enter_context(NewFile(path))
         self._written.append((path, file, content))
-        file.write(content.chunks, content.size)
+        if content.cold and (content.size or 0) >= MIN_BYTES:
+            file.allocate(content.size or 0)
+            write_direct(file.handle, content.chunks)
+        else:
+            file.write(content.chunks, content.size)
         WRITTEN()
 
     def sync(self) -> list[_Target]:
