@@ -30,7 +30,7 @@ from everstep.engine import (
 )
 from everstep.engine.kernels import head
 from everstep.engine.losses.specs import LOSSES
-from everstep.engine.transfer import MAX_QUEUED, QueueBound, download, upload
+from everstep.engine.transfer import MAX_QUEUED, PIECE, QueueBound, download, fill, upload
 from everstep.wire.messages.passes import Example
 from tests.engine.helpers import backward, buffers, examples, finish, trained
 
@@ -300,3 +300,13 @@ def test_a_cpu_has_no_events(events: Events) -> None:
     for _ in range(5):
         queue.mark()
     assert events.recorded == []
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (PIECE + 3, 1, 2 * PIECE), (0, 3 * PIECE, 0, 9)])
+def test_buffer_is_filled_with_the_arrays_in_order(sizes: tuple[int, ...]) -> None:
+    arrays = [np.random.default_rng(n).standard_normal(n, np.float32) for n in sizes]
+    for array in arrays:
+        array.flags.writeable = False  # as a mapped file
+    buffer = torch.full((sum(sizes),), 7.0)
+    fill(buffer, arrays)
+    assert buffer.numpy().tobytes() == np.concatenate(arrays).tobytes()

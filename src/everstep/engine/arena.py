@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from everstep.engine.spare import SEGMENT, SPARE, SpareMemory, allocate, spare_of
+from everstep.engine.spare import SEGMENT, SPARE, SpareMemory, allocate, spare_of, zeros
 from everstep.engine.transfer import CopyStream, HostCopy, copy_stream
 
 BUFFERS = ("params", "grads", "exp_avg", "exp_avg_sq")
@@ -53,10 +53,8 @@ class Arena:
     ) -> None:
         self.shapes = dict(shapes)
         self.size = sum(int(np.prod(shape)) for shape in shapes.values())
-        self.buffers = {name: allocate(self.size, device) for name in BUFFERS}
-        if zero:
-            for buffer in self.buffers.values():
-                buffer.zero_()
+        new = zeros if zero else allocate
+        self.buffers = {name: new(self.size, device) for name in BUFFERS}
         self.segments = [
             slice(begin, min(begin + SEGMENT, self.size)) for begin in range(0, self.size, SEGMENT)
         ]
@@ -180,6 +178,10 @@ class Arena:
             kept = Kept(self.spare, self.buffers[name][part], len(pins), self.copies)
             for pin in pins:
                 pin.keep(name, number, kept)
+
+    def clear_gradients(self) -> None:
+        """Put zeros in the place of the gradients, which take no memory before the next pass."""
+        self.replace({"grads": zeros(self.size, self.buffers["grads"].device)})
 
     def replace(self, buffers: Mapping[str, torch.Tensor]) -> None:
         """Replace buffers by others of the same layout. Pins keep the former ones."""

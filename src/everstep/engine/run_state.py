@@ -22,6 +22,7 @@ from everstep.engine.numerics import Numerics
 from everstep.engine.transfer import fill, upload
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_WITHOUT_GRADIENTS = ("params", *_MOMENTS)
 _ALL = ("params", "grads", *_MOMENTS)
 _PREFIX = "base_model.model."
 _Value = TypeVar("_Value")
@@ -232,13 +233,15 @@ class RunState:
                 loaded[moment] = _checked(own, self.layout, f"{files.OPTIMIZER} ({moment})")
         if optimizer and files.GRADIENTS in contents:
             loaded["grads"] = _flat(contents, files.GRADIENTS, self.layout)
-        buffers = dict(zip(_ALL, self.arena.writable(*_ALL), strict=True))
-        for name, buffer in buffers.items():
+        kept = _ALL if "grads" in loaded else _WITHOUT_GRADIENTS
+        for name, buffer in zip(kept, self.arena.writable(*kept), strict=True):
             if name in loaded:
                 fill(buffer, [loaded[name][each] for each in shapes])
             else:
                 buffer.zero_()
         self.has_gradients = "grads" in loaded
+        if not self.has_gradients:
+            self.arena.clear_gradients()
         self.has_moments = _MOMENTS[0] in loaded
         self.step = step
         self.magnitudes = UNKNOWN

@@ -7,6 +7,7 @@ a large state.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import defaultdict
 from functools import cache
@@ -24,13 +25,32 @@ _CPU = torch.device("cpu")
 
 
 def allocate(count: int, device: torch.device) -> torch.Tensor:
-    """Allocate float32 numbers of any content. On a CPU in huge pages, where they are large.
+    """Allocate float32 numbers of any content. On a CPU, large ones begin at a page, in huge pages.
 
     The first touch of a huge page costs a tenth of the touches of the small ones in its place.
     """
-    tensor = torch.empty(count, device=device)
-    if device.type == "cpu":
-        huge_pages.advise(tensor.data_ptr(), tensor.nbytes)
+    if device.type != "cpu" or 4 * count < huge_pages.MIN_BYTES:
+        return torch.empty(count, device=device)
+    memory = torch.empty(count + mmap.PAGESIZE // 4, device=device)
+    tensor = memory[-memory.data_ptr() % mmap.PAGESIZE // 4 :][:count]
+    huge_pages.advise(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def zeros(count: int, device: torch.device) -> torch.Tensor:
+    """Allocate float32 zeros. On a CPU, large ones take no memory until they are written to.
+
+    Raises:
+        MemoryError: the system has not so much memory.
+    """
+    if device.type != "cpu" or 4 * count < huge_pages.MIN_BYTES:
+        return torch.zeros(count, device=device)
+    try:
+        memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"can't allocate memory for {count} numbers: {error}") from error
+    tensor = torch.frombuffer(memory, dtype=torch.float32)
+    huge_pages.advise(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 
