@@ -16,9 +16,9 @@ import pytest
 from everstep import spool
 from everstep.server.offload import jobs, process
 from everstep.server.offload.jobs import raise_described
-from everstep.server.offload.pool import Offload, taken
+from everstep.server.offload.pool import Offload
 from everstep.server.passes import InvalidOperation
-from everstep.spool import Spool, read_all, write_all
+from everstep.spool import Spool, read_all, taken, write_all
 from everstep.wire.codecs.proto import encode_forward_backward_request
 from everstep.wire.errors import BodyTooLarge, InvalidRequest
 from everstep.wire.messages.requests import ForwardBackwardRequest

@@ -23,6 +23,7 @@ from everstep.runtime.settings import Settings
 from everstep.runtime.workers.local_process import local_process_pool
 from everstep.runtime.workers.supervisor import SupervisedPool
 from everstep.runtime.workers.zygote import OFF, VARIABLE, shared_path, shared_zygote
+from everstep.spool import taken
 from everstep.vault import Vault
 from everstep.wire.codecs.proto import encode_training_pass
 from everstep.wire.messages.passes import TrainingPass
@@ -89,13 +90,13 @@ async def results(home: Path) -> list[str]:
         await (await lease.call(messages.CreateRun("run-1", PICO_NAME, ADAPTER))).done
         for shift in range(3):
             passed = await lease.call(messages.TrainingPass("run-1", encoded_pass(shift)))
-            found.append((await passed.done).body)
+            found.append(await taken((await passed.done).body))
             step = messages.OptimStep("run-1", {"learning_rate": 0.01, "weight_decay": 0.1})
             found.append(str((await (await lease.call(step)).done).metrics).encode())
         sampled = await lease.call(
             messages.Sample(PICO_NAME, None, "s", 1, json.dumps(SAMPLE).encode())
         )
-        found.append((await sampled.done).body)
+        found.append(await taken((await sampled.done).body))
         await (await lease.call(messages.SaveRun("run-1", MANIFEST, []))).done
     finally:
         await pool.close()

@@ -121,8 +121,7 @@ class Ledger:
         corrupted run is recorded as failed.
 
         Args:
-            new: the operation, unique by its scope and sequence id. A payload in a spool is left
-                out of the operation that is returned.
+            new: the operation, unique by its scope and sequence id. A spool is not returned.
             run: the run that it creates, written with it.
             replace_failed: let a failed operation give up its sequence id to this one. The future
                 of the failed one still resolves.
@@ -180,8 +179,7 @@ class Ledger:
         Args:
             request_id: the operation. One that has ended already stays as it is, and none of the
                 other arguments is written.
-            result: the value that its future resolves to. One in a spool that goes to the payload
-                log is left out of the operation that is returned.
+            result: the value that its future resolves to. A large one in a spool is not returned.
             media: the form of the result, ``json`` or ``protobuf``.
             checkpoint: the checkpoint that it created, replacing one with the same path.
             sampler: the sampler that it created.
@@ -210,10 +208,10 @@ class Ledger:
         work = partial(outcomes.fail, request_id=request_id, message=message, category=category)
         return await self._store.run(work, self._memory.finished)
 
-    async def operation(self, request_id: str) -> Operation | None:
+    async def operation(self, request_id: str, *, contents: bool = True) -> Operation | None:
         """Return the operation of a future, raising `LedgerDamaged` if its result is damaged.
 
-        It lacks a payload that the payload log holds.
+        It lacks a payload that the payload log holds, and without ``contents`` such a result.
         """
         known = self._memory.ended.get(request_id)
         if known is not None:
@@ -222,7 +220,9 @@ class Ledger:
         found = await self._store.read(
             lambda c: q.operation_where(c, mine, payload=False), self._memory.finished
         )
-        return await self.contents.fill(found, payload=False) if found is not None else None
+        if found is None or not contents:
+            return found
+        return await self.contents.fill(found, payload=False)
 
     async def operation_by_seq_id(self, scope: str, seq_id: int) -> Operation | None:
         """Return the operation that has a sequence id, or None if there is none."""

@@ -33,6 +33,7 @@ from everstep.runtime.maintenance.on_request import VaultMaintenance
 from everstep.runtime.model_record import record_models
 from everstep.runtime.queries.audit import AuditQueries
 from everstep.runtime.queries.models import ModelQueries
+from everstep.runtime.queries.results import Results
 from everstep.runtime.queries.runs import RunQueries
 from everstep.runtime.queries.sessions import SessionQueries
 from everstep.runtime.queries.traces import Traces
@@ -74,6 +75,7 @@ class Runtime:
         run_queries: runs and checkpoints.
         session_queries: sessions.
         audit_queries: audit log and storage.
+        results: results that are left in the payload log.
         traces: timelines of sessions.
         deletion: deletes runs and sessions.
     """
@@ -102,7 +104,7 @@ class Runtime:
         self.checkpoint_details = CheckpointDetails(
             context.vault, context.catalog, context.authorization, context.workers
         )
-        self.audit_queries = AuditQueries(context.ledger)
+        self.audit_queries, self.results = AuditQueries(context.ledger), Results(context.ledger)
         links = SignedUrls(context.home)
         self.traces, self.downloads = Traces(context, links), Downloads(context, links)
         self.deletion = Deletion(context, self._scheduler, self.traces)
@@ -301,7 +303,7 @@ class Runtime:
             seconds: longest time to wait.
 
         Returns:
-            The finished operation, or None if it is unfinished.
+            The finished operation, or None if it is unfinished. It may lack a pass's `results`.
 
         Raises:
             UnknownFuture: no operation has this request id.

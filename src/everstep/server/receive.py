@@ -13,10 +13,10 @@ from fastapi import Request
 from everstep.runtime import Rejected
 from everstep.server.client_info import client_of
 from everstep.server.offload.jobs import raise_described
-from everstep.server.offload.pool import INLINE_BYTES, freed, spooled
+from everstep.server.offload.pool import INLINE_BYTES, spooled
 from everstep.server.passes import MAX_BODY_BYTES
 from everstep.server.requests import offload_of
-from everstep.spool import Spool
+from everstep.spool import Spool, freed
 from everstep.wire.base import Request as Message
 from everstep.wire.base import parse
 from everstep.wire.codecs.body import decompress, too_large

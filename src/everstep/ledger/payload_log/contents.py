@@ -17,7 +17,7 @@ from everstep.ledger import queries as q
 from everstep.ledger import tables as t
 from everstep.ledger.errors import LedgerDamaged, LedgerError, NotWritten, QueueFull
 from everstep.ledger.payload_log import compaction
-from everstep.ledger.payload_log.content import Content, digest_of
+from everstep.ledger.payload_log.content import Column, Content, digest_of
 from everstep.ledger.payload_log.log import FilePart, Location, PayloadUnreadable, Stream
 from everstep.ledger.records import NewOperation, Operation
 from everstep.ledger.store import Store
@@ -157,8 +157,12 @@ class Contents:
         return await self.fill(now, payload=payload)
 
     @asynccontextmanager
-    async def held(self, operation: Operation) -> AsyncIterator[tuple[FilePart, Location] | None]:
-        """Keep the payload of an operation where the payload log has it, as long as the block runs.
+    async def held(
+        self, operation: Operation, part: Column = "payload"
+    ) -> AsyncIterator[tuple[FilePart, Location] | None]:
+        """Keep the payload or the result of an operation where the payload log has it.
+
+        That is for the duration of the block.
 
         Yields:
             The part of a file that holds it, and its location. None: no file does. It is in the
@@ -167,21 +171,37 @@ class Contents:
         Raises:
             LedgerError: the operation was deleted.
         """
-        at = operation.payload_at
+        at = _location(operation, part)
         while at is not None and not self._log.hold(at):
             now = await self._now(operation, payload=False)
             if now is None:
                 raise LedgerError(f"operation {operation.request_id} was deleted")
-            at = now.payload_at if now.payload_at != at else None
+            at = found if (found := _location(now, part)) != at else None
         if at is None:
             yield None
             return
         try:
-            part = self._log.file(at)
-            yield (part, at) if part is not None else None
+            file = self._log.file(at)
+            yield (file, at) if file is not None else None
         finally:
             if self._log.settle(at):
                 self._begin_dropping()
+
+    async def verify_result(self, operation: Operation, location: Location) -> None:
+        """Check a result, holding little of it in memory.
+
+        Args:
+            operation: whose it is.
+            location: where it is held.
+
+        Raises:
+            LedgerDamaged: it is missing or damaged.
+        """
+        try:
+            await self._run(partial(self._log.verify, location))
+        except PayloadUnreadable as error:
+            name = operation.seq_id, operation.kind, operation.scope
+            raise q.damage("result", *name, str(error)) from error
 
     async def _now(self, operation: Operation, *, payload: bool) -> Operation | None:
         """Read the row of an operation again: what it names was dropped, or moved."""
@@ -251,6 +271,10 @@ class Contents:
         copied = await compaction.compact(self._store, self._log, segment, self._run)
         if copied:
             self._log.released([segment])
+
+
+def _location(operation: Operation, part: Column) -> Location | None:
+    return operation.payload_at if part == "payload" else operation.result_at
 
 
 def _lacks_payload(operation: Operation) -> bool:

@@ -74,6 +74,9 @@ class PayloadLog(Protocol):
             Whether its segment was released meanwhile, and may be droppable now.
         """
 
+    def verify(self, location: Location) -> None:
+        """Check a content, holding little of it in memory. Raises as `read` does."""
+
     def hold(self, location: Location) -> bool:
         """Keep a content where it is until `settle` is called for it, named by rows or not.
 

@@ -167,7 +167,7 @@ class SegmentFiles:
     def copy(self, locations: Sequence[Location], stream: Stream) -> list[Location]:
         """Write contents again, and return once all are durable. See `PayloadLog.copy`."""
         for each in locations:
-            self._verify(each)
+            self.verify(each)
         copies: list[Location] = []
         last: dict[_Segment, int] = {}
         try:
@@ -266,8 +266,8 @@ class SegmentFiles:
         except FileNotFoundError:
             return 0
 
-    def _verify(self, location: Location) -> None:
-        """Check a content in small parts. Raises `PayloadUnreadable`."""
+    def verify(self, location: Location) -> None:
+        """Check a content in small parts. See `PayloadLog.verify`."""
         with self._reading(location):
             parts = self._parts(location)
             head, size, hashed = next(parts), 0, blake3()

@@ -43,7 +43,7 @@ class Futures:
         """Return the scope of an operation, or None if there is no such operation."""
         if request_id in self._pending:
             return self._pending[request_id]
-        operation = await self._ledger.operation(request_id)
+        operation = await self._ledger.operation(request_id, contents=False)
         return operation.scope if operation is not None else None
 
     async def wait(self, request_id: str, seconds: float) -> Operation | None:
@@ -62,9 +62,11 @@ class Futures:
     async def _look_up(self, request_id: str) -> None:
         """Read an operation, and resolve its future if it has finished."""
         try:
-            operation = await self._ledger.operation(request_id)
+            operation = await self._ledger.operation(request_id, contents=False)
             if operation is None:
                 raise UnknownFuture(request_id)
+            if operation.kind not in ids.PASSES:
+                operation = await self._ledger.contents.fill(operation, payload=False)
         except BaseException:  # the next poll looks it up itself
             self._waiting.pop(request_id, None)
             raise

@@ -24,6 +24,7 @@ from everstep.runtime.errors import OperationFailed
 from everstep.runtime.execution import lookahead, saves, snapshots, training
 from everstep.runtime.execution.run import Run
 from everstep.runtime.execution.saves import Save
+from everstep.spool import freed
 from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 from everstep.wire.paths import CheckpointKind
@@ -110,7 +111,11 @@ async def training_pass(run: Run, operation: Operation) -> None:
     output, seconds = await training.training_pass(run, operation)
     if operation.kind in ids.CHANGES_STATE:
         run.add_replay_cost(seconds)
-    await run.recorder.begin(partial(run.succeed, operation, output, seconds=seconds))
+    try:
+        await run.recorder.begin(partial(run.succeed, operation, output, seconds=seconds))
+    except BaseException:
+        await freed(output)
+        raise
 
 
 async def optim_step(run: Run, operation: Operation) -> None:

@@ -7,8 +7,11 @@ durable. After a crash in between, both operations are unfinished, and are execu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import json
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+
+from everstep.spool import Data
 
 
 class Recorder:
@@ -72,3 +75,10 @@ class Recorder:
             self._on_failure()
         else:
             self.failures = 0
+
+
+def encoded_result(result: Mapping[str, Any] | Data) -> tuple[Data, str]:
+    """Return a result as the ledger keeps it, and its form there: ``json`` or ``protobuf``."""
+    if isinstance(result, Mapping):
+        return json.dumps(result).encode(), "json"
+    return result, "protobuf"

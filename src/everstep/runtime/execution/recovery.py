@@ -25,6 +25,7 @@ from everstep.runtime.execution import snapshots, training
 from everstep.runtime.execution.environment_changes import describe_changes
 from everstep.runtime.execution.replay_check import difference
 from everstep.runtime.execution.run import Run
+from everstep.spool import taken
 from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 
@@ -119,7 +120,8 @@ async def _apply(run: Run, operation: Operation) -> tuple[bytes | dict[str, Any]
             "Create a new run from its last checkpoint."
         )
     if operation.kind == ids.FORWARD_BACKWARD:
-        return await training.training_pass(run, operation, again=True)
+        output, seconds = await training.training_pass(run, operation, again=True)
+        return await taken(output), seconds
     if operation.kind == ids.OPTIM_STEP:
         return await training.optim_step(run, operation, again=True)
     payload = json.loads(operation.payload)

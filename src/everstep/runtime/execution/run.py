@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,11 +25,12 @@ from everstep.runtime.errors import (
 )
 from everstep.runtime.execution.lookahead import Lookahead
 from everstep.runtime.execution.operation_queue import OperationQueue
-from everstep.runtime.execution.recorder import Recorder
+from everstep.runtime.execution.recorder import Recorder, encoded_result
 from everstep.runtime.execution.run_context import RunContext
 from everstep.runtime.maintenance.pins import send_pinned
 from everstep.runtime.workers.base import Call, Lease, not_served
 from everstep.runtime.workers.ends import WorkerEnds
+from everstep.spool import Data, freed
 from everstep.vault import CheckpointId
 from everstep.wire.errors import ErrorCategory
 from everstep.worker.protocol import messages
@@ -173,19 +173,21 @@ class Run:
     # Results
 
     async def succeed(
-        self, operation: Operation, result: Mapping[str, Any] | bytes, **also: Any
+        self, operation: Operation, result: Mapping[str, Any] | Data, **also: Any
     ) -> None:
         """Record an operation's result durably, then resolve its future.
 
         Args:
             operation: the operation.
-            result: JSON, or a message in the protobuf form of the wire.
+            result: JSON, or a message in the protobuf form of the wire. A spool is closed.
             also: further columns and rows of the same transaction, as in `Ledger.succeed`.
         """
         _EXECUTED()
-        encoded = result if isinstance(result, bytes) else json.dumps(result).encode()
-        media = "protobuf" if isinstance(result, bytes) else "json"
-        finished = await self.context.ledger.succeed(operation.request_id, encoded, media, **also)
+        data, media = encoded_result(result)
+        try:
+            finished = await self.context.ledger.succeed(operation.request_id, data, media, **also)
+        finally:
+            await freed(data)
         _RECORDED()
         self.ends.pop(operation.request_id, None)
         self.context.on_finished(finished)

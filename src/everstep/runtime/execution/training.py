@@ -12,6 +12,7 @@ from everstep.runtime.errors import RequestUnreadable, WorkerLost
 from everstep.runtime.execution.run import Run
 from everstep.runtime.workers.base import Call
 from everstep.runtime.workers.stored_requests import request_of
+from everstep.spool import Data
 from everstep.worker.protocol import messages
 
 R = TypeVar("R", bound=messages.Reply)
@@ -19,7 +20,7 @@ R = TypeVar("R", bound=messages.Reply)
 
 async def training_pass(
     run: Run, operation: Operation, *, again: bool = False
-) -> tuple[bytes, float]:
+) -> tuple[Data, float]:
     """Run forward or forward_backward.
 
     Args:

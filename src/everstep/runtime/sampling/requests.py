@@ -29,6 +29,7 @@ from everstep.runtime.sampling.stream import SampleEvent, StreamReader
 from everstep.runtime.workers.base import Call, Lease
 from everstep.runtime.workers.ends import WorkerEnds
 from everstep.runtime.workers.stored_requests import request_of
+from everstep.spool import taken
 from everstep.wire.errors import ErrorCategory
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol.messages import Sample, SampleDone
@@ -210,7 +211,8 @@ class Sampling:
     async def _sample(self, operation: Operation) -> None:
         try:
             reply, session_id = await self._attempt(operation)
-            recorded = await self._record(operation, session_id, reply.body)
+            result = await taken(reply.body)
+            recorded = await self._record(operation, session_id, result)
         except OperationFailed as failure:
             finished = await self._ledger.fail(
                 operation.request_id, failure.message, str(failure.category)
@@ -222,7 +224,7 @@ class Sampling:
         else:
             finished = await self._ledger.samples.recorded.succeed(
                 operation.request_id,
-                reply.body,
+                result,
                 seconds=reply.seconds,
                 recorded=recorded,
             )

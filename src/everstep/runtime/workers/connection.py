@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from everstep.engine.models.info import ModelInfo
 from everstep.runtime.errors import WorkerLost
 from everstep.runtime.workers.base import Call
+from everstep.runtime.workers.result_room import ResultRoom
 from everstep.worker.protocol import messages
 from everstep.worker.protocol.channel import pack, read_envelope
 from everstep.worker.protocol.heartbeat import SAMPLING
@@ -39,6 +40,7 @@ class SocketWorker:
         self._environment: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
         self._state_bytes: int | None = None
+        self._room = ResultRoom()
 
     @property
     def id(self) -> str:
@@ -72,7 +74,7 @@ class SocketWorker:
 
     async def wait_ready(self) -> messages.Ready | messages.Unusable | None:
         """Wait for the worker's first message, or None when it ends before it sent one."""
-        envelope = await read_envelope(self._reader)
+        envelope = await read_envelope(self._reader, self._room.spool)
         if envelope is None:
             return None
         first = envelope.message
@@ -87,7 +89,7 @@ class SocketWorker:
 
     async def serve(self) -> None:
         """Resolve calls until the worker ends."""
-        while (envelope := await read_envelope(self._reader)) is not None:
+        while (envelope := await read_envelope(self._reader, self._room.spool)) is not None:
             call = self._calls.get(envelope.call_id)
             if call is None:
                 continue  # it was cancelled

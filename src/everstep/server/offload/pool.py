@@ -15,7 +15,7 @@ from everstep.logs import get_logger
 from everstep.runtime import Rejected
 from everstep.server.offload.budget import ByteBudget
 from everstep.server.offload.process import MESSAGE_BYTES
-from everstep.spool import Spool
+from everstep.spool import Spool, freed
 
 INLINE_BYTES = 128 << 10
 """Larger bodies and results are computed in the process.
@@ -139,19 +139,5 @@ async def spooled() -> AsyncIterator[Spool]:
     spool = Spool()
     try:
         yield spool
-    finally:
-        await freed(spool)
-
-
-async def freed(spool: Spool) -> None:
-    """Free a spool in a thread: the system needs 10 ms and more for 64 MiB."""
-    loop = asyncio.get_running_loop()
-    await asyncio.shield(loop.run_in_executor(None, spool.close))
-
-
-async def taken(spool: Spool) -> bytes:
-    """Return the bytes of a spool, and free it."""
-    try:
-        return await asyncio.to_thread(spool.read)
     finally:
         await freed(spool)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -14,10 +16,10 @@ from everstep.runtime import Runtime, UnknownFuture
 from everstep.runtime.sampling.requests import result_dropped
 from everstep.server.body import BodyRoute
 from everstep.server.client_info import Client, ClientInfo
-from everstep.server.conversion import converted
+from everstep.server.conversion import converted, converted_response
 from everstep.server.json_results import SampleResult, TrainingPassResult
 from everstep.server.openapi import errors, protobuf_content
-from everstep.server.piecewise import PiecewiseResponse
+from everstep.server.piecewise import FileResponse, PiecewiseResponse
 from everstep.server.requests import CurrentRuntime, Stopping, no_future
 from everstep.wire import types
 from everstep.wire.codecs.proto import PROTOBUF
@@ -88,7 +90,7 @@ async def result_response(
     except UnknownFuture as error:
         raise no_future(message.request_id) from error
     except LedgerDamaged as damage:
-        return _json(types.RequestFailedResponse(error=str(damage), category="server"))
+        return _damaged(damage)
     if operation is None:
         reason = await runtime.waits_for(message.request_id)
         pending = types.TryAgainResponse(
@@ -99,7 +101,10 @@ async def result_response(
         return JSONResponse(pending.model_dump(exclude_none=True), status_code=408)
     if operation.failure is not None:
         return _failure(operation.failure, client)
-    return await _result(operation, message.allow_metadata_only, request)
+    try:
+        return await _result(operation, message.allow_metadata_only, request, runtime)
+    except LedgerDamaged as damage:
+        return _damaged(damage)
 
 
 @router.post(
@@ -150,9 +155,24 @@ def _failure(failure: Failure, client: ClientInfo) -> Response:
     return _json(types.RequestFailedResponse(error=failure.message, category=failure.category))
 
 
-async def _result(operation: Operation, allow_metadata_only: bool, request: Request) -> Response:
+def _damaged(damage: LedgerDamaged) -> Response:
+    return _json(types.RequestFailedResponse(error=str(damage), category="server"))
+
+
+async def _result(
+    operation: Operation, allow_metadata_only: bool, request: Request, runtime: Runtime
+) -> Response:
     if operation.retrieved:
         raise result_dropped(operation)
+    logged = operation.result_at if operation.result is None else None
+    if logged is not None and logged.size > MAX_INLINE_BYTES:
+        if allow_metadata_only:
+            return _json(types.CompleteMetadataResponse(response_payload_size=logged.size))
+        response = await _logged_result(operation, logged.size, request, runtime)
+        if response is not None:
+            return response
+    if logged is not None:
+        operation = await runtime.results.filled(operation)
     body = operation.result or b""
     if allow_metadata_only and len(body) > MAX_INLINE_BYTES:
         return _json(types.CompleteMetadataResponse(response_payload_size=len(body)))
@@ -163,6 +183,23 @@ async def _result(operation: Operation, allow_metadata_only: bool, request: Requ
     return PiecewiseResponse(
         await converted(operation.kind, body, request), media_type="application/json"
     )
+
+
+async def _logged_result(
+    operation: Operation, size: int, request: Request, runtime: Runtime
+) -> Response | None:
+    """Answer with a result that lies in a file, without holding it in memory."""
+    async with AsyncExitStack() as held:
+        part = await held.enter_async_context(runtime.results.file(operation))
+        if part is None:
+            return None
+        descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+        held.callback(os.close, descriptor)
+        if operation.media == "protobuf" and PROTOBUF not in request.headers.get("accept", ""):
+            kind = operation.kind
+            return await converted_response(kind, descriptor, part.offset, size, request)
+        media_type = PROTOBUF if operation.media == "protobuf" else "application/json"
+        return FileResponse(descriptor, part.offset, size, media_type, held.pop_all())
 
 
 def _json(model: Any) -> JSONResponse:

@@ -3,6 +3,9 @@
 A frame is ``<header length: u32><body length: u64><header: JSON><body: bytes>``, little endian.
 The header holds the call's id and the message (see `messages`). JSON and bytes only: reading a
 frame can't execute anything, as unpickling could.
+
+Large bodies go into spools on the service's side, a little at a time: joining, copying and freeing
+one would hold up its event loop.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import json
 import socket
 import struct
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from everstep.spool import SPOOLED_BYTES, Data, Spool
 from everstep.worker.protocol.codec import decode, encode
 from everstep.worker.protocol.messages import Message
 
 _FRAME = struct.Struct("<IQ")
 _ID = "id"
+_JOINED_BYTES = 64 << 10
+_PART_BYTES = 256 << 10
 NO_CALL = 0
 """The call id of messages that belong to no call; calls are numbered from 1."""
 
@@ -33,25 +40,54 @@ class Envelope:
 
 def pack(call_id: int, message: Message) -> bytes:
     """Return the frame of a message."""
+    return b"".join(_parts(call_id, message))
+
+
+def _parts(call_id: int, message: Message) -> tuple[bytes, bytes]:
+    """Return the frame of a message in two parts. The second is its body."""
     values, body = encode(message)
     header = json.dumps({_ID: call_id, **values}, separators=(",", ":")).encode()
-    return _FRAME.pack(len(header), len(body)) + header + body
+    return _FRAME.pack(len(header), len(body)) + header, body
 
 
-def _unpack(header: bytes, body: bytes) -> Envelope:
+def _unpack(header: bytes, body: Data) -> Envelope:
     values = json.loads(header)
     return Envelope(values.pop(_ID), decode(values, body))
 
 
-async def read_envelope(reader: asyncio.StreamReader) -> Envelope | None:
-    """Read one message, or None when the other side is gone."""
+async def read_envelope(
+    reader: asyncio.StreamReader, spool: Callable[[int], Awaitable[Spool]]
+) -> Envelope | None:
+    """Read one message, or None when the other side is gone.
+
+    Args:
+        reader: the socket.
+        spool: waits until a large body of some bytes may be held, and returns what takes it.
+    """
+    body: Data = b""
     try:
         header_size, body_size = _FRAME.unpack(await reader.readexactly(_FRAME.size))
         header = await reader.readexactly(header_size)
-        body = await reader.readexactly(body_size) if body_size else b""
+        if body_size >= SPOOLED_BYTES:
+            body = await spool(body_size)
+            await _read_into(body, reader, body_size)
+        elif body_size:
+            body = await reader.readexactly(body_size)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     return _unpack(header, body)
+
+
+async def _read_into(spool: Spool, reader: asyncio.StreamReader, size: int) -> None:
+    try:
+        while spool.size < size:
+            part = await reader.read(min(size - spool.size, _PART_BYTES))
+            if not part:
+                raise ConnectionResetError("the other side is gone")
+            spool.write(part)
+    except BaseException:
+        spool.close()
+        raise
 
 
 class BlockingChannel:
@@ -64,9 +100,13 @@ class BlockingChannel:
 
     def send(self, call_id: int, message: Message) -> None:
         """Send one message. Raises OSError when the other side is gone."""
-        frame = pack(call_id, message)
+        head, body = _parts(call_id, message)
         with self._send_lock:
-            self._sock.sendall(frame)
+            if len(body) <= _JOINED_BYTES:
+                self._sock.sendall(head + body)
+            else:
+                self._sock.sendall(head)
+                self._sock.sendall(body)
 
     def receive(self) -> Envelope | None:
         """Wait for one message, or None when the other side is gone, for whatever reason.

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from everstep.engine.models.info import ModelInfo
+from everstep.spool import Data
 from everstep.vault import CheckpointId
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol import messages
@@ -66,7 +67,7 @@ def encode(message: messages.Message) -> tuple[dict[str, Any], bytes]:
     return {"kind": kind_of(message), **values}, body
 
 
-def decode(header: Mapping[str, Any], body: bytes) -> messages.Message:
+def decode(header: Mapping[str, Any], body: Data) -> messages.Message:
     """Return the message of a header and a body. The inverse of `encode`.
 
     JSON has no tuples: they come back as lists, except for named ones.

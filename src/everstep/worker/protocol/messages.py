@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from everstep.engine.models.info import ModelInfo
+from everstep.spool import Data
 from everstep.vault import CheckpointId
 from everstep.wire.messages.streams import DrawnTokens
 from everstep.worker.protocol.lineage import Line
@@ -162,9 +163,12 @@ class CheckpointLoaded(Reply):
 
 @dataclass(frozen=True)
 class PassDone(Reply):
-    """Reply to `TrainingPass`. ``body`` is the output in the protobuf form of the wire."""
+    """Reply to `TrainingPass`. ``body`` is the output in the protobuf form of the wire.
 
-    body: bytes = field(repr=False)
+    On the service's side a large one is in a spool, which whoever takes it closes.
+    """
+
+    body: Data = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,12 @@ class RunDropped(Reply):
 
 @dataclass(frozen=True)
 class SampleDone(Reply):
-    """Reply to `Sample`. ``body`` is the response in the protobuf form of the wire."""
+    """Reply to `Sample`. ``body`` is the response in the protobuf form of the wire.
 
-    body: bytes = field(repr=False)
+    On the service's side a large one is in a spool, as of `PassDone`.
+    """
+
+    body: Data = field(repr=False)
 
 
 @dataclass(frozen=True)
