@@ -21,6 +21,8 @@ from everstep.engine import (
     AdamParams,
     AdapterConfig,
     Model,
+    SampleSpec,
+    SamplingBatch,
     forward_backward,
     load_model,
     numerics,
@@ -30,7 +32,13 @@ from everstep.engine import (
 )
 from everstep.engine.kernels import head
 from everstep.engine.losses.specs import LOSSES
+from everstep.engine.models.decoder import ModuleDecoder
+from everstep.engine.models.frozen_product import ROW_MULTIPLE, product_of
+from everstep.engine.models.lora import LoraProjection
+from everstep.engine.run_state import Adapter
+from everstep.engine.sampling import batch as sampling_batch
 from everstep.engine.transfer import MAX_QUEUED, PIECE, QueueBound, download, fill, upload
+from everstep.wire.codecs.proto import SampleOutput
 from everstep.wire.messages.passes import Example
 from tests.engine.helpers import backward, buffers, examples, finish, trained
 
@@ -104,6 +112,42 @@ def test_no_family_waits_for_its_device(
     run(model, "cross_entropy", 2)
     run(model, "cross_entropy", 2, backward=False)
     assert len(copies) == 4
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_token_waits_for_its_device_once(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, *, adapted: bool
+) -> None:
+    model = on_meta(directories["llama"])
+    model.decoder = ModuleDecoder(model)
+    for module in model.module.modules():
+        if isinstance(module, LoraProjection):
+            module.product = product_of(module.base)
+    seen: list[torch.Size] = []
+
+    def to_host(tensor: torch.Tensor) -> Array:
+        seen.append(tensor.shape)
+        return np.zeros(tensor.shape, np.float32)
+
+    monkeypatch.setattr(sampling_batch, "to_host", to_host)
+    used = None
+    if adapted:
+        layout = model.layout(AdapterConfig(rank=4))
+        tensors = {n: torch.empty(shape, device=META) for n, shape in layout.shapes.items()}
+        used = Adapter(layout, layout.weights(tensors), tensors)
+    batch = SamplingBatch(model)
+    stop = tuple(range(model.info.vocab_size // 8))  # sequences end one after another
+    spec = SampleSpec(np.arange(5), 3, max_tokens=6, stop_tokens=stop, use_eos=False, seed=1)
+    batch.add("it", spec, used)
+    finished = []
+    while batch.busy:
+        finished += batch.step()
+    ((_, output),) = finished
+    assert isinstance(output, SampleOutput), output
+    longest = max(len(each.tokens) for each in output.sequences)
+    assert len({len(each.tokens) for each in output.sequences}) > 1
+    rows = [1] + [ROW_MULTIPLE] * (longest - 1)
+    assert seen == [(each, model.info.vocab_size) for each in rows]
 
 
 def test_reading_from_the_device_would_raise() -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from everstep.engine.alignment import tensor_from
 from everstep.engine.models.attention import CachedRows, decoding
 from everstep.engine.models.frozen_product import ROW_MULTIPLE
 from everstep.engine.models.lora import BoundAdapter
 from everstep.engine.run_state import Adapter
+from everstep.engine.transfer import upload
 
 if TYPE_CHECKING:
     from everstep.engine.models.model import Model
@@ -81,7 +81,7 @@ class ModuleDecoder:
         bounds: list[BoundAdapter] = [a.bind(rows) for a, rows in adapters if a is not None]
         with model.binding.bind(*bounds), decoding(cached):
             hidden = model.hidden(
-                tensor_from(tokens).to(model.device).unsqueeze(1),
-                position_ids=tensor_from(positions).to(model.device).unsqueeze(1),
+                upload(tokens, model.device).unsqueeze(1),
+                position_ids=upload(positions, model.device).unsqueeze(1),
             )
             return model.logits(hidden[:, 0])

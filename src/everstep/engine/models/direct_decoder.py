@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from everstep.engine.alignment import aligned, tensor_from
+from everstep.engine.alignment import aligned
 from everstep.engine.models.attention import AttentionSettings, CachedRows, attend_cached
 from everstep.engine.models.decoder import AdapterRows
 from everstep.engine.models.frozen_product import (
@@ -31,6 +31,7 @@ from everstep.engine.models.frozen_product import (
 from everstep.engine.models.model import Model
 from everstep.engine.models.projection_group import GroupAdapter, ProjectionGroup, stack_adapters
 from everstep.engine.run_state import Adapter
+from everstep.engine.transfer import upload
 
 MAX_COPIED_BYTES = 4 << 30
 """Largest weights of which a packed copy is made for decoding. It moves no bit."""
@@ -98,9 +99,8 @@ class DirectDecoder:
             for adapter, part in adapters
             if adapter is not None
         ]
-        device = self._model.device
         rotary = self._rotary.rows(positions)
-        x = functional.embedding(tensor_from(tokens).to(device), self._embedding)
+        x = functional.embedding(upload(tokens, self._model.device), self._embedding)
         for layer in self._layers:
             x = layer(x, rotary, cached, stacks)
         return self._model.scaled(_project(self._head, self._norm(x), stacks))
@@ -238,7 +238,7 @@ class _RotaryTable:
         needed = int(positions.max()) + 1
         if needed > len(self._table):
             self._grow(2 * needed)
-        index = tensor_from(positions).to(self._table.device)
+        index = upload(positions, self._table.device)
         rows = functional.embedding(index, self._table).unsqueeze(1)
         return rows[..., : self._width], rows[..., self._width :]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+from everstep.engine.transfer import upload
 
 _INITIAL_CAPACITY = 64
 _MIN_SHARED_BYTES = 4 << 20
@@ -81,8 +84,12 @@ class KvCache:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows."""
-        index = torch.tensor(rows)
-        self._layers = {layer: (k[index], v[index]) for layer, (k, v) in self._layers.items()}
+        index: torch.Tensor | None = None
+        for layer, (keys, values) in self._layers.items():
+            if index is None:
+                index = upload(np.array(rows, dtype=np.int64), keys.device)
+            kept = keys.index_select(0, index), values.index_select(0, index)
+            self._layers[layer] = kept
 
     def _grow(self, layer: int, key: torch.Tensor, value: torch.Tensor, end: int) -> None:
         capacity = _INITIAL_CAPACITY

@@ -32,6 +32,7 @@ from everstep.engine.sampling.prefill import Prefill
 from everstep.engine.sampling.prefix_cache import PrefixCache
 from everstep.engine.sampling.sequence import SampleRequest
 from everstep.engine.sampling.spec import SampleSpec
+from everstep.engine.transfer import to_host
 from everstep.wire.codecs.proto import SampleOutput
 from everstep.wire.messages.streams import DrawnTokens
 
@@ -127,7 +128,7 @@ class SamplingBatch:
                     self._prefill = Prefill(self._model, request, self._prefix_cache)
                 if not self._prefill.step():
                     return []
-                logits = self._prefill.finish().cpu().numpy()
+                logits = to_host(self._prefill.finish())
             self._prefill = None
             check_logits(logits, request.adapter)  # also where no token is drawn
             if request.alive:
@@ -150,7 +151,7 @@ class SamplingBatch:
         decoder = self._model.decoder
         tokens, positions, cached, adapters = _layout(requests, decoder.row_multiple)
         try:
-            logits = decoder.logits(tokens, positions, cached, adapters).cpu().numpy()
+            logits = to_host(decoder.logits(tokens, positions, cached, adapters))
         except (EngineError, RuntimeError) as error:
             for request in requests:  # their caches are partly written, so none can continue
                 del self._active[request.key]

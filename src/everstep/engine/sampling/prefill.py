@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from everstep.engine.alignment import tensor_from
 from everstep.engine.models.attention import CachedRows, decoding
 from everstep.engine.models.model import Model
 from everstep.engine.sampling.prefix_cache import BLOCK, PrefixCache
 from everstep.engine.sampling.prompt_logprobs import first_scored_position, score_prompt
 from everstep.engine.sampling.sequence import SampleRequest
+from everstep.engine.transfer import upload
 
 
 class Prefill:
@@ -38,7 +38,7 @@ class Prefill:
     def step(self) -> bool:
         """Compute a block. Returns whether it was the last one."""
         end = min(self._computed + BLOCK, len(self._tokens))
-        tokens = tensor_from(self._tokens[self._computed : end]).to(self._model.device)
+        tokens = upload(self._tokens[self._computed : end], self._model.device)
         positions = torch.arange(self._computed, end, device=tokens.device)
         with decoding([CachedRows(slice(0, 1), self.request.cache)]):
             hidden = self._model.hidden(tokens.unsqueeze(0), position_ids=positions.unsqueeze(0))[0]
