@@ -88,6 +88,8 @@ def test_large_results_are_those_of_small_ones(
         assert metadata["response_payload_size"] == len(expected[2][0])
         eventually("spools are freed", lambda: open_spools() == 0)
         eventually("room is freed", lambda: held(local) == 0)
+        log = local.app.state.runtime._ledger._store.payloads
+        eventually("no response holds a segment", lambda: not log._unsettled)
     with Local(home, pico) as local:
         assert answers(local, sent) == expected
 
