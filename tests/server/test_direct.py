@@ -19,6 +19,7 @@ from everstep.server import app as application
 from everstep.server import body as bodies
 from everstep.server import create_app
 from everstep.server.direct import direct_handler
+from everstep.server.stopping import Stopping
 from everstep.wire.codecs.proto import PROTOBUF
 from tests.runtime.local import Local, batch
 
@@ -44,7 +45,7 @@ def by_fastapi(local: Local) -> Iterator[TestClient]:
         mock.patch.object(application, "_direct_routes", lambda: iter([])),
     ):
         app = create_app(never)
-        app.state.runtime, app.state.stopping = local.app.state.runtime, asyncio.Event()
+        app.state.runtime, app.state.stopping = local.app.state.runtime, Stopping()
         client = TestClient(app, base_url="http://test/api/v1")
         client.portal = local.http.portal
         yield client

@@ -87,9 +87,9 @@ def check_pass(
 
 def check_tokens(tokens: Array, vocab_size: int, where: str) -> None:
     """Raise `InputError` naming the first token id that is out of range."""
-    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
-    if len(wrong):
-        position = int(wrong[0])
+    outside = (tokens < 0) | (tokens >= vocab_size)
+    if outside.any():
+        position = int(np.flatnonzero(outside)[0])
         raise InputError(
             f"{where}: token id {int(tokens.ravel()[position])} at position {position} is not in "
             f"the vocabulary of {vocab_size}."
@@ -158,8 +158,8 @@ def _check_array(array: Array, spec: InputSpec, shape: tuple[int, ...], where: s
             f"{where}: loss_fn_inputs[{spec.name!r}] has shape {list(array.shape)}; target_tokens "
             f"has {list(shape)}."
         )
-    wrong = np.flatnonzero(~np.isfinite(array.ravel()))
-    if len(wrong):
+    if not np.isfinite(array).all():
+        wrong = np.flatnonzero(~np.isfinite(array.ravel()))
         raise InputError(
             f"{where}: loss_fn_inputs[{spec.name!r}] is {array.ravel()[wrong[0]]} at position "
             f"{int(wrong[0])}; it has to be finite."

@@ -102,7 +102,9 @@ def accept(
 def _with_payload(operation: Operation, new: NewOperation) -> Operation:
     """Return an operation with the payload that was sent, unless that is in a spool."""
     sent = new.payload
-    return replace(operation, payload=sent) if isinstance(sent, bytes) else operation
+    if operation.payload is sent or not isinstance(sent, bytes):
+        return operation
+    return replace(operation, payload=sent)
 
 
 def _retried(
@@ -277,8 +279,10 @@ def finish(
     names = (*_END, *NO_PAYLOAD) if prune else _END
     statement = _FINISH_AND_PRUNE if prune else _FINISH
     statement.run(connection, key=request_id, **{f"{SET}{name}": row[name] for name in names})
-    ended = replace(q.unverified_operation(row), payload_at=payload_at)
-    if result is not None and isinstance(result.data, bytes):
+    ended = q.unverified_operation(row)
+    if prune:
+        ended = replace(ended, payload_at=payload_at)
+    if result is not None and result.at is not None and isinstance(result.data, bytes):
         ended = replace(ended, result=result.data)
     return ended, True
 

@@ -140,13 +140,13 @@ def result_digest(
 
 
 def _digest(*parts: str | bytes | None) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    content = bytearray()
     for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        length = -1 if content is None else len(content)
-        digest.update(length.to_bytes(8, "little", signed=True))
-        digest.update(content or b"")
-    return digest.digest()
+        encoded = part.encode() if isinstance(part, str) else part
+        length = -1 if encoded is None else len(encoded)
+        content += length.to_bytes(8, "little", signed=True)
+        content += encoded or b""
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def operation_where(

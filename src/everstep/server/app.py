@@ -31,6 +31,7 @@ from everstep.server.routes import (
     tokenizers,
     training,
 )
+from everstep.server.stopping import Stopping
 from everstep.wire import types
 
 health = APIRouter(tags=["health"], route_class=BodyRoute)
@@ -105,7 +106,7 @@ def create_app(
     app = DirectFastAPI(
         title="Everstep", version=__version__, description=DESCRIPTION, lifespan=lifespan
     )
-    app.state.stopping = asyncio.Event()
+    app.state.stopping = Stopping()
     app.state.offload = Offload()
     add_error_handlers(app)
     app.include_router(health)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from fastapi import Depends, Request
 from everstep.runtime import Rejected, Runtime
 from everstep.runtime.authorization import TOKEN_PREFIX
 from everstep.server.offload.pool import Offload
+from everstep.server.stopping import Stopping
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -21,9 +21,9 @@ def runtime_of(request: Request) -> Runtime:
     return runtime
 
 
-def stopping_of(request: Request) -> asyncio.Event:
+def stopping_of(request: Request) -> Stopping:
     """Return the event that is set when the service begins to stop."""
-    event: asyncio.Event = request.app.state.stopping
+    event: Stopping = request.app.state.stopping
     return event
 
 
@@ -71,7 +71,7 @@ async def _runtime(request: Request) -> Runtime:
     return runtime_of(request)
 
 
-async def _stopping(request: Request) -> asyncio.Event:
+async def _stopping(request: Request) -> Stopping:
     return stopping_of(request)
 
 
@@ -81,5 +81,5 @@ async def _weights_token(request: Request) -> str | None:
 
 # Asynchronous: FastAPI calls any other function in a thread.
 CurrentRuntime = Annotated[Runtime, Depends(_runtime)]
-Stopping = Annotated[asyncio.Event, Depends(_stopping)]
+CurrentStopping = Annotated[Stopping, Depends(_stopping)]
 WeightsToken = Annotated[str | None, Depends(_weights_token)]

@@ -101,9 +101,8 @@ class Admission:
         """
         entry = await self._entry(request)
         operation = entry.operation
-        entry = replace(
-            entry, operation=replace(operation, inline=operation.kind not in ids.LOGGED)
-        )
+        if operation.kind not in ids.LOGGED and not operation.inline:
+            entry = replace(entry, operation=replace(operation, inline=True))
         if entry.operation.kind == ids.SAMPLE:
             return entry
         run = await self._trainable(entry.operation.scope)
@@ -276,13 +275,14 @@ class Admission:
     ) -> Entry:
         run = await self.run(request.model_id)
         seq_id = _required(request.seq_id, "seq_id")
-        body = request.model_dump(mode="json", exclude_none=True, exclude={_SECRET_FIELD})
-        raw = payload_json(body)
-        operation = NewOperation(run.run_id, seq_id, kind, raw, None, run.session_id)
+        operation = partial(
+            NewOperation, run.run_id, seq_id, kind, session_id=run.session_id, inline=True
+        )
         try:
-            return Entry(replace(operation, payload=payload_json(payload())))
+            return Entry(operation(payload_json(payload())))
         except _USER_ERRORS as error:
-            return Entry(replace(operation, failure=_failure(error)))
+            body = request.model_dump(mode="json", exclude_none=True, exclude={_SECRET_FIELD})
+            return Entry(operation(payload_json(body), failure=_failure(error)))
 
     def _saved(self, payload: Callable[[Any], dict[str, Any]], request: Save) -> dict[str, Any]:
         self._checkpoints.check_ttl(request.ttl_seconds)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -20,12 +18,12 @@ from everstep.server.conversion import converted, converted_response
 from everstep.server.json_results import SampleResult, TrainingPassResult
 from everstep.server.openapi import errors, protobuf_content
 from everstep.server.piecewise import FileResponse, PiecewiseResponse
-from everstep.server.requests import CurrentRuntime, Stopping, no_future
+from everstep.server.requests import CurrentRuntime, CurrentStopping, no_future
+from everstep.server.stopping import Stopping
 from everstep.wire import types
 from everstep.wire.codecs.proto import PROTOBUF
 
 router = APIRouter(tags=["futures"], route_class=BodyRoute)
-T = TypeVar("T")
 MAX_INLINE_BYTES = 4 << 20
 """Of larger results only the size is returned, to clients that allow it."""
 
@@ -70,7 +68,7 @@ async def retrieve_future(
     message: types.FutureRetrieveRequest,
     runtime: CurrentRuntime,
     client: Client,
-    stopping: Stopping,
+    stopping: CurrentStopping,
 ) -> Response:
     """Wait for the result of an operation. It is protobuf where that is accepted."""
     return await result_response(request, message, runtime, client, stopping)
@@ -81,12 +79,12 @@ async def result_response(
     message: types.FutureRetrieveRequest,
     runtime: Runtime,
     client: ClientInfo,
-    stopping: asyncio.Event,
+    stopping: Stopping,
 ) -> Response:
     """Answer a long poll. Raises `Rejected` where the future or its result is not there."""
     waiting = runtime.wait(message.request_id, runtime.settings.poll_seconds)
     try:
-        operation = await _until_stop(stopping, waiting)
+        operation = await stopping.unless_set(waiting)
     except UnknownFuture as error:
         raise no_future(message.request_id) from error
     except LedgerDamaged as damage:
@@ -112,13 +110,13 @@ async def result_response(
     responses=errors(400, 404, 413),
 )
 async def retrieve_futures(
-    message: types.FuturesRetrieveRequest, runtime: CurrentRuntime, stopping: Stopping
+    message: types.FuturesRetrieveRequest, runtime: CurrentRuntime, stopping: CurrentStopping
 ) -> types.FuturesRetrieveResponse:
     """Wait for samples of a sampler's client that ended since a cursor.
 
     The results named in `retrieved_request_ids` are dropped.
     """
-    found = await _until_stop(stopping, runtime.batch_poll.retrieve(message))
+    found = await stopping.unless_set(runtime.batch_poll.retrieve(message))
     return found or types.FuturesRetrieveResponse(completions=[], cursor=message.prev_cursor)
 
 
@@ -134,18 +132,6 @@ async def cancel_future(message: types.CancelFutureRequest, runtime: CurrentRunt
     except UnknownFuture as error:
         raise no_future(message.request_id) from error
     return Response(status_code=204)
-
-
-async def _until_stop(stopping: asyncio.Event, work: Coroutine[Any, Any, T | None]) -> T | None:
-    """Return the result of a poll, or None when the service stops."""
-    result = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait([result, stop], return_when=asyncio.FIRST_COMPLETED)
-        return await result if result.done() else None
-    finally:
-        result.cancel()
-        stop.cancel()
 
 
 def _failure(failure: Failure, client: ClientInfo) -> Response:

@@ -107,6 +107,13 @@ def set_tensor(message: Any, tensor: TensorData) -> None:
     message.shape.extend(tensor.shape or [])
 
 
+def set_array(message: Any, array: Array) -> None:
+    """Write a dense array into a Tensor message. Floats become float32, others int64."""
+    message.dtype, dtype = _OF_TENSOR["float32" if array.dtype.kind == "f" else "int64"]
+    message.dense = to_bytes(array, dtype)
+    message.shape.extend(array.shape)
+
+
 def dense_array(message: Any) -> Array:
     """A Tensor as a dense float32 or int64 array, perhaps read-only."""
     shape = _shape(message.shape)

@@ -122,7 +122,7 @@ def encode_training_pass(training_pass: TrainingPass) -> bytes:
             else:
                 chunk.image.format = kind
         for name, array in example.inputs.items():
-            arrays.set_tensor(item.loss_fn_inputs[name], TensorData.from_numpy(array))
+            arrays.set_array(item.loss_fn_inputs[name], array)
         if example.provenance is not None:
             add_spans(item.model_input_spans, example.provenance.model_input)
             add_spans(item.loss_fn_input_spans, example.provenance.targets)
