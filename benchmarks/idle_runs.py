@@ -3,8 +3,8 @@
     python benchmarks/idle_runs.py [--quick] [--dir .]
 
 Creates runs of the built-in model and trains each for a step: on a service that keeps all in
-memory, then on one that has memory for three. Measured is by how much service and worker grow for
-a run, once they have given back what passes have left.
+memory, then on one that has memory for three. Measured is by how much the private memory of service
+and worker grows for a run, once they have given back what passes have left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from figures import Figure, run
-from many_runs import MODEL, RANK, client_of, state_bytes, step, used_mib
+from many_runs import MODEL, RANK, client_of, state_bytes, step
 
 import everstep
 
@@ -29,12 +29,25 @@ def growth(home: Path, runs: int, *settings: str) -> float:
     """Return the bytes by which the service and its worker grow for a run."""
     with client_of(home, *settings) as service:
         process = int((home / "ledger.sqlite.lock").read_text())
-        use(service, max(2 * KEPT, runs // 3))
+        use(service, max(2 * KEPT, runs // 2))
         time.sleep(IDLE_SECONDS)
-        before = used_mib(process)
+        before = private_bytes(process)
         use(service, runs)
         time.sleep(IDLE_SECONDS)
-        return (used_mib(process) - before) * (1 << 20) / runs
+        return (private_bytes(process) - before) / runs
+
+
+def private_bytes(pid: int) -> int:
+    """Return the memory that a process and its descendants wrote. What they share counts once.
+
+    Pages of files are left out: how many processes share them changes with other services.
+    """
+    total = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            total += int(line.split()[1]) * 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return total + sum(private_bytes(int(child)) for child in children)
 
 
 def use(service: everstep.ServiceClient, count: int) -> None:
