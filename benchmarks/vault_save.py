@@ -115,7 +115,7 @@ class Case:
 
         with self.vault.gc_paused():
             contents = {"adapter_model.safetensors": self.chunks()}
-            self.vault.save(contents, manifest_of, overwrite=True)
+            self.vault.save(contents, manifest_of, overwrite=True, cold=True)
 
     # Loads, from the page cache
 

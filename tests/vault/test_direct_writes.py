@@ -8,7 +8,9 @@ import mmap
 import os
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,20 +140,31 @@ def test_full_disk_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faili
         write(tmp_path / "a", [memory(9 * BLOCK)[3:]])
 
 
-def test_chunks_that_fail_leave_no_write_under_way(tmp_path: Path) -> None:
+def test_chunks_that_fail_wait_for_the_stage_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, failed = threading.Event(), threading.Event()
+    real = os.write
+
+    def held(handle: int, data: memoryview) -> int:
+        assert gate.wait(60)
+        return real(handle, data)
+
     def broken() -> Iterator[memoryview]:
-        yield memory(5 * BLOCK)[1:]
+        yield memory(3 * BLOCK)[1:]
+        failed.set()
         raise RuntimeError
 
-    handle = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
-    try:
-        with written_directly(STAGE):
-            with pytest.raises(RuntimeError):
-                write_direct(handle, broken())
-            assert len(direct._unused) == 1, "the stages are free for another file"
-            assert os.fstat(handle).st_size == 2 * STAGE
-    finally:
-        os.close(handle)
+    monkeypatch.setattr(os, "write", held)
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write, tmp_path / "a", broken())
+        assert failed.wait(60)
+        with pytest.raises(TimeoutError):
+            writing.result(timeout=0.2)
+        gate.set()
+        with pytest.raises(RuntimeError):
+            writing.result()
+    assert (tmp_path / "a").stat().st_size == STAGE
 
 
 @on_linux

@@ -15,6 +15,7 @@ import torch
 from everstep.engine import AdamParams, AdapterConfig, RunState, optim_step
 from everstep.engine.run_state import AdapterLayout
 from everstep.engine.spare import SEGMENT, SpareMemory, zeros
+from everstep.system_memory import release_unused_memory
 from everstep.vault import CheckpointId, Vault
 from everstep.vault.storage import direct
 from everstep.worker.checkpoint_io import read_checkpoint, write_checkpoint
@@ -71,6 +72,7 @@ def anonymous() -> int:
 
 def growth(action: Callable[[], object]) -> int:
     """Return by how many bytes the process's anonymous memory grows at most during an action."""
+    release_unused_memory()
     before, ended, seen = anonymous(), threading.Event(), [0]
 
     def sample() -> None:

@@ -114,9 +114,7 @@ def _write(handle: int, view: memoryview) -> None:
             if error.errno != errno.EINVAL or not _set_direct(handle, wanted=False):
                 raise
             continue
-        view = view[count:]
-        if count % BLOCK:
-            _set_direct(handle, wanted=False)
+        view = view[count:]  # the system refuses to go on within a block
 
 
 def _set_direct(handle: int, *, wanted: bool) -> bool:
