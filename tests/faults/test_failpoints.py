@@ -220,6 +220,8 @@ def test_registry_has_every_failpoint_of_the_sources() -> None:
     assert {name for name in known if name.startswith(BY_HAND)} == {
         *test_imports.POINTS,
         *test_deletions.POINTS,
+        "ledger.compaction.copied",
+        "ledger.compaction.moved",
     }
 
 
