@@ -73,7 +73,8 @@ def test_next_operation_executes_while_a_result_is_recorded(
         local.train(run, BEFORE)
         recordings = Recordings(monkeypatch, hold)
         executed = len(local.finished)
-        steps = [each for shift in SHIFTS for each in local.step(run, shift)]
+        with local.steps.shut():  # until all have arrived
+            steps = [each for shift in SHIFTS for each in local.step(run, shift)]
         while len(local.finished) < executed + 3:
             assert local.poll(steps[0]).status_code == 408
         assert [kind for kind, _ in local.finished[executed:]] == ["pass", "optim_step", "pass"]
@@ -104,7 +105,8 @@ def test_operation_behind_a_result_that_is_not_recorded_is_executed_again_after_
         local.train(run, BEFORE)
         recordings = Recordings(monkeypatch, fail_first)
         before = len(local.finished)
-        steps = [each for shift in SHIFTS for each in local.step(run, shift)]
+        with local.steps.shut():  # until all have arrived
+            steps = [each for shift in SHIFTS for each in local.step(run, shift)]
         assert [local.result(each) for each in steps] == expected
         assert recordings.begun == [steps[0], *steps], "none before the one that failed"
         assert recordings.durable == steps
