@@ -26,10 +26,17 @@ from everstep.testing.lives import End, Lives
 from everstep.testing.nursery import Nursery
 from everstep.testing.workload import run_steps
 from everstep.vault import Vault
+from tests.faults.disk import compaction_program
 from tests.faults.disk.limits import SOAK, rounds
 from tests.faults.rotation import share_of_commit
 
-FAILPOINTS = [name for name in registered() if name.split(".")[0] in ("vault", "ledger")]
+COMPACTION = [name for name in registered() if name.startswith("ledger.compaction.")]
+"""Failpoints that only a program reaches which fills and prunes whole segments."""
+FAILPOINTS = [
+    name
+    for name in registered()
+    if name.split(".")[0] in ("vault", "ledger") and name not in COMPACTION
+]
 KINDS = [
     pytest.param(
         kind, marks=pytest.mark.skipif(why_not(kind) is not None, reason=str(why_not(kind)))
@@ -89,6 +96,17 @@ def test_cut_at_every_failpoint_loses_nothing(kind: str, nursery: Nursery) -> No
             assert disk.cuts == 2 * len(FAILPOINTS) * len(chosen)
             assert disk.cuts >= CUTS["failpoint"] // (1 if SOAK else SHARES)
             assert min(reached.values()) >= len(chosen), reached
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_while_segments_are_compacted_loses_nothing(kind: str, nursery: Nursery) -> None:
+    assert len(COMPACTION) == 2
+    with CrashFS(scratch(), kind) as disk:
+        lives = Lives(nursery, disk, target=f"{compaction_program.__name__}:live")
+        for nth, name in itertools.product((1, 2), COMPACTION):
+            end = lives.until_failpoint(name, nth)
+            check_end(end)
+            assert end.reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
