@@ -115,6 +115,23 @@ def test_last_use_of_a_run_is_exact_while_its_row_is_written_seldom(
     asyncio.run(look())
 
 
+def test_runs_are_listed_while_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any) -> None:
+        raise NotWritten("the disk is full")
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.run("r")
+        await ledger.accept(new(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger._store, "run", full)
+            listed, total = await ledger.search.list_runs(9, 0)
+        assert total == 1 and [each.run_id for each in listed] == ["r"]
+
+    with_ledger(tmp_path, work)
+
+
 def test_unfinished_operations_are_found_by_their_index(tmp_path: Path) -> None:
     async def work(ledger: Ledger) -> None:
         store = ledger._store

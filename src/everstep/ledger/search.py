@@ -9,17 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Select,
-    Table,
-    and_,
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, and_, func, or_, select
 
 from everstep.ledger import audit, checkpoint_index
 from everstep.ledger import queries as q
@@ -145,12 +135,10 @@ class LedgerSearch:
         """Return a page of runs, the latest used first, and their total number."""
         where = [] if project_id is None else [t.runs.c.session_id.in_(_of_project(project_id))]
         order = (t.runs.c.last_request_at.desc(), t.runs.c.run_id)
-
-        def work(connection: Connection) -> tuple[list[Any], int]:
-            self._memory.record_uses(connection)
-            return q.page(connection, t.runs, order, limit, offset, *where)
-
-        rows, total = await self._store.run(work)
+        await self._memory.flush(self._store)
+        rows, total = await self._store.read(
+            lambda c: q.page(c, t.runs, order, limit, offset, *where)
+        )
         return [q.record(Run, row) for row in rows], total
 
     async def list_checkpoints(
