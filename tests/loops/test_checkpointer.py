@@ -110,6 +110,19 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_confirmed(
     assert steps(fake) == [3]
 
 
+def test_saves_in_progress_delete_nothing_that_is_not_confirmed(
+    fake: KeepingService, client: Any
+) -> None:
+    saves = Checkpointer(begin(client), CheckpointPolicy(keep_last=2))
+    fake.hold_result(1)
+    begun = [saves.save(LoopState(step)) for step in range(1, 6)]
+    fake.arrived("/save_weights", len(begun))
+    fake.release_result(1)
+    for step, save in enumerate(begun, start=1):
+        assert save.result(GIVE_UP_SECONDS).state.step == step
+    assert steps(fake) == [4, 5] and len(fake.deleted) == 3
+
+
 def test_old_checkpoint_is_deleted_after_the_new_one_was_listed(
     fake: KeepingService, client: Any
 ) -> None:

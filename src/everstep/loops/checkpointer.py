@@ -268,7 +268,7 @@ class Checkpointer:
                 return saved  # of a lost run, which the loop no longer trains
             self.last = saved
             run_retention.raise_if_superseded(listed)
-            async for path in run_retention.delete_old(rest, listed):
+            async for path in run_retention.delete_old(rest, listed, saved):
                 self._emit("deleted", path)
             if ttl is not None:
                 await run_retention.renew(rest)

@@ -104,17 +104,22 @@ class Retention:
             )
 
     async def delete_old(
-        self, rest: RestClient, listed: Sequence[SavedCheckpoint]
+        self, rest: RestClient, listed: Sequence[SavedCheckpoint], newest: SavedCheckpoint
     ) -> AsyncIterator[str]:
         """Delete the checkpoints that the policy does not keep, oldest first.
 
-        Call it when the newest checkpoint is confirmed. Checkpoints of another process, and those
-        that could not be loaded, are not deleted.
+        Checkpoints of another process, and those that could not be loaded, are not deleted.
+
+        Args:
+            rest: client of the service.
+            listed: all checkpoints of the run. Saves in progress may be among them. They don't
+                count until they are confirmed themselves.
+            newest: the one that is confirmed.
 
         Yields:
             The path of each deleted checkpoint.
         """
-        ours = self._ours(listed)
+        ours = [each for each in self._ours(listed) if each.save_id <= newest.save_id]
         self._kept = self._policy.kept(ours)
         stay = {each.path for each in self._kept}
         for each in ours:
