@@ -135,6 +135,9 @@ def engine_step(
     case: Case, directory: Path, device: str, variant: str = "engine"
 ) -> Callable[[], float]:
     """Return a step of the engine."""
+    from everstep.worker.zygote.libraries import import_libraries
+
+    import_libraries()  # as a worker does
     from everstep.engine import AdamParams, AdapterConfig, load_model, optim_step
     from everstep.engine import forward_backward as run_pass
     from everstep.wire.messages.passes import Example
