@@ -8,6 +8,7 @@ mapped from a file in which they begin between two multiples.
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
 def tensor_from(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """Copy an array, wherever it lies, into memory of torch's own."""
     return torch.tensor(array)
+
+
+def tensor_over(pages: mmap) -> torch.Tensor:
+    """Return the float32 numbers of a mapping, which begins at a page and so is aligned."""
+    return torch.frombuffer(pages, dtype=torch.float32)
 
 
 def align_module(module: nn.Module) -> None:

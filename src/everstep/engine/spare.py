@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 
+from everstep.engine.alignment import tensor_over
 from everstep.engine.kernels import huge_pages
 
 LIMIT = 256 << 20
@@ -49,7 +50,7 @@ def zeros(count: int, device: torch.device) -> torch.Tensor:
         memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"can't allocate memory for {count} numbers: {error}") from error
-    tensor = torch.frombuffer(memory, dtype=torch.float32)
+    tensor = tensor_over(memory)
     huge_pages.advise(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
