@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers.models.llama import LlamaConfig
 
 from everstep.engine import AdamParams, AdapterConfig, Model, RunState, SampleSpec, load_model
 from everstep.engine import optim_step as make_step
+from everstep.engine.sampling import device_choice, token_choice
+from everstep.engine.sampling.device_choice import Chosen, Rows
+from everstep.engine.sampling.token_choice import stream
 from tests.devices import DEVICES, settings_of
 from tests.engine.conftest import CONFIGS, SMALL, write_model
 from tests.engine.helpers import (
@@ -136,6 +140,45 @@ def test_sample_has_the_same_bits_among_any_number_of_rows(model: Model, device:
         for used, output in zip((None, first), found[2:], strict=True):
             assert output.sequences[0].tokens.tolist() == alone[used].tokens.tolist()
             assert output.sequences[0].logprobs.tobytes() == alone[used].logprobs.tobytes()
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0.7},
+    {"top_k": 40},
+    {"top_p": 0.9},
+    {"top_k": 60, "top_p": 0.9, "temperature": 1.3},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_device_draws_the_hosts_tokens_among_any_number_of_rows(
+    device: str, settings: dict[str, Any]
+) -> None:
+    vocabulary = {"cpu": 1003, "cuda": 151_936}[device]
+    count = max(ROWS[device])
+    logits = np.random.default_rng(1).normal(0, 3, (count, vocabulary)).astype(np.float32)
+    logits = logits.round(2)  # with equal ones
+    spec = SampleSpec(np.arange(1, 3), topk_sample_logprobs=3, **settings)
+
+    def draw(rows: int) -> Chosen:
+        streams = [stream(1, row) for row in range(rows)]
+        with settings_of(device):
+            on_device = torch.from_numpy(logits[:rows]).to(device)
+            return device_choice.draw(on_device, [Rows(slice(0, rows), spec, streams)])[0]
+
+    everything = draw(count).draws
+    host = token_choice.draw(logits, spec, [stream(1, row) for row in range(count)])
+    assert everything.tokens == host.tokens
+    assert everything.logprobs == pytest.approx(host.logprobs, abs=1e-6)
+    assert [t[0].tolist() for t in everything.top] == [t[0].tolist() for t in host.top]
+    for rows in (1, *ROWS[device]):
+        few = draw(rows).draws
+        assert few.tokens == everything.tokens[:rows]
+        assert few.logprobs == everything.logprobs[:rows]  # to the bit
+        for ours, theirs in zip(few.top, everything.top[:rows], strict=True):
+            assert ours[1].tobytes() == theirs[1].tobytes()
 
 
 def digest_of(model: Model) -> str:

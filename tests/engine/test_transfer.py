@@ -33,10 +33,10 @@ from everstep.engine import (
 from everstep.engine.kernels import head
 from everstep.engine.losses.specs import LOSSES
 from everstep.engine.models.decoder import ModuleDecoder
-from everstep.engine.models.frozen_product import ROW_MULTIPLE, product_of
+from everstep.engine.models.frozen_product import product_of
 from everstep.engine.models.lora import LoraProjection
 from everstep.engine.run_state import Adapter
-from everstep.engine.sampling import batch as sampling_batch
+from everstep.engine.sampling import device_choice
 from everstep.engine.transfer import MAX_QUEUED, PIECE, QueueBound, download, fill, upload
 from everstep.wire.codecs.proto import SampleOutput
 from everstep.wire.messages.passes import Example
@@ -124,19 +124,20 @@ def test_token_waits_for_its_device_once(
         if isinstance(module, LoraProjection):
             module.product = product_of(module.base)
     seen: list[torch.Size] = []
+    random = np.random.default_rng(1)
 
     def to_host(tensor: torch.Tensor) -> Array:
         seen.append(tensor.shape)
-        return np.zeros(tensor.shape, np.float32)
+        return random.integers(model.info.vocab_size, size=tensor.shape).astype(np.float64)
 
-    monkeypatch.setattr(sampling_batch, "to_host", to_host)
+    monkeypatch.setattr(device_choice, "to_host", to_host)
     used = None
     if adapted:
         layout = model.layout(AdapterConfig(rank=4))
         tensors = {n: torch.empty(shape, device=META) for n, shape in layout.shapes.items()}
         used = Adapter(layout, layout.weights(tensors), tensors)
     batch = SamplingBatch(model)
-    stop = tuple(range(model.info.vocab_size // 8))  # sequences end one after another
+    stop = tuple(range(model.info.vocab_size // 3))  # sequences end one after another
     spec = SampleSpec(np.arange(5), 3, max_tokens=6, stop_tokens=stop, use_eos=False, seed=1)
     batch.add("it", spec, used)
     finished = []
@@ -146,8 +147,9 @@ def test_token_waits_for_its_device_once(
     assert isinstance(output, SampleOutput), output
     longest = max(len(each.tokens) for each in output.sequences)
     assert len({len(each.tokens) for each in output.sequences}) > 1
-    rows = [1] + [ROW_MULTIPLE] * (longest - 1)
-    assert seen == [(each, model.info.vocab_size) for each in rows]
+    rows = [sum(len(each.tokens) > drawn for each in output.sequences) for drawn in range(longest)]
+    # A row's largest logit, its token and its logprob; three tokens of the prompt's row.
+    assert seen == [(1 + 2 * 3,), *((3 * each,) for each in rows[1:])]
 
 
 def test_reading_from_the_device_would_raise() -> None:

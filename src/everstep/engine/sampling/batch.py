@@ -5,7 +5,7 @@ A request's numbers do not depend on the others in its pass:
 - Projections are matrix products whose rows have the same bits for every row count that is a
   multiple of 16, or of 4 where that was measured. Each adapter's rows are padded to such a count.
 - Attention is computed for each request alone (see `attention`).
-- A token is chosen from one row of logits.
+- A token is chosen from one row of logits, on an accelerator where they are (`device_choice`).
 - In a mixture of experts, a product has as many rows as were routed to the expert. There a pass
   holds one request.
 
@@ -27,10 +27,10 @@ from everstep.engine.errors import EngineError
 from everstep.engine.models.attention import CachedRows
 from everstep.engine.models.model import Model
 from everstep.engine.run_state import Adapter
-from everstep.engine.sampling.finite import check_logits
+from everstep.engine.sampling import device_choice
 from everstep.engine.sampling.prefill import Prefill
 from everstep.engine.sampling.prefix_cache import PrefixCache
-from everstep.engine.sampling.sequence import SampleRequest
+from everstep.engine.sampling.sequence import Logits, SampleRequest
 from everstep.engine.sampling.spec import SampleSpec
 from everstep.engine.transfer import to_host
 from everstep.wire.codecs.proto import SampleOutput
@@ -128,9 +128,9 @@ class SamplingBatch:
                     self._prefill = Prefill(self._model, request, self._prefix_cache)
                 if not self._prefill.step():
                     return []
-                logits = to_host(self._prefill.finish())
+                (logits,) = _fetch(self._prefill.finish(), [(request, slice(0, 1))])
             self._prefill = None
-            check_logits(logits, request.adapter)  # also where no token is drawn
+            request.check(logits)  # also where no token is drawn
             if request.alive:
                 alive = request.draw(logits)
                 request.cache.branch(len(alive))
@@ -151,20 +151,22 @@ class SamplingBatch:
         decoder = self._model.decoder
         tokens, positions, cached, adapters = _layout(requests, decoder.row_multiple)
         try:
-            logits = to_host(decoder.logits(tokens, positions, cached, adapters))
+            logits = decoder.logits(tokens, positions, cached, adapters)
+            places = [rows.rows for rows in cached]
+            fetched = _fetch(logits, list(zip(requests, places, strict=True)))
         except (EngineError, RuntimeError) as error:
             for request in requests:  # their caches are partly written, so none can continue
                 del self._active[request.key]
             return [(request.key, error) for request in requests]
         finished: list[Finished] = []
-        for request, rows in zip(requests, cached, strict=True):
-            result = self._advance(request, logits[rows.rows])
+        for request, own in zip(requests, fetched, strict=True):
+            result = self._advance(request, own)
             if result is not None:
                 del self._active[request.key]
                 finished.append((request.key, result))
         return finished
 
-    def _advance(self, request: SampleRequest, logits: Array) -> SampleOutput | Exception | None:
+    def _advance(self, request: SampleRequest, logits: Logits) -> SampleOutput | Exception | None:
         """Draw a request's next tokens. Returns its result when it has ended."""
         before = len(request.alive)
         try:
@@ -180,6 +182,16 @@ class SamplingBatch:
     def _bound(self, adapter: Adapter | None) -> AbstractContextManager[None]:
         """Bind an adapter to all rows of a prompt."""
         return self._model.binding.bind(*([] if adapter is None else [adapter.bind()]))
+
+
+def _fetch(
+    logits: torch.Tensor, requests: Sequence[tuple[SampleRequest, slice]]
+) -> Sequence[Logits]:
+    """Fetch requests' rows of logits to the host, or from a device what it draws from them."""
+    if device_choice.chooses_on(logits.device):
+        return device_choice.draw(logits, [request.rows(rows) for request, rows in requests])
+    on_host = to_host(logits)
+    return [on_host[rows] for _, rows in requests]
 
 
 def _layout(

@@ -9,7 +9,7 @@ import numpy as np
 
 from everstep.engine.models.kv_cache import KvCache
 from everstep.engine.run_state import Adapter
-from everstep.engine.sampling import token_choice
+from everstep.engine.sampling import device_choice, token_choice
 from everstep.engine.sampling.finite import check_logits
 from everstep.engine.sampling.spec import SampleSpec
 from everstep.wire.codecs.proto import SampleOutput, SequenceOutput, TopkOutput
@@ -17,6 +17,8 @@ from everstep.wire.messages.outputs import Stop
 from everstep.wire.messages.streams import DrawnTokens, Grown, drawn_since
 
 Array = np.ndarray[Any, Any]
+Logits = Array | device_choice.Chosen
+"""Logits of a request's rows on the host, or what was drawn from them on a device."""
 _CONTEXT_TOKENS = 8
 """Tokens decoded before a stop string, so that characters split over tokens are complete."""
 
@@ -78,17 +80,29 @@ class SampleRequest:
         """Position of the alive sequences' last token."""
         return len(self.spec.tokens) + len(self.alive[0].tokens) - 1
 
-    def draw(self, logits: Array) -> list[int]:
+    def rows(self, place: slice) -> device_choice.Rows:
+        """Describe the request's rows of logits on a device, for a token of each alive sequence."""
+        return device_choice.Rows(place, self.spec, [each.random for each in self.alive])
+
+    def check(self, logits: Logits) -> None:
+        """Raise `InputError` unless the logits are finite."""
+        largest = logits if isinstance(logits, np.ndarray) else logits.largest
+        check_logits(largest, self.adapter)
+
+    def draw(self, logits: Logits) -> list[int]:
         """Draw a token for each alive sequence.
 
         Args:
-            logits: float32 [alive, V], or [1, V] for all of them.
+            logits: float32 [alive, V], or [1, V] for all of them, or what a device drew from them.
 
         Returns:
             Rows of the sequences that stay alive.
         """
-        check_logits(logits, self.adapter)
-        draws = token_choice.draw(logits, self.spec, [each.random for each in self.alive])
+        self.check(logits)
+        if isinstance(logits, np.ndarray):
+            draws = token_choice.draw(logits, self.spec, [each.random for each in self.alive])
+        else:
+            draws = logits.draws
         kept = []
         for row, sequence in enumerate(self.alive):
             sequence.tokens.append(draws.tokens[row])
