@@ -5,6 +5,8 @@ Gates make every order, or it is the order in which the worker finished its call
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from unittest import mock
 import pytest
 
 from everstep.engine import Model
+from everstep.runtime.execution.run import Run
+from everstep.runtime.execution.run_actor import RunActor
 from everstep.worker.round_robin import RoundRobin
 from tests.runtime.local import Gate, Local, batch
+from tests.waiting import eventually, eventually_async
 
 
 @pytest.mark.parametrize("route", ["save_weights", "save_weights_for_sampler"])
@@ -107,6 +112,83 @@ def test_runs_beyond_memory_are_evicted_with_same_numbers(home: Path, pico: Mode
         assert seen == expected
         evicted = [run for kind, run in service.finished if kind == "drop"]
         assert set(evicted) >= set(runs)
+
+
+def test_evicted_runs_keep_nothing_in_the_service_and_come_back_exactly(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        alone = [service.new_run(seed) for seed in range(4)]
+        expected = [service.train(run, 0, 1) for run in alone]
+    with service.after(idle_seconds=0.1) as service:
+        runs = [service.new_run(seed) for seed in range(4)]
+        seen = [service.train(run, 0) for run in runs]
+        registry = service.app.state.runtime._scheduler.runs
+        portal = service.http.portal
+        assert portal is not None
+
+        def nothing_is_kept() -> bool:
+            gc.collect()
+            kept = [each for each in gc.get_objects() if type(each) in (Run, RunActor)]
+            tasks = [each.get_name() for each in portal.call(asyncio.all_tasks)]
+            return not (kept or any(run in name for name in tasks for run in runs))
+
+        eventually("all are evicted", lambda: not any(map(registry.find, runs)))
+        eventually("nothing of them is kept", nothing_is_kept)
+        assert [seen[i] + service.train(run, 1) for i, run in enumerate(runs)] == expected
+
+
+def test_operation_that_arrives_during_an_eviction_is_executed(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run, reference = service.new_run(), service.new_run()
+        expected, seen = service.train(reference, 0, 1), service.train(run, 0)
+        registry, portal = service.app.state.runtime._scheduler.runs, service.http.portal
+        assert portal is not None
+        actor = registry.find(run)
+        eventually("it rests", lambda: bool(actor.idle))
+        with service.writes.shut():
+            evicting = portal.start_task_soon(registry.unload, run)
+            service.writes.wait_reached()
+            requests = service.step(run, 1)
+        assert evicting.result()
+        assert seen + [service.result(each) for each in requests] == expected
+        assert registry.find(run) is actor, "it had something to do"
+
+
+def test_operation_whose_run_is_forgotten_before_it_is_dispatched_is_executed(
+    home: Path, pico: Model
+) -> None:
+    with Local(home, pico) as service:
+        run, reference = service.new_run(), service.new_run()
+        expected, seen = service.train(reference, 0, 1), service.train(run, 0)
+        runtime = service.app.state.runtime
+        registry, accept = runtime._scheduler.runs, runtime._ledger.accept
+        actor = registry.find(run)
+        eventually("it rests", lambda: bool(actor.idle))
+
+        async def accept_and_evict(*arguments: Any, **named: Any) -> Any:
+            accepted = await accept(*arguments, **named)
+            assert await registry.unload(run)
+            await eventually_async("it is forgotten", lambda: registry.find(run) is None)
+            return accepted
+
+        with mock.patch.object(runtime._ledger, "accept", accept_and_evict):
+            request = service.send(run, "forward_backward", forward_backward_input=batch(1))
+        seen.append(service.result(request))
+        assert registry.find(run) not in (None, actor)
+        optim = {"learning_rate": 0.01, "weight_decay": 0.1}
+        seen.append(service.do(run, "optim_step", adam_params=optim))
+        assert seen == expected
+
+
+def test_unloaded_run_is_forgotten(home: Path, pico: Model) -> None:
+    with Local(home, pico) as service:
+        run = service.new_run()
+        service.train(run, 0)
+        registry = service.app.state.runtime._scheduler.runs
+        eventually("it rests", lambda: bool(registry.find(run).idle))
+        service.result(service.post("unload_model", model_id=run)["request_id"])
+        eventually("it is forgotten", lambda: registry.find(run) is None)
 
 
 def test_run_unloaded_between_pass_and_step_comes_back_exactly(home: Path, pico: Model) -> None:

@@ -110,6 +110,28 @@ def test_snapshot_that_ends_every_worker_is_given_up(
         assert snapshots(home, run) == []
 
 
+def test_evictions_that_end_every_worker_are_given_up(
+    home: Path, pico: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STABLE_SECONDS", 0.0)  # every worker is replaced at once
+    with Local(home, pico, worker_attempts=2) as service:
+        ends: list[str] = []
+
+        def write(*_: Any) -> dict[str, Any]:
+            ends.append("write")
+            service.crash_worker()
+
+        service.write_checkpoint = write
+        run, reference = service.new_run(), service.new_run()
+        expected, seen = service.train(reference, *range(4)), service.train(run, 0)
+        for step in range(1, 4):
+            service.result(service.post("unload_model", model_id=run)["request_id"])
+            seen += service.train(run, step)
+        assert seen == expected
+        assert len(ends) == 2
+        service.write_checkpoint = write_checkpoint
+
+
 def test_replay_that_ended_its_worker_too_often_is_tried_again(
     home: Path, pico: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

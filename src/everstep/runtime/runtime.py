@@ -386,9 +386,7 @@ class Runtime:
     async def _unload(self, request: types.UnloadModelRequest) -> types.UntypedAPIFuture:
         """Evict a run. It comes back with its next operation."""
         run = await self._admission.run(request.model_id)
-        actor = self._scheduler.runs.find(run.run_id)
-        if actor is not None:
-            await actor.unload()
+        await self._scheduler.runs.unload(run.run_id)
         entry = self._admission.unload(
             run, await self._ledger.operations(ids.unload_scope(run.run_id))
         )

@@ -20,6 +20,7 @@ from everstep.runtime.errors import (
     RunCorrupted,
     RunUnavailable,
     VaultUnreachable,
+    WorkerLost,
 )
 from everstep.runtime.execution import snapshots, training
 from everstep.runtime.execution.environment_changes import describe_changes
@@ -192,3 +193,17 @@ def _corrupted(operation: Operation, found: str) -> RunCorrupted:
         f"({operation.kind}) does not give what it gave before: {found}. Create a new run "
         "from its last checkpoint."
     )
+
+
+async def end_corrupted(run: Run, fault: str) -> None:
+    """Fail all operations of a run that can't be brought back, and drop what is in memory."""
+    _log.error("the run is corrupted", run=run.run_id, reason=fault)
+    run.context.budget.clear(run.run_id)
+    for operation in await run.context.ledger.mark_corrupted(run.run_id, fault):
+        run.context.on_finished(operation)
+    if run.resident:
+        try:
+            await run.drop()
+        except WorkerLost:
+            _log.debug("the worker is gone, and the run with it", run=run.run_id)
+    run.context.on_ended(run.run_id)

@@ -109,6 +109,16 @@ class Run:
         return self._lease is not None and self._lease.valid
 
     @property
+    def forgettable(self) -> bool:
+        """Whether nothing is known of the run that the ledger and the vault don't hold.
+
+        The ends of workers that are counted bound how often something is tried again.
+        """
+        counted = self.ends or self.snapshot_ends.total
+        ahead = self.queue or self.lookahead.busy
+        return not (self.resident or self.writes or self.save_lost or counted or ahead)
+
+    @property
     def replays_exactly(self) -> bool:
         """Whether a replay has to give the recorded results bit for bit."""
         return not self.foreign and self._environment.get("deterministic") != NOT_DETERMINISTIC

@@ -74,6 +74,11 @@ class RunActor:
         return self._run.position
 
     @property
+    def pruning(self) -> asyncio.Task[None] | None:
+        """See `Run.pruning`."""
+        return self._run.pruning
+
+    @property
     def idle(self) -> bool:
         """Whether the run waits for its next operation, and none has arrived."""
         return self._at_rest and not self._run.wake.is_set()
@@ -112,6 +117,15 @@ class RunActor:
             except WorkerLost:
                 _log.debug("the worker is gone, and the run with it", run=self.run_id)
             return not self._run.resident
+
+    def release(self) -> bool:
+        """Stop, unless something is left to do. Returns whether it stops.
+
+        The task ends before that of the run's next actor begins.
+        """
+        due = self._wanted is not None or self._context.budget.is_due(self.run_id)
+        busy = due or self._executing.locked() or not self._run.forgettable
+        return self.idle and not busy and self._task.cancel()
 
     async def close(self) -> None:
         """Finish what executes, snapshot, stop. Other operations stay in the ledger."""
@@ -179,7 +193,8 @@ class RunActor:
                 _log.error(f"the run waits for {what}", run=self.run_id, reason=str(fault))
                 self._run.detach()
             except (RunCorrupted, LedgerDamaged) as fault:
-                await self._end_corrupted(str(fault))
+                self.waits_for = str(fault)
+                await recovery.end_corrupted(self._run, str(fault))
                 return
             except Exception:  # noqa: BLE001  the result was not recorded: memory is ahead
                 _log.exception("the run is brought back from the ledger", run=self.run_id)
@@ -382,16 +397,3 @@ class RunActor:
                 f"replaying operation {operation.seq_id} ended the worker {ends.total} times "
                 f"({lost.reason})"
             ) from lost
-
-    async def _end_corrupted(self, fault: str) -> None:
-        _log.error("the run is corrupted", run=self.run_id, reason=fault)
-        self.waits_for = fault
-        self._context.budget.clear(self.run_id)
-        for operation in await self._context.ledger.mark_corrupted(self.run_id, fault):
-            self._context.on_finished(operation)
-        if self._run.resident:
-            try:
-                await self._run.drop()
-            except WorkerLost:
-                _log.debug("the worker is gone, and the run with it", run=self.run_id)
-        self._context.on_ended(self.run_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from everstep.backoff import Backoff
 from everstep.ledger import Operation
@@ -22,7 +23,7 @@ _BACKOFF = Backoff(initial=1.0, max=60.0)
 
 
 class RunRegistry:
-    """Creates an actor for a run when it is needed, and removes it when the run has ended.
+    """Creates an actor for a run when it is needed, and removes that of an ended or evicted run.
 
     Args:
         context: of the service.
@@ -80,6 +81,22 @@ class RunRegistry:
             if self._actors.get(run_id) is actor:
                 self._remove(run_id)
 
+    async def unload(self, run_id: str) -> bool:
+        """Snapshot a run and drop it from the worker's memory, and its actor if it is idle.
+
+        Both come back with its next operation. A run whose next operation is there stays.
+
+        Returns:
+            Whether it was dropped.
+        """
+        actor = self._actors.get(run_id)
+        if actor is not None and not await actor.unload():
+            return False
+        self._context.eviction.remove(run_id)
+        if actor is not None:
+            self._release(actor)
+        return True
+
     async def make_durable(self, run_id: str) -> bool:
         """Bring a run back, and snapshot it once its operations are executed.
 
@@ -126,10 +143,16 @@ class RunRegistry:
     async def _evict(self, run_id: str) -> bool:
         """Drop an idle run from the worker's memory. Returns whether it was dropped."""
         actor = self._actors.get(run_id)
-        if actor is not None and (not actor.idle or not await actor.unload()):
-            return False
-        self._context.eviction.remove(run_id)
-        return True
+        return (actor is None or actor.idle) and await self.unload(run_id)
+
+    def _release(self, actor: RunActor, _: object = None) -> None:
+        """Keep nothing of an evicted run in memory. Its next operation creates an actor again."""
+        if self._actors.get(actor.run_id) is not actor:
+            return
+        if actor.pruning is not None and not actor.pruning.done():
+            actor.pruning.add_done_callback(partial(self._release, actor))
+        elif actor.release():
+            del self._actors[actor.run_id]
 
     def _wake(self, run_id: str) -> None:
         """Have a run look for a snapshot that is due. One that is not in use is brought back."""
