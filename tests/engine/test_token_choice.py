@@ -344,3 +344,16 @@ def test_a_cancelled_request_never_finishes(llama: Model) -> None:
     while batch.busy:
         ended += batch.step()
     assert [key for key, _ in ended] == ["b"]
+
+
+def test_number_at_the_end_of_a_block_is_searched_by_the_definition() -> None:
+    weights = np.random.default_rng(4).random(151_936)
+    total = weights.sum()
+    cumulated = np.cumsum(weights / total)
+    block = token_choice._BLOCK
+    ends = [float(cumulated[end - 1]) for end in range(block, len(weights) - block, block)]
+    near = (-1e-14, -1e-15, -1e-16, 0.0, 1e-16, 1e-15, 1e-14)
+    numbers = [end * (1 + distance) for end in ends for distance in near]
+    assert len(numbers) > 7000
+    found = [token_choice._search(weights, number, total) for number in numbers]
+    assert found == token_choice._search_all((weights / total)[None], np.array(numbers))

@@ -186,7 +186,7 @@ def _search(weights: Array, number: float, total: float) -> int:
     before = ends[block - 1] if block else 0.0
     inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
     place = _clear_place((before + np.cumsum(inside)) / total, number)
-    if place is None:
+    if place is None or abs(before / total - number) < _MARGIN:  # or near the block before
         return _search_all((weights / total)[None], np.array([number]))[0]
     return block * _BLOCK + place
 
